@@ -1,0 +1,382 @@
+//! The narrow waist: the fused operations that decoder and trainer are written over, once for
+//! every device.
+//!
+//! A backend owns buffers and computes on them; it knows no layer, no model and no request. Above
+//! it nothing knows the device. [`cpu`] calls our `kernels`; [`reference`] is the plain twin that
+//! tests compare with.
+//!
+//! Shapes: `t` tokens (rows), `d` hidden, `h` query heads, `kv` key-value heads, `hd` head size,
+//! `v` vocabulary, `r` rank. Everything is row-major `f32` but frozen weights, which each backend
+//! packs once as it likes. A product may read or write a *column range* of a wider matrix: `at`
+//! is its first column, so that q, k and v (or gate and up) share one buffer.
+//!
+//! Determinism: the numbers of a row depend on that row alone, never on which rows share the
+//! call, on the thread count or on timing. Sums over rows (gradients) run in row order.
+
+use std::ops::Range;
+
+pub mod cpu;
+pub mod reference;
+
+/// How a frozen weight is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightFormat {
+    F32,
+    Bf16,
+    /// 4-bit normal float, absmax per 64, optionally itself in 8 bits. Dettmers et al. 2023.
+    Nf4 {
+        double: bool,
+    },
+    /// int8 with one scale per 32, as GGUF's Q8_0.
+    Q8_0,
+    /// 4 bits with one scale per 32, as GGUF's Q4_0.
+    Q4_0,
+}
+
+/// A weight `(out, in)` on its way to the device, row-major `f32`.
+#[derive(Clone, Copy, Debug)]
+pub struct HostWeight<'a> {
+    pub values: &'a [f32],
+    pub out_features: usize,
+    pub in_features: usize,
+}
+
+/// What a norm does. Weights of the norm travel beside it as buffers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum NormKind {
+    /// `x / sqrt(mean(x²) + eps) · w`. Zhang & Sennrich 2019.
+    Rms,
+    /// `(x − mean) / sqrt(var + eps) · w (+ b)`. Ba et al. 2016.
+    Layer,
+}
+
+/// A norm over the last axis: kind, epsilon, weight `(1, d)` and bias `(1, d)` if it has one.
+#[derive(Debug)]
+pub struct Norm<R> {
+    pub kind: NormKind,
+    pub eps: f32,
+    pub weight: R,
+    pub bias: Option<R>,
+}
+
+/// The non-linearity of the MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    Silu,
+    /// Exact, through the error function.
+    Gelu,
+    /// `x/2 (1 + tanh(√(2/π)(x + 0.044715 x³)))`: "gelu_new", "gelu_pytorch_tanh".
+    GeluTanh,
+}
+
+/// How one layer attends.
+#[derive(Clone, Debug)]
+pub struct AttentionSpec {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Multiplies `q · k`.
+    pub scale: f32,
+    /// A token sees itself and the `window − 1` tokens before it.
+    pub window: Option<usize>,
+    /// `cap · tanh(score / cap)`, Gemma 2.
+    pub softcap: Option<f32>,
+    /// ALiBi slope per query head: `−slope · distance` is added to the scaled score.
+    pub alibi: Option<Vec<f32>>,
+}
+
+/// How a raw projection `(t, (h + 2 kv) hd)` becomes q, k and v: clip, split, q/k norm, RoPE.
+#[derive(Debug)]
+pub struct HeadsSpec<R> {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// MPT's `clip_qkv`.
+    pub clip: Option<f32>,
+    /// Per-head norm of q and of k (weight `(1, hd)`), before RoPE.
+    pub q_norm: Option<Norm<R>>,
+    pub k_norm: Option<Norm<R>>,
+    /// Angle per position for each of the `hd / 2` pairs (half rotation, as Hugging Face); empty:
+    /// no RoPE. A rotary dimension below `hd` leaves the last values as they are.
+    pub rope_frequencies: Vec<f32>,
+    /// Multiplies cos and sin (YaRN's attention factor); 1 otherwise.
+    pub rope_scale: f32,
+}
+
+/// How many tokens one KV block holds. Attention walks keys in blocks of this size from the first
+/// token on, whatever the batch, so that cached, chunked and recomputed attention agree to the bit.
+pub const BLOCK_TOKENS: usize = 16;
+
+/// One sequence's share of a step: rows `rows` of the batch are its tokens at positions
+/// `start .. start + rows.len()`, and `blocks` hold its keys and values from position 0 on.
+#[derive(Clone, Debug)]
+pub struct SequenceRows {
+    pub rows: Range<usize>,
+    pub start: usize,
+    pub blocks: Vec<u32>,
+}
+
+/// What one chunk of cross-entropy found.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LossSum {
+    /// Σ −log p(label) over labelled rows.
+    pub loss: f64,
+    /// Labelled rows.
+    pub tokens: usize,
+    /// Labelled rows whose likeliest token is the label.
+    pub correct: usize,
+}
+
+/// AdamW's numbers for one step (Loshchilov & Hutter 2019); `step` counts from 1.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamStep {
+    pub step: usize,
+    pub learning_rate: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    pub weight_decay: f64,
+}
+
+/// Fused operations over device buffers. Shape mismatches are programming errors and panic.
+pub trait Backend: Send + 'static {
+    /// A row-major `f32` matrix on the device.
+    type Rows: Send;
+    /// A frozen weight `(out, in)`, packed once.
+    type Weight: Send;
+    /// Keys and values of all layers of one model, in blocks of [`BLOCK_TOKENS`].
+    type Cache: Send;
+
+    // ---- buffers
+
+    /// A zeroed matrix; memory is reused from [`Backend::recycle`] where it fits.
+    fn zeros(&mut self, rows: usize, width: usize) -> Self::Rows;
+    /// A matrix with these values.
+    fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> Self::Rows;
+    /// The values of a matrix.
+    fn download(&self, x: &Self::Rows) -> Vec<f32>;
+    /// Copies `values` over a matrix of the same size.
+    fn overwrite(&mut self, x: &mut Self::Rows, values: &[f32]);
+    /// `(rows, width)`.
+    fn shape(&self, x: &Self::Rows) -> (usize, usize);
+    /// Gives a buffer's memory back for the next [`Backend::zeros`].
+    fn recycle(&mut self, x: Self::Rows);
+    /// A copy.
+    fn duplicate(&mut self, x: &Self::Rows) -> Self::Rows;
+
+    /// Packs a frozen weight.
+    fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> Self::Weight;
+    /// Bytes it takes.
+    fn weight_bytes(&self, weight: &Self::Weight) -> usize;
+    /// `(out, in)`.
+    fn weight_shape(&self, weight: &Self::Weight) -> (usize, usize);
+    /// The weight as `f32 (out, in)`, dequantised.
+    fn unpack(&self, weight: &Self::Weight) -> Vec<f32>;
+
+    /// Room for `blocks` KV blocks of `layers` layers.
+    fn cache(
+        &mut self,
+        layers: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        blocks: usize,
+    ) -> Self::Cache;
+    /// Copies block `from` over block `to` in every layer (copy on write).
+    fn copy_block(&mut self, cache: &mut Self::Cache, from: u32, to: u32);
+
+    // ---- forward
+
+    /// `y[i] = scale · E[ids[i]]`, `E (v, d)`.
+    fn embed(&mut self, table: &Self::Weight, ids: &[u32], scale: f32, y: &mut Self::Rows);
+    /// `y[:, at..at+out] = x Wᵀ (+ bias)`; `bias (1, out)`.
+    fn matmul(
+        &mut self,
+        x: &Self::Rows,
+        w: &Self::Weight,
+        bias: Option<&Self::Rows>,
+        y: &mut Self::Rows,
+        at: usize,
+    );
+    /// `y[rows, at..at+out] += scaling · (x[rows] Aᵀ) Bᵀ`; `A (r, in)`, `B (out, r)`.
+    /// Hu et al. 2021, "LoRA", section 4.1.
+    #[allow(clippy::too_many_arguments)]
+    fn add_low_rank(
+        &mut self,
+        x: &Self::Rows,
+        rows: Range<usize>,
+        a: &Self::Rows,
+        b: &Self::Rows,
+        scaling: f32,
+        y: &mut Self::Rows,
+        at: usize,
+    );
+    /// `y = norm(x)`, each row over its whole width.
+    fn norm(&mut self, x: &Self::Rows, norm: &Norm<Self::Rows>, y: &mut Self::Rows);
+    /// Clip, split, q/k norm and RoPE of a raw projection into `q (t, h·hd)`, `k` and `v (t, kv·hd)`.
+    fn heads(
+        &mut self,
+        qkv: &Self::Rows,
+        spec: &HeadsSpec<Self::Rows>,
+        positions: &[u32],
+        q: &mut Self::Rows,
+        k: &mut Self::Rows,
+        v: &mut Self::Rows,
+    );
+    /// Writes each sequence's keys and values into its blocks.
+    fn write_cache(
+        &mut self,
+        cache: &mut Self::Cache,
+        layer: usize,
+        sequences: &[SequenceRows],
+        k: &Self::Rows,
+        v: &Self::Rows,
+    );
+    /// Causal attention of every row over its own sequence's cache: `o (t, h·hd)`.
+    fn attention_cached(
+        &mut self,
+        cache: &Self::Cache,
+        layer: usize,
+        sequences: &[SequenceRows],
+        spec: &AttentionSpec,
+        q: &Self::Rows,
+        o: &mut Self::Rows,
+    );
+    /// Causal attention within each span of rows; `lse (t, h)` is kept for the backward.
+    #[allow(clippy::too_many_arguments)]
+    fn attention(
+        &mut self,
+        q: &Self::Rows,
+        k: &Self::Rows,
+        v: &Self::Rows,
+        spans: &[Range<usize>],
+        spec: &AttentionSpec,
+        o: &mut Self::Rows,
+        lse: &mut Self::Rows,
+    );
+    /// What lies between the MLP's projections: `act(gate) · up` with `[gate, up] (t, 2 ff)`, or
+    /// `act(up)` of `(t, ff)` if not `gated`. `u (t, ff)`.
+    fn mlp_inner(&mut self, up: &Self::Rows, act: Activation, gated: bool, u: &mut Self::Rows);
+    /// `y += x`.
+    fn add(&mut self, x: &Self::Rows, y: &mut Self::Rows);
+    /// `y[i] = x[rows[i]]`.
+    fn gather(&mut self, x: &Self::Rows, rows: &[usize], y: &mut Self::Rows);
+    /// `y = cap · tanh(scale · x / cap)` in place, or `scale · x` without a cap.
+    fn scale_logits(&mut self, z: &mut Self::Rows, scale: f32, softcap: Option<f32>);
+    /// `y = x · mask / (1 − p)`, the mask drawn from `key` and the element's index.
+    fn dropout(&mut self, x: &Self::Rows, key: u64, p: f32, y: &mut Self::Rows);
+
+    // ---- backward (frozen weights get no gradient)
+
+    /// `dx += dy[:, at..at+out] W`.
+    fn matmul_backward(
+        &mut self,
+        dy: &Self::Rows,
+        at: usize,
+        w: &Self::Weight,
+        dx: &mut Self::Rows,
+    );
+    /// `dw += dy[:, at..at+out]ᵀ x` for a weight trained in full, `dw (out, in)`; and
+    /// `db (1, out) += Σ dy`.
+    fn weight_gradient(
+        &mut self,
+        dy: &Self::Rows,
+        at: usize,
+        x: &Self::Rows,
+        dw: &mut Self::Rows,
+        db: Option<&mut Self::Rows>,
+    );
+    /// With `z = x Aᵀ`, `du = scaling · dy[:, at..]`, `dz = du B`: `dB += duᵀ z`, `dA += dzᵀ x`,
+    /// `dx += dz A`.
+    #[allow(clippy::too_many_arguments)]
+    fn low_rank_backward(
+        &mut self,
+        dy: &Self::Rows,
+        at: usize,
+        x: &Self::Rows,
+        a: &Self::Rows,
+        b: &Self::Rows,
+        scaling: f32,
+        da: &mut Self::Rows,
+        db: &mut Self::Rows,
+        dx: &mut Self::Rows,
+    );
+    /// `dx += ∂norm`, and the gradients of weight and bias where they are asked for.
+    fn norm_backward(
+        &mut self,
+        dy: &Self::Rows,
+        x: &Self::Rows,
+        norm: &Norm<Self::Rows>,
+        dx: &mut Self::Rows,
+        dweight: Option<&mut Self::Rows>,
+        dbias: Option<&mut Self::Rows>,
+    );
+    /// The backward of [`Backend::heads`]: `dqkv` is overwritten. q/k norm weights stay frozen.
+    #[allow(clippy::too_many_arguments)]
+    fn heads_backward(
+        &mut self,
+        dq: &Self::Rows,
+        dk: &Self::Rows,
+        dv: &Self::Rows,
+        qkv: &Self::Rows,
+        spec: &HeadsSpec<Self::Rows>,
+        positions: &[u32],
+        dqkv: &mut Self::Rows,
+    );
+    /// The backward of [`Backend::attention`], without a `(t, t)` buffer; `dq`, `dk`, `dv` are
+    /// overwritten. Dao et al. 2022, "FlashAttention", algorithm 4.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_backward(
+        &mut self,
+        d_o: &Self::Rows,
+        q: &Self::Rows,
+        k: &Self::Rows,
+        v: &Self::Rows,
+        o: &Self::Rows,
+        lse: &Self::Rows,
+        spans: &[Range<usize>],
+        spec: &AttentionSpec,
+        dq: &mut Self::Rows,
+        dk: &mut Self::Rows,
+        dv: &mut Self::Rows,
+    );
+    /// The backward of [`Backend::mlp_inner`]: `dup` is overwritten.
+    fn mlp_inner_backward(
+        &mut self,
+        du: &Self::Rows,
+        up: &Self::Rows,
+        act: Activation,
+        gated: bool,
+        dup: &mut Self::Rows,
+    );
+    /// Loss of logits `z (n, v)` against `labels (n)` and, over `z`, its gradient times `weight`:
+    /// `z = weight · (softmax(z) − onehot)`. Rows labelled `IGNORE_INDEX` become zero.
+    fn cross_entropy(&mut self, z: &mut Self::Rows, labels: &[i32], weight: f32) -> LossSum;
+    /// The backward of [`Backend::scale_logits`], `z` being its output, in place on `dz`.
+    fn scale_logits_backward(
+        &mut self,
+        z: &Self::Rows,
+        scale: f32,
+        softcap: Option<f32>,
+        dz: &mut Self::Rows,
+    );
+    /// `y[rows[i]] += x[i]`.
+    fn scatter_add(&mut self, x: &Self::Rows, rows: &[usize], y: &mut Self::Rows);
+    /// `dE[ids[i]] += scale · dy[i]`.
+    fn embed_backward(&mut self, dy: &Self::Rows, ids: &[u32], scale: f32, de: &mut Self::Rows);
+
+    // ---- optimiser
+
+    /// Σ x², in `f64`, in a fixed order.
+    fn sum_of_squares(&mut self, x: &Self::Rows) -> f64;
+    /// `x *= factor`.
+    fn scale(&mut self, x: &mut Self::Rows, factor: f32);
+    /// One AdamW step on one tensor, decay first, as torch does it.
+    fn adamw(
+        &mut self,
+        p: &mut Self::Rows,
+        g: &Self::Rows,
+        m: &mut Self::Rows,
+        v: &mut Self::Rows,
+        step: &AdamStep,
+    );
+}

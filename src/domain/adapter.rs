@@ -1,0 +1,38 @@
+//! A LoRA adapter in memory, checked and ready for the device.
+
+/// `ΔW = scaling · B A` for one linear layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterSite {
+    /// The module it attaches to, as [`super::ModuleShape::name`].
+    pub module: String,
+    pub r: usize,
+    /// `alpha / r`, or `alpha / sqrt(r)` for rsLoRA.
+    pub scaling: f32,
+    /// `A (r, in)`, row-major.
+    pub a: Vec<f32>,
+    /// `B (out, r)`, row-major.
+    pub b: Vec<f32>,
+}
+
+/// One immutable generation of an adapter: the value every request that names it pins.
+#[derive(Clone, Debug)]
+pub struct AdapterWeights {
+    /// Names the content: two generations never share a key, and caches are keyed by it.
+    pub key: String,
+    /// In forward order, at most one per module.
+    pub sites: Vec<AdapterSite>,
+    /// `lora_dropout` as trained; serving ignores it.
+    pub dropout: f32,
+}
+
+impl AdapterWeights {
+    /// Trainable numbers it holds.
+    pub fn parameters(&self) -> usize {
+        self.sites.iter().map(|site| site.a.len() + site.b.len()).sum()
+    }
+
+    /// Bytes its matrices take in memory.
+    pub fn size_bytes(&self) -> usize {
+        self.parameters() * size_of::<f32>()
+    }
+}

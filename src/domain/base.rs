@@ -1,0 +1,39 @@
+//! What the upper half knows of a resident base model.
+
+use std::sync::Arc;
+
+/// One linear layer an adapter may attach to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModuleShape {
+    /// Its path in the checkpoint, for example `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    pub in_features: usize,
+    pub out_features: usize,
+    /// The decoder layer it belongs to; `None` for the output head and the embedding.
+    pub layer: Option<usize>,
+}
+
+/// Facts of a loaded base model, fixed for the life of the process.
+#[derive(Clone, Debug)]
+pub struct BaseInfo {
+    /// The name requests use.
+    pub name: Arc<str>,
+    /// `model_type` of its `config.json`: `llama`, `gpt2`, …
+    pub family: String,
+    /// Most tokens a sequence may hold, prompt and answer together.
+    pub context_length: usize,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub num_layers: usize,
+    pub parameters: u64,
+    /// How the weights are held: `f32`, `bf16`, `nf4`, …
+    pub dtype: String,
+    /// Bytes the weights take in memory.
+    pub size_bytes: u64,
+    /// Hex SHA-256 over configuration and weights: "trained as served" is checked against it.
+    pub fingerprint: String,
+    /// Every linear layer an adapter may target, in forward order.
+    pub modules: Vec<ModuleShape>,
+    /// `target_modules` where a request names none.
+    pub default_targets: Vec<String>,
+}

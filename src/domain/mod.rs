@@ -1,0 +1,19 @@
+//! Plain data that both halves of the program speak: no behaviour beyond checking itself.
+//!
+//! Nothing here knows HTTP, SQL, tokenizers or tensors.
+
+pub mod adapter;
+pub mod base;
+pub mod generation;
+pub mod ids;
+pub mod sampling;
+pub mod training;
+
+pub use adapter::{AdapterSite, AdapterWeights};
+pub use base::{BaseInfo, ModuleShape};
+pub use generation::{FinishReason, GenerationRequest, PromptToken, SampledToken, TokenLogprob};
+pub use ids::{AdapterId, CheckpointId, EventId, FileId, JobId};
+pub use sampling::SamplingParams;
+pub use training::{
+    BatchLimits, Example, Hyperparameters, IGNORE_INDEX, LoraSpec, LrScheduler, TrainMetrics,
+};

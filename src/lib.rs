@@ -1,0 +1,35 @@
+//! Tandem: one server that answers OpenAI-style completions and fine-tunes the model it serves,
+//! on one device, from one resident copy of its weights.
+//!
+//! # The map
+//! ```text
+//! main > app > api > engine, jobs > catalog > store, artifacts        async; no tensors
+//!                        |   ^
+//!               commands v   | events        worker::WorkerHandle
+//!              worker > train, sample > model > backend > kernels     one thread; no async
+//! text, peft and domain lie below both halves and import neither
+//! ```
+//!
+//! Three invariants carry the design. Above the handle there is no tensor; below it there is no
+//! `.await`, no SQL and no HTTP. SQL lives in `store`, status codes in `api`, `unsafe` in `kernels`
+//! and in the mapping of weights; nothing above `backend` knows the device. A command carries
+//! everything its work needs, so the device thread asks nobody anything.
+//! `tests/architecture.rs` holds each module to this picture.
+
+pub mod api;
+pub mod artifacts;
+pub mod backend;
+pub mod catalog;
+pub mod cli;
+pub mod demo;
+pub mod domain;
+pub mod engine;
+pub mod jobs;
+pub mod kernels;
+pub mod model;
+pub mod peft;
+pub mod sample;
+pub mod store;
+pub mod text;
+pub mod train;
+pub mod worker;

@@ -1,0 +1,10 @@
+//! The device thread: one OS thread owns the model, the KV cache, the adapters and the active
+//! training run. Everybody else holds a [`WorkerHandle`] and sends [`Command`]s.
+
+mod command;
+mod handle;
+
+pub use command::{
+    Command, GenerationEvent, TrainControl, TrainEvent, TrainRequest, TrainSnapshot, WorkerError,
+};
+pub use handle::{GenerationEvents, TrainEvents, WorkerHandle, WorkerStats};
