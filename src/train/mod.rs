@@ -1,1 +1,5 @@
-//! (to come)
+//! Training: one run as a value that advances by small units.
+
+mod protocol;
+
+pub use protocol::{TrainEvent, TrainRequest, TrainSnapshot};

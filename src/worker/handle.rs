@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::mpsc;
 
-use super::{Command, GenerationEvent, TrainControl, TrainEvent, TrainRequest, WorkerError};
+use super::{Command, GenerationEvent, TrainControl, WorkerError};
 use crate::domain::{BaseInfo, GenerationRequest};
+use crate::train::{TrainEvent, TrainRequest};
 
 /// Counters the device thread keeps and anybody may read.
 #[derive(Debug, Default)]

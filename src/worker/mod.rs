@@ -4,7 +4,6 @@
 mod command;
 mod handle;
 
-pub use command::{
-    Command, GenerationEvent, TrainControl, TrainEvent, TrainRequest, TrainSnapshot, WorkerError,
-};
+pub use crate::train::{TrainEvent, TrainRequest, TrainSnapshot};
+pub use command::{Command, GenerationEvent, TrainControl, WorkerError};
 pub use handle::{GenerationEvents, TrainEvents, WorkerHandle, WorkerStats};
