@@ -10,7 +10,7 @@ pub mod sampling;
 pub mod training;
 
 pub use adapter::{AdapterSite, AdapterWeights};
-pub use base::{BaseInfo, ModuleShape};
+pub use base::{BaseInfo, ModuleShape, WeightFormat};
 pub use generation::{FinishReason, GenerationRequest, PromptToken, SampledToken, TokenLogprob};
 pub use ids::{AdapterId, CheckpointId, EventId, FileId, JobId};
 pub use sampling::SamplingParams;
