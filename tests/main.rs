@@ -1,0 +1,3 @@
+//! Behaviour, by theme; one target, so that it links once.
+
+mod architecture;
