@@ -380,3 +380,15 @@ pub trait Backend: Send + 'static {
         step: &AdamStep,
     );
 }
+
+/// Whether dropout with probability `p` keeps element `index` under `key`: the same on every
+/// backend, and again in the recomputation. SplitMix64 (Steele et al. 2014) as a counter-based
+/// generator.
+pub fn dropout_keeps(key: u64, index: usize, p: f32) -> bool {
+    let mut z = key.wrapping_add((index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^= z >> 31;
+    // 24 random bits are a uniform f32 in [0, 1) without rounding.
+    (z >> 40) as f32 / (1 << 24) as f32 >= p
+}
