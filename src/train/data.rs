@@ -36,11 +36,7 @@ impl Plan {
     /// # Errors
     /// [`TrainError::NoExamples`], [`TrainError::NothingToLearn`], or
     /// [`TrainError::Hyperparameter`] for a count of zero.
-    pub fn new(
-        examples: &[Example],
-        h: &Hyperparameters,
-        seed: u64,
-    ) -> Result<Self, TrainError> {
+    pub fn new(examples: &[Example], h: &Hyperparameters, seed: u64) -> Result<Self, TrainError> {
         check_counts(h)?;
         if examples.is_empty() {
             return Err(TrainError::NoExamples);
@@ -239,7 +235,9 @@ mod tests {
             let per_epoch = plan.total_steps() / 2;
             let mut epoch = |from: usize| -> Vec<u32> {
                 let windows = (from..from + per_epoch).flat_map(|s| plan.window(&data, s));
-                windows.flat_map(|b| b.spans.iter().map(|s| b.ids[s.start]).collect::<Vec<_>>()).collect()
+                windows
+                    .flat_map(|b| b.spans.iter().map(|s| b.ids[s.start]).collect::<Vec<_>>())
+                    .collect()
             };
             let (mut first, mut second) = (epoch(1), epoch(1 + per_epoch));
             assert_ne!(first, second);

@@ -17,7 +17,9 @@ pub enum TrainError {
     NothingToLearn { examples: usize, max_seq_length: usize },
     #[error("`{name}` must be {expected}, and is {found}")]
     Hyperparameter { name: &'static str, expected: &'static str, found: String },
-    #[error("the base model {base} has no module {module}; name modules it has in `target_modules`")]
+    #[error(
+        "the base model {base} has no module {module}; name modules it has in `target_modules`"
+    )]
     UnknownModule { base: String, module: String },
     #[error("the adapter to go on from {problem}; make `lora` the same as it was for that adapter")]
     InitAdapter { problem: String },

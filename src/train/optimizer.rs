@@ -2,7 +2,7 @@
 
 use crate::backend::{AdamStep, Backend};
 use crate::domain::Hyperparameters;
-use crate::model::Trainee;
+use crate::model::{Parameter, Trainee};
 
 /// First and second moments, one pair per trained tensor, in the trainee's order.
 pub struct Optimizer<B: Backend> {
@@ -21,7 +21,6 @@ pub enum Decay {
 
 /// AdamW's state for one tensor.
 pub(super) struct Moments<B: Backend> {
-    pub name: String,
     pub first: B::Rows,
     pub second: B::Rows,
 }
@@ -29,18 +28,11 @@ pub(super) struct Moments<B: Backend> {
 impl<B: Backend> Optimizer<B> {
     /// Zeroed moments for every tensor of `trainee`.
     pub fn new(b: &mut B, trainee: &mut Trainee<B>, decay: Decay) -> Self {
-        let shapes: Vec<_> = trainee
-            .parameters_mut()
-            .map(|parameter| (parameter.name.to_owned(), b.shape(parameter.value)))
-            .collect();
-        let moments = shapes
-            .into_iter()
-            .map(|(name, (rows, width))| Moments {
-                name,
-                first: b.zeros(rows, width),
-                second: b.zeros(rows, width),
-            })
-            .collect();
+        let zeros = |parameter: Parameter<'_, B>| {
+            let (rows, width) = b.shape(parameter.value);
+            Moments { first: b.zeros(rows, width), second: b.zeros(rows, width) }
+        };
+        let moments = trainee.parameters_mut().map(zeros).collect();
         Self { moments, decay }
     }
 
