@@ -18,20 +18,7 @@ use std::ops::Range;
 pub mod cpu;
 pub mod reference;
 
-/// How a frozen weight is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum WeightFormat {
-    F32,
-    Bf16,
-    /// 4-bit normal float, absmax per 64, optionally itself in 8 bits. Dettmers et al. 2023.
-    Nf4 {
-        double: bool,
-    },
-    /// int8 with one scale per 32, as GGUF's Q8_0.
-    Q8_0,
-    /// 4 bits with one scale per 32, as GGUF's Q4_0.
-    Q4_0,
-}
+pub use crate::domain::WeightFormat;
 
 /// A weight `(out, in)` on its way to the device, row-major `f32`.
 #[derive(Clone, Copy, Debug)]
@@ -379,4 +366,16 @@ pub trait Backend: Send + 'static {
         v: &mut Self::Rows,
         step: &AdamStep,
     );
+}
+
+/// Whether dropout with probability `p` keeps element `index` under `key`: the same on every
+/// backend, and again in the recomputation. SplitMix64 (Steele et al. 2014) as a counter-based
+/// generator.
+pub fn dropout_keeps(key: u64, index: usize, p: f32) -> bool {
+    let mut z = key.wrapping_add((index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^= z >> 31;
+    // 24 random bits are a uniform f32 in [0, 1) without rounding.
+    (z >> 40) as f32 / (1 << 24) as f32 >= p
 }

@@ -1,1 +1,24 @@
-//! (to come)
+//! One decoder for every family, forward and backward, written once over [`crate::backend`].
+//!
+//! A *family* ([`families`]) maps a `config.json` and its checkpoint names to a [`DecoderConfig`];
+//! [`Model::load`] reads the tensors it names; [`Model::forward`] serves a flat ragged batch whose
+//! rows may each wear an adapter; [`MicroBatch`] trains what a [`Trainee`] holds, one small unit per
+//! call, so that a decode step never waits long.
+//!
+//! Shapes as in [`crate::backend`]: `t` rows (tokens), `d` hidden, `v` vocabulary, `r` rank.
+
+mod adapter;
+mod batch;
+mod decoder;
+mod error;
+mod micro_batch;
+mod source;
+mod trainee;
+
+pub use adapter::{Adapter, AdapterRows};
+pub use batch::TrainBatch;
+pub use decoder::{Model, Step};
+pub use error::ModelError;
+pub use micro_batch::{LoraDropout, MicroBatch, MicroBatchOptions};
+pub use source::{LoadOptions, ModelSource};
+pub use trainee::{Parameter, Trainee};

@@ -1,0 +1,177 @@
+//! What each weight format rounds a weight to: quantised and dequantised again.
+
+use half::{bf16, f16};
+
+use crate::backend::WeightFormat;
+
+/// The 16 levels of NF4. Dettmers et al. 2023, "QLoRA", appendix E.
+const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+const NF4_BLOCK: usize = 64;
+const ABSMAX_BLOCK: usize = 256;
+const GGUF_BLOCK: usize = 32;
+
+/// `values (out, in)` as `format` holds them. NF4 blocks run over the flattened weight, GGUF's
+/// within each row.
+pub(super) fn round_trip(values: &[f32], in_features: usize, format: WeightFormat) -> Vec<f32> {
+    match format {
+        WeightFormat::F32 => values.to_vec(),
+        WeightFormat::Bf16 => values.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
+        WeightFormat::Nf4 { double } => nf4(values, double),
+        WeightFormat::Q8_0 => blockwise(values, in_features, q8_0),
+        WeightFormat::Q4_0 => blockwise(values, in_features, q4_0),
+    }
+}
+
+/// Bytes `n` weights take in `format`.
+pub(super) fn bytes(n: usize, format: WeightFormat) -> usize {
+    let blocks = |size: usize| n.div_ceil(size);
+    match format {
+        WeightFormat::F32 => 4 * n,
+        WeightFormat::Bf16 => 2 * n,
+        WeightFormat::Nf4 { double: false } => n.div_ceil(2) + 4 * blocks(NF4_BLOCK),
+        WeightFormat::Nf4 { double: true } => {
+            n.div_ceil(2) + blocks(NF4_BLOCK) + 4 * blocks(NF4_BLOCK * ABSMAX_BLOCK) + 4
+        }
+        WeightFormat::Q8_0 => n + 2 * blocks(GGUF_BLOCK),
+        WeightFormat::Q4_0 => n.div_ceil(2) + 2 * blocks(GGUF_BLOCK),
+    }
+}
+
+fn nf4(values: &[f32], double: bool) -> Vec<f32> {
+    let absmax: Vec<f32> = values.chunks(NF4_BLOCK).map(largest).collect();
+    let restored = if double { double_quantised(&absmax) } else { absmax.clone() };
+    let blocks = values.chunks(NF4_BLOCK).zip(absmax.iter().zip(&restored));
+    blocks
+        .flat_map(|(block, (&absmax, &restored))| {
+            let inverse = 1.0 / absmax.max(1e-38);
+            block.iter().map(move |&x| restored * nearest(x * inverse, &NF4))
+        })
+        .collect()
+}
+
+/// Absmax itself in 8 bits: less their mean, in blocks of 256, on the signed dynamic map.
+/// Dettmers et al. 2023, section 3, "Double Quantization", as bitsandbytes implements it.
+fn double_quantised(absmax: &[f32]) -> Vec<f32> {
+    let offset =
+        (absmax.iter().map(|&x| f64::from(x)).sum::<f64>() / absmax.len().max(1) as f64) as f32;
+    let centred: Vec<f32> = absmax.iter().map(|x| x - offset).collect();
+    let map = dynamic_map();
+    centred
+        .chunks(ABSMAX_BLOCK)
+        .flat_map(|block| {
+            let scale = largest(block);
+            let inverse = 1.0 / scale.max(1e-38);
+            let map = &map;
+            block.iter().map(move |&x| nearest(x * inverse, map) * scale + offset)
+        })
+        .collect()
+}
+
+/// The signed dynamic map: per decade `10^(i−6)` the midpoints of `2^i` equal parts of 0.1 .. 1,
+/// with both signs; and 0 and 1. Dettmers 2015, "8-Bit Approximations for Parallelism".
+fn dynamic_map() -> Vec<f32> {
+    let mut levels = vec![0.0, 1.0];
+    for i in 0..7u32 {
+        let n = 1usize << i;
+        let step = f64::from((0.9 / n as f64) as f32);
+        // Counted up from 0.1 in the lower half and down from 1 in the upper, rounded once.
+        let edge = |index: usize| {
+            if index < n.div_ceil(2) {
+                (f64::from(0.1f32) + step * index as f64) as f32
+            } else {
+                (1.0 - step * (n - index) as f64) as f32
+            }
+        };
+        let decade = 10f64.powi(i as i32 - 6) as f32;
+        for index in 0..n {
+            let level = (edge(index) + edge(index + 1)) / 2.0 * decade;
+            levels.extend([level, -level]);
+        }
+    }
+    levels.sort_by(f32::total_cmp);
+    levels
+}
+
+/// The level nearest to `x`; a midpoint goes to the lower one. `levels` ascend.
+fn nearest(x: f32, levels: &[f32]) -> f32 {
+    let above = levels.windows(2).take_while(|pair| x > (pair[0] + pair[1]) / 2.0).count();
+    levels[above]
+}
+
+fn largest(block: &[f32]) -> f32 {
+    block.iter().fold(0.0, |max, x| max.max(x.abs()))
+}
+
+fn blockwise(values: &[f32], in_features: usize, round: fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
+    values
+        .chunks(in_features.max(1))
+        .flat_map(|row| row.chunks(GGUF_BLOCK))
+        .flat_map(round)
+        .collect()
+}
+
+/// GGUF Q8_0: scale `absmax / 127` in f16, 8-bit integers.
+fn q8_0(block: &[f32]) -> Vec<f32> {
+    let scale = largest(block) / 127.0;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let held = f16::from_f32(scale).to_f32();
+    block.iter().map(|x| (x * inverse).round() * held).collect()
+}
+
+/// GGUF Q4_0: scale `extreme / −8` in f16, so that the extreme value itself has a level; 4-bit
+/// integers around 8.
+fn q4_0(block: &[f32]) -> Vec<f32> {
+    let extreme = block.iter().fold(0.0f32, |e, &x| if x.abs() > e.abs() { x } else { e });
+    let scale = extreme / -8.0;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let held = f16::from_f32(scale).to_f32();
+    block.iter().map(|x| ((x * inverse + 8.5).floor().clamp(0.0, 15.0) - 8.0) * held).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dynamic_map_has_the_sums_of_the_original() {
+        let map = dynamic_map();
+        assert_eq!((map.len(), map[0], map[127], map[255]), (256, -0.992_968_75, 0.0, 1.0));
+        let squares: f64 = map.iter().map(|&x| f64::from(x).powi(2)).sum();
+        assert!((squares - 48.595_837_5).abs() < 1e-5);
+    }
+
+    #[test]
+    fn levels_of_each_format_survive_the_round_trip() {
+        let nf4_block: Vec<f32> = (0..64).map(|i| 3.0 * NF4[i % 16]).collect();
+        assert_eq!(round_trip(&nf4_block, 8, WeightFormat::Nf4 { double: false }), nf4_block);
+        let q8: Vec<f32> = (0..32).map(|i| (i as f32 - 127.0) * 0.5).collect();
+        assert_eq!(round_trip(&q8, 32, WeightFormat::Q8_0), q8);
+        let q4: Vec<f32> = (0..32).map(|i| (i % 16) as f32 - 8.0).collect();
+        assert_eq!(round_trip(&q4, 32, WeightFormat::Q4_0), q4);
+    }
+
+    #[test]
+    fn double_quantisation_keeps_absmax_within_one_percent_of_their_spread() {
+        let absmax: Vec<f32> = (0..700).map(|i| 1.0 + (i % 97) as f32 / 97.0).collect();
+        for (restored, absmax) in double_quantised(&absmax).iter().zip(&absmax) {
+            assert!((restored - absmax).abs() < 0.01);
+        }
+    }
+}

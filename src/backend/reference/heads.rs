@@ -1,0 +1,86 @@
+//! One row's raw projection into q, k and v: clip, split, q/k norm, RoPE; and back.
+
+use super::{Matrix, norm};
+use crate::backend::{HeadsSpec, Norm};
+
+pub(super) fn forward(
+    qkv: &[f32],
+    spec: &HeadsSpec<Matrix>,
+    position: u32,
+    q: &mut [f32],
+    k: &mut [f32],
+    v: &mut [f32],
+) {
+    let clipped = clip(qkv, spec.clip);
+    let (hd, h, kv) = (spec.head_dim, spec.heads, spec.kv_heads);
+    for head in 0..h + kv {
+        let x = &clipped[head * hd..][..hd];
+        let (y, norm) = if head < h {
+            (&mut q[head * hd..][..hd], &spec.q_norm)
+        } else {
+            (&mut k[(head - h) * hd..][..hd], &spec.k_norm)
+        };
+        match norm {
+            Some(norm) => norm::forward(x, norm, y),
+            None => y.copy_from_slice(x),
+        }
+        rotate(y, spec, position, 1.0);
+    }
+    v.copy_from_slice(&clipped[(h + kv) * hd..]);
+}
+
+/// Top down: RoPE turned back, the norm at the clipped values, zero where the clip cut.
+pub(super) fn backward(
+    [dq, dk, dv]: [&[f32]; 3],
+    qkv: &[f32],
+    spec: &HeadsSpec<Matrix>,
+    position: u32,
+    dqkv: &mut [f32],
+) {
+    let clipped = clip(qkv, spec.clip);
+    let (hd, h, kv) = (spec.head_dim, spec.heads, spec.kv_heads);
+    for head in 0..h + kv {
+        let (dy, norm) = if head < h {
+            (&dq[head * hd..][..hd], &spec.q_norm)
+        } else {
+            (&dk[(head - h) * hd..][..hd], &spec.k_norm)
+        };
+        let mut dy = dy.to_vec();
+        rotate(&mut dy, spec, position, -1.0);
+        let range = head * hd..(head + 1) * hd;
+        norm_backward(&dy, &clipped[range.clone()], norm.as_ref(), &mut dqkv[range]);
+    }
+    dqkv[(h + kv) * hd..].copy_from_slice(dv);
+    if let Some(limit) = spec.clip {
+        for (d, x) in dqkv.iter_mut().zip(qkv) {
+            *d = if x.abs() <= limit { *d } else { 0.0 };
+        }
+    }
+}
+
+fn clip(x: &[f32], limit: Option<f32>) -> Vec<f32> {
+    x.iter().map(|&x| limit.map_or(x, |limit| x.clamp(-limit, limit))).collect()
+}
+
+/// Half rotation in place: with `x = [x1, x2]`, `[x1 cos − x2 sin, x2 cos + x1 sin]`; `direction`
+/// −1 turns back. Su et al. 2021, "RoFormer", section 3.4.2.
+fn rotate(x: &mut [f32], spec: &HeadsSpec<Matrix>, position: u32, direction: f32) {
+    let pairs = spec.rope_frequencies.len();
+    for (i, frequency) in spec.rope_frequencies.iter().enumerate() {
+        let (sin, cos) = (position as f32 * frequency).sin_cos();
+        let (sin, cos) = (direction * sin * spec.rope_scale, cos * spec.rope_scale);
+        let (x1, x2) = (x[i], x[i + pairs]);
+        x[i] = x1 * cos - x2 * sin;
+        x[i + pairs] = x2 * cos + x1 * sin;
+    }
+}
+
+fn norm_backward(dy: &[f32], x: &[f32], norm: Option<&Norm<Matrix>>, dx: &mut [f32]) {
+    match norm {
+        Some(norm) => {
+            dx.fill(0.0);
+            norm::backward(dy, x, norm, dx, None);
+        }
+        None => dx.copy_from_slice(dy),
+    }
+}

@@ -1,0 +1,25 @@
+//! Where a model comes from and how it shall be held.
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+
+use crate::backend::WeightFormat;
+
+/// Where configuration and weights lie.
+#[derive(Clone, Debug)]
+pub enum ModelSource {
+    /// A Hugging Face folder: `config.json` and `model.safetensors`, or its shards and their index.
+    Folder(PathBuf),
+    /// The same two files in memory: the demo model inside the binary, or one just initialised.
+    Embedded { config: Cow<'static, [u8]>, tensors: Cow<'static, [u8]> },
+}
+
+/// How to hold the model.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// The name requests use.
+    pub name: String,
+    /// How the weights of linear layers are held; `None`: as the checkpoint stores them (bf16 as
+    /// bf16, anything else as f32). 4-bit formats leave embedding and head in bf16, as QLoRA does.
+    pub format: Option<WeightFormat>,
+}
