@@ -2,5 +2,6 @@
 
 mod architecture;
 mod leases;
+mod parity;
 mod store;
 mod support;
