@@ -112,11 +112,9 @@ impl Shape {
             let count: usize = shape.iter().product();
             let stream = Stream::new(seed, 0, Site::Init(number));
             let deviation = self.deviation(&name, &shape);
-            let drawn = (0..count).map(|i| match shape.len() {
-                1 => 1.0,
-                _ => deviation * stream.normal(i as u64),
-            });
-            values.push((name, shape, drawn.collect()));
+            let norm = shape.len() == 1;
+            let draw = |i| if norm { 1.0 } else { deviation * stream.normal(i) };
+            values.push((name, shape, (0..count as u64).map(draw).collect()));
         }
         let tensors = safetensors(&values, Dtype::F32)?;
         let config = self.config("float32").to_string().into_bytes();
