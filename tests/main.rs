@@ -1,0 +1,6 @@
+//! Behaviour, by theme; one target, so that it links once.
+
+mod architecture;
+mod leases;
+mod store;
+mod support;
