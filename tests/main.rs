@@ -4,3 +4,4 @@ mod architecture;
 mod leases;
 mod store;
 mod support;
+mod training;
