@@ -5,3 +5,4 @@ mod leases;
 mod parity;
 mod store;
 mod support;
+mod training;
