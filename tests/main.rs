@@ -3,5 +3,7 @@
 mod architecture;
 mod crash;
 mod leases;
+mod parity;
 mod store;
 mod support;
+mod training;
