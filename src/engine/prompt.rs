@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::tokens::TextToken;
 use super::EngineError;
+use super::tokens::TextToken;
 use crate::domain::PromptToken;
 use crate::text::{Detokenizer, Start, TextError, TextModel, Tokenizer};
 
@@ -76,7 +76,11 @@ impl PreparedPrompt {
     }
 
     /// The scored prompt tokens with their places in the echoed text.
-    pub(super) fn scored(&self, tokenizer: &std::sync::Arc<Tokenizer>, scored: &[PromptToken]) -> Vec<TextToken> {
+    pub(super) fn scored(
+        &self,
+        tokenizer: &std::sync::Arc<Tokenizer>,
+        scored: &[PromptToken],
+    ) -> Vec<TextToken> {
         if scored.is_empty() {
             return Vec::new();
         }
@@ -133,6 +137,7 @@ fn from_ids(
 /// the end of another text.
 fn beginning(model: &TextModel) -> Result<PreparedPrompt, EngineError> {
     let tokenizer = model.tokenizer();
-    let id = tokenizer.bos_id().or(tokenizer.eos_id()).ok_or_else(|| failed(TextError::EmptyPrompt))?;
+    let id =
+        tokenizer.bos_id().or(tokenizer.eos_id()).ok_or_else(|| failed(TextError::EmptyPrompt))?;
     Ok(PreparedPrompt { ids: vec![id], text: String::new(), added: 1 })
 }

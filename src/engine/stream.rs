@@ -81,7 +81,9 @@ impl PromptRun {
                 let prompt = self.index;
                 self.ready.push_back(TextEvent::Started { prompt, cached_tokens, scored });
             }
-            GenerationEvent::Token { choice, token } => self.update(choice, |text| text.push(&token)),
+            GenerationEvent::Token { choice, token } => {
+                self.update(choice, |text| text.push(&token))
+            }
             GenerationEvent::Finished { choice, reason } => self.finish(choice, reason),
             GenerationEvent::Failed(_) => {}
         }
