@@ -1,3 +1,4 @@
 //! Behaviour, by theme; one target, so that it links once.
 
 mod architecture;
+mod text;
