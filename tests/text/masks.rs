@@ -1,5 +1,7 @@
 //! Which tokens of a conversation bear loss.
 
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde_json::{Map, Value, json};
 use tandem::domain::{Example, IGNORE_INDEX};
 use tandem::text::dataset::{Limits, Piece, TrainOn, load};
@@ -86,6 +88,53 @@ fn training_reads_the_ids_that_serving_will_read() {
         assert!(answer.trim_start().starts_with("It jumps over the lazy dog."), "{name}: {answer}");
         assert_eq!(example.ids.last(), model.tokenizer().eos_id().as_ref(), "{name} ends");
         assert_eq!(example.labels.last(), Some(&2), "{name} learns to end");
+    }
+}
+
+/// Contents that begin and end in ways that join with what the template writes around them.
+fn content(random: &mut StdRng) -> String {
+    let scraps = ["\n", "\n\n", " ", "  ", "the", "fox", ".", "é", "🙂", "東", "\t", "assistant"];
+    let length = random.random_range(1..7);
+    (0..length).map(|_| scraps[random.random_range(0..scraps.len())]).collect()
+}
+
+#[test]
+fn borders_are_exact_whatever_the_answers_begin_with() {
+    let mut random = StdRng::seed_from_u64(17);
+    for model in
+        [chatml_model(), model("bytelevel", Some("chatml")), model("metaspace", Some("chatml"))]
+    {
+        let closed = model.tokenizer().token_id("<|im_end|>").is_some();
+        for _ in 0..300 {
+            let turns = 2 * random.random_range(1..4);
+            let messages: Vec<Value> = (0..turns)
+                .map(|at| turn(["user", "assistant"][at % 2], &content(&mut random)))
+                .collect();
+            let example = example(&model, &messages);
+            let first = example.labels.iter().position(|&label| label != IGNORE_INDEX);
+            let prompt = model.chat_prompt(&messages[..1], None, &Map::new()).unwrap();
+            assert_eq!(example.ids[..first.unwrap()], prompt, "{messages:?}");
+            let whole: String = messages
+                .iter()
+                .map(|m| {
+                    format!(
+                        "<|im_start|>{}\n{}<|im_end|>\n",
+                        m["role"].as_str().unwrap(),
+                        m["content"].as_str().unwrap()
+                    )
+                })
+                .collect();
+            let decoded = model.tokenizer().decode(&example.ids, false).unwrap();
+            let end = if closed { "" } else { "</s>" };
+            assert_eq!(decoded, whole + end, "{messages:?}");
+            if closed {
+                let answers = messages.iter().skip(1).step_by(2);
+                let expected: Vec<String> = answers
+                    .map(|m| format!("{}<|im_end|>", m["content"].as_str().unwrap()))
+                    .collect();
+                assert_eq!(trained(&model, &example), expected);
+            }
+        }
     }
 }
 

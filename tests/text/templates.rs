@@ -72,8 +72,9 @@ fn render(source: &str, messages: &[Value]) -> Result<String, TemplateError> {
 #[test]
 fn tojson_writes_as_python_does() {
     let value = json!({"b": [1, 1.0, true, null, {}], "a": "é<\"🙂\n"});
-    let written =
-        |filter: &str| render(&format!("{{{{ messages[0] | {filter} }}}}"), &[value.clone()]);
+    let written = |filter: &str| {
+        render(&format!("{{{{ messages[0] | {filter} }}}}"), std::slice::from_ref(&value))
+    };
     let plain = r#"{"b": [1, 1.0, true, null, {}], "a": "é<\"🙂\n"}"#;
     assert_eq!(written("tojson").unwrap(), plain);
     assert_eq!(

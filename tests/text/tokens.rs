@@ -109,6 +109,23 @@ fn a_continuation_is_tokenised_without_a_space_before_it() {
 }
 
 #[test]
+fn every_way_of_putting_a_space_first_is_undone_for_continuations() {
+    let mut json = golden_json("tokenizers/metaspace/tokenizer.json");
+    for scheme in ["first", "always", "never"] {
+        json["normalizer"] = serde_json::Value::Null;
+        json["pre_tokenizer"] = serde_json::json!({"type": "Metaspace", "replacement": "▁",
+            "prepend_scheme": scheme, "split": false});
+        let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes(), Default::default());
+        let tokenizer = Arc::new(tokenizer.expect("it loads"));
+        let ids = tokenizer.encode_continuation("the fox").unwrap();
+        assert_eq!(stream(&tokenizer, &ids, Start::Continuation), "the fox", "{scheme}");
+        let spaced = tokenizer.encode("the fox", false).unwrap();
+        let expected = if scheme == "never" { "the fox" } else { " the fox" };
+        assert_eq!(stream(&tokenizer, &spaced, Start::Continuation), expected, "{scheme}");
+    }
+}
+
+#[test]
 fn the_bytes_of_single_tokens_join_to_the_text() {
     for name in TOKENIZERS {
         let tokenizer = tokenizer(name);
