@@ -2,3 +2,9 @@
 
 mod architecture;
 mod text;
+mod crash;
+mod leases;
+mod parity;
+mod store;
+mod support;
+mod training;

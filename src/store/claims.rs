@@ -145,11 +145,11 @@ impl Store {
         Ok(done.rows_affected())
     }
 
-    /// Fails the jobs whose lease expired once too often, and frees paused ones whose worker died.
+    /// Fails the jobs whose lease expired once too often.
     async fn fail_crashing_jobs(&self) -> StoreResult<()> {
         let expired = self.dialect.sql(
             "select count(*) from jobs
-             where lease_until <= {now} and finished_at is null
+             where lease_until <= {now} and status in ('validating_files', 'running')
                and (crash_streak + 1 >= $1 or attempt >= max_attempts)",
         );
         let count: i64 =
@@ -173,7 +173,7 @@ impl Store {
                  event_seq = event_seq + 1, error_code = 'job_crashed_worker',
                  error_message = 'The server died several times while it worked on this job, \
              and the job was given up.'
-             where lease_until <= {now} and finished_at is null
+             where lease_until <= {now} and status in ('validating_files', 'running')
                and (crash_streak + 1 >= $1 or attempt >= max_attempts)
              returning *",
         );
