@@ -1,6 +1,7 @@
 //! Behaviour, by theme; one target, so that it links once.
 
 mod architecture;
+mod text;
 mod crash;
 mod leases;
 mod parity;
