@@ -2,5 +2,7 @@
 
 mod architecture;
 mod leases;
+mod parity;
 mod store;
 mod support;
+mod training;
