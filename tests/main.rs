@@ -1,6 +1,7 @@
 //! Behaviour, by theme; one target, so that it links once.
 
 mod architecture;
+mod crash;
 mod leases;
 mod parity;
 mod store;
