@@ -2,6 +2,21 @@
 
 use std::sync::Arc;
 
+/// How a frozen weight is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightFormat {
+    F32,
+    Bf16,
+    /// 4-bit normal float, absmax per 64, optionally itself in 8 bits. Dettmers et al. 2023.
+    Nf4 {
+        double: bool,
+    },
+    /// int8 with one scale per 32, as GGUF's Q8_0.
+    Q8_0,
+    /// 4 bits with one scale per 32, as GGUF's Q4_0.
+    Q4_0,
+}
+
 /// One linear layer an adapter may attach to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModuleShape {

@@ -6,13 +6,15 @@ pub mod adapter;
 pub mod base;
 pub mod generation;
 pub mod ids;
+pub mod job;
 pub mod sampling;
 pub mod training;
 
 pub use adapter::{AdapterSite, AdapterWeights};
-pub use base::{BaseInfo, ModuleShape};
+pub use base::{BaseInfo, ModuleShape, WeightFormat};
 pub use generation::{FinishReason, GenerationRequest, PromptToken, SampledToken, TokenLogprob};
 pub use ids::{AdapterId, CheckpointId, EventId, FileId, JobId};
+pub use job::JobStatus;
 pub use sampling::SamplingParams;
 pub use training::{
     BatchLimits, Example, Hyperparameters, IGNORE_INDEX, LoraSpec, LrScheduler, TrainMetrics,

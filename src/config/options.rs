@@ -1,0 +1,317 @@
+//! The options of `tandem serve`, and how they become a [`Config`].
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::file::ConfigFile;
+use super::{AdapterOption, Config, ConfigError, Database, Device, ModelOption};
+
+/// What `tandem serve` takes. Each option is also an environment variable.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ServeOptions {
+    /// Base model to serve; repeatable. SOURCE is a Hugging Face folder, or `demo`.
+    #[arg(
+        long,
+        env = "TANDEM_MODEL",
+        value_name = "[NAME=]SOURCE[,quantize=nf4|q8_0|q4_0][,dtype=f32|bf16][,template=FILE|PRESET]",
+        value_delimiter = ' '
+    )]
+    pub model: Vec<String>,
+    /// PEFT adapter to register at start; repeatable.
+    #[arg(long, env = "TANDEM_ADAPTER", value_name = "NAME=DIR[@BASE]", value_delimiter = ' ')]
+    pub adapter: Vec<String>,
+    /// Where jobs and files are recorded [default: an SQLite file in the data folder].
+    #[arg(
+        long,
+        env = "TANDEM_DATABASE",
+        value_name = "sqlite://PATH|postgres://…",
+        hide_env_values = true
+    )]
+    pub database: Option<String>,
+    /// Folder of uploaded files, checkpoints and adapters [default: `artifacts` in the data folder].
+    #[arg(long, env = "TANDEM_STORAGE", value_name = "DIR")]
+    pub storage: Option<String>,
+    /// Address to listen on [default: 127.0.0.1:8080].
+    #[arg(long, env = "TANDEM_LISTEN", value_name = "ADDRESS:PORT")]
+    pub listen: Option<String>,
+    /// Folder for everything that must survive a restart [default: ./tandem-data].
+    #[arg(long, env = "TANDEM_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Where to compute [default: auto].
+    #[arg(long, env = "TANDEM_DEVICE", value_name = "auto|cpu")]
+    pub device: Option<String>,
+    /// TOML file with any of these settings.
+    #[arg(long, env = "TANDEM_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Bearer key that requests must carry; repeatable. Needed to listen beyond loopback.
+    #[arg(
+        long,
+        env = "TANDEM_API_KEY",
+        value_name = "KEY",
+        hide_env_values = true,
+        value_delimiter = ' '
+    )]
+    pub api_key: Vec<String>,
+    /// Organization in the names of fine-tuned models [default: tandem].
+    #[arg(long, env = "TANDEM_ORGANIZATION", value_name = "NAME")]
+    pub organization: Option<String>,
+    /// Folder below which `POST /v1/adapters` may name a path.
+    #[arg(long, env = "TANDEM_ADAPTER_ROOT", value_name = "DIR")]
+    pub adapter_root: Option<PathBuf>,
+    /// Compute threads [default: what affinity and the cgroup quota allow].
+    #[arg(long, env = "TANDEM_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// Memory for keys and values, per base model [default: 512].
+    #[arg(long, env = "TANDEM_KV_CACHE_MIB", value_name = "MIB")]
+    pub kv_cache_mib: Option<usize>,
+    /// Memory for resident adapters [default: 512].
+    #[arg(long, env = "TANDEM_ADAPTER_CACHE_MIB", value_name = "MIB")]
+    pub adapter_cache_mib: Option<usize>,
+    /// Tokens of one forward pass [default: 512].
+    #[arg(long, env = "TANDEM_MAX_BATCH_TOKENS", value_name = "N")]
+    pub max_batch_tokens: Option<usize>,
+    /// Sequences of one forward pass [default: 64].
+    #[arg(long, env = "TANDEM_MAX_SEQUENCES", value_name = "N")]
+    pub max_sequences: Option<usize>,
+    /// Requests that may wait before the answer is 429 [default: 256].
+    #[arg(long, env = "TANDEM_MAX_WAITING", value_name = "N")]
+    pub max_waiting: Option<usize>,
+    /// What training may add to the time between two tokens, in milliseconds [default: 10].
+    #[arg(long, env = "TANDEM_TRAINING_LATENCY_BUDGET", value_name = "MS")]
+    pub training_latency_budget: Option<u64>,
+    /// How long a shutdown waits for running answers, in seconds [default: 30].
+    #[arg(long, env = "TANDEM_SHUTDOWN_TIMEOUT", value_name = "SECONDS")]
+    pub shutdown_timeout: Option<u64>,
+    /// Write log lines as JSON.
+    #[arg(long, env = "TANDEM_LOG_JSON")]
+    pub log_json: bool,
+}
+
+fn invalid(place: &'static str, value: impl ToString, reason: impl Into<String>) -> ConfigError {
+    ConfigError::Invalid { place, value: value.to_string(), reason: reason.into() }
+}
+
+impl ServeOptions {
+    /// Settles every setting: option, else environment, else file, else default.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the setting.
+    pub fn resolve(self) -> Result<Config, ConfigError> {
+        let file = self.config.as_deref().map(ConfigFile::read).transpose()?.unwrap_or_default();
+        let data = self.data.or(file.data).unwrap_or_else(|| "tandem-data".into());
+        let config = Config {
+            models: models(first_named(self.model, file.model))?,
+            adapters: first_named(self.adapter, file.adapter)
+                .iter()
+                .map(|text| AdapterOption::parse(text))
+                .collect::<Result<_, _>>()?,
+            database: database(self.database.or(file.database), &data)?,
+            storage: storage(self.storage.or(file.storage), &data)?,
+            listen: listen(self.listen.or(file.listen))?,
+            device: device(self.device.or(file.device))?,
+            api_keys: api_keys(first_named(self.api_key, file.api_key))?,
+            organization: organization(self.organization.or(file.organization))?,
+            adapter_root: self.adapter_root.or(file.adapter_root),
+            threads: at_least_one("--threads", self.threads.or(file.threads), usable_cores())?,
+            kv_cache_mib: at_least_one(
+                "--kv-cache-mib",
+                self.kv_cache_mib.or(file.kv_cache_mib),
+                512,
+            )?,
+            adapter_cache_mib: at_least_one(
+                "--adapter-cache-mib",
+                self.adapter_cache_mib.or(file.adapter_cache_mib),
+                512,
+            )?,
+            max_batch_tokens: at_least_one(
+                "--max-batch-tokens",
+                self.max_batch_tokens.or(file.max_batch_tokens),
+                512,
+            )?,
+            max_sequences: at_least_one(
+                "--max-sequences",
+                self.max_sequences.or(file.max_sequences),
+                64,
+            )?,
+            max_waiting: at_least_one("--max-waiting", self.max_waiting.or(file.max_waiting), 256)?,
+            training_latency_budget: Duration::from_millis(
+                self.training_latency_budget.or(file.training_latency_budget_ms).unwrap_or(10),
+            ),
+            shutdown_timeout: Duration::from_secs(
+                self.shutdown_timeout.or(file.shutdown_timeout_secs).unwrap_or(30),
+            ),
+            log_json: self.log_json || file.log_json.unwrap_or(false),
+            data,
+        };
+        if config.api_keys.is_empty() && !config.listen.ip().is_loopback() {
+            return Err(ConfigError::OpenToTheWorld { listen: config.listen });
+        }
+        Ok(config)
+    }
+}
+
+/// A list from the command line or environment replaces the file's.
+fn first_named(options: Vec<String>, file: Vec<String>) -> Vec<String> {
+    if options.is_empty() { file } else { options }
+}
+
+fn models(texts: Vec<String>) -> Result<Vec<ModelOption>, ConfigError> {
+    if texts.is_empty() {
+        return Ok(vec![ModelOption::demo()]);
+    }
+    let mut models: Vec<ModelOption> = Vec::with_capacity(texts.len());
+    for text in &texts {
+        let model = ModelOption::parse(text)?;
+        if model.name.is_empty() || model.name.starts_with("ft:") || model.name.contains('@') {
+            return Err(invalid(
+                "--model",
+                text,
+                "a name may not be empty, start with `ft:` or hold `@`",
+            ));
+        }
+        if models.iter().any(|other| other.name == model.name) {
+            return Err(invalid("--model", text, "another model has that name; write NAME=SOURCE"));
+        }
+        models.push(model);
+    }
+    Ok(models)
+}
+
+fn database(url: Option<String>, data: &std::path::Path) -> Result<Database, ConfigError> {
+    let Some(url) = url else { return Ok(Database::Sqlite(data.join("tandem.sqlite"))) };
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        return Ok(Database::Postgres(url));
+    }
+    match url.strip_prefix("sqlite://") {
+        Some(path) if !path.is_empty() => Ok(Database::Sqlite(path.into())),
+        // The value may hold a password in a form we do not recognise, so it is not repeated.
+        _ => Err(invalid("--database", "…", "it must be postgres://… or sqlite://PATH")),
+    }
+}
+
+fn storage(value: Option<String>, data: &std::path::Path) -> Result<PathBuf, ConfigError> {
+    match value {
+        None => Ok(data.join("artifacts")),
+        Some(url) if url.contains("://") => {
+            Err(invalid("--storage", url, "object stores are not built yet; give a folder"))
+        }
+        Some(folder) => Ok(folder.into()),
+    }
+}
+
+fn listen(value: Option<String>) -> Result<SocketAddr, ConfigError> {
+    let value = value.unwrap_or_else(|| "127.0.0.1:8080".to_owned());
+    let reason = "it must be ADDRESS:PORT, for example 127.0.0.1:8080";
+    let found = value.to_socket_addrs().map_err(|_| invalid("--listen", &value, reason))?.next();
+    found.ok_or_else(|| invalid("--listen", &value, reason))
+}
+
+fn device(value: Option<String>) -> Result<Device, ConfigError> {
+    match value.as_deref() {
+        None | Some("auto") => Ok(Device::Auto),
+        Some("cpu") => Ok(Device::Cpu),
+        Some(other) if other.starts_with("cuda") => {
+            Err(invalid("--device", other, "CUDA devices are not built yet; use cpu or auto"))
+        }
+        Some(other) => Err(invalid("--device", other, "it is neither auto nor cpu")),
+    }
+}
+
+fn api_keys(keys: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    match keys.iter().any(|key| key.len() < 16) {
+        true => Err(invalid("--api-key", "…", "a key needs at least 16 characters")),
+        false => Ok(keys),
+    }
+}
+
+fn organization(value: Option<String>) -> Result<String, ConfigError> {
+    let value = value.unwrap_or_else(|| "tandem".to_owned());
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if value.is_empty() || !value.chars().all(allowed) {
+        return Err(invalid(
+            "--organization",
+            value,
+            "only letters, digits, `-` and `_` are allowed",
+        ));
+    }
+    Ok(value)
+}
+
+/// What affinity and the cgroup's CPU quota leave us; the standard library reads both.
+fn usable_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn at_least_one(
+    place: &'static str,
+    value: Option<usize>,
+    default: usize,
+) -> Result<usize, ConfigError> {
+    match value {
+        Some(0) => Err(invalid(place, 0, "it must be at least 1")),
+        value => Ok(value.unwrap_or(default)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_file(text: &str) -> (tempfile::TempDir, ServeOptions) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("tandem.toml");
+        std::fs::write(&path, text).expect("a file");
+        (folder, ServeOptions { config: Some(path), ..ServeOptions::default() })
+    }
+
+    #[test]
+    fn nothing_given_serves_the_demo_model_on_loopback() {
+        let config = ServeOptions::default().resolve().expect("the defaults are valid");
+        assert_eq!(config.models, [ModelOption::demo()]);
+        assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.database, Database::Sqlite("tandem-data/tandem.sqlite".into()));
+    }
+
+    #[test]
+    fn an_option_wins_over_the_file_and_the_file_over_the_default() {
+        let (_folder, options) = with_file("listen = '127.0.0.1:9000'\nmax-waiting = 7\n");
+        let config = ServeOptions { listen: Some("127.0.0.1:9001".into()), ..options };
+        let config = config.resolve().expect("valid");
+        assert_eq!((config.listen.port(), config.max_waiting, config.max_sequences), (9001, 7, 64));
+    }
+
+    #[test]
+    fn an_unknown_key_of_the_file_is_named() {
+        let (_folder, options) = with_file("colour = 'red'");
+        let error = options.resolve().expect_err("must be refused");
+        assert_eq!(error.exit_code(), 78);
+        assert!(error.to_string().contains("colour"), "{error}");
+    }
+
+    #[test]
+    fn beyond_loopback_a_key_is_needed() {
+        let options = ServeOptions { listen: Some("0.0.0.0:8080".into()), ..Default::default() };
+        assert!(matches!(options.clone().resolve(), Err(ConfigError::OpenToTheWorld { .. })));
+        let keyed = ServeOptions { api_key: vec!["0123456789abcdef".into()], ..options };
+        assert!(keyed.resolve().is_ok());
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused() {
+        let refuse = |options: ServeOptions| options.resolve().expect_err("must be refused");
+        for options in [
+            ServeOptions { listen: Some("nonsense".into()), ..Default::default() },
+            ServeOptions { threads: Some(0), ..Default::default() },
+            ServeOptions { device: Some("cuda:0".into()), ..Default::default() },
+            ServeOptions { database: Some("mysql://x".into()), ..Default::default() },
+            ServeOptions { storage: Some("s3://bucket".into()), ..Default::default() },
+            ServeOptions { model: vec!["demo".into(), "demo".into()], ..Default::default() },
+            ServeOptions { api_key: vec!["short".into()], ..Default::default() },
+        ] {
+            assert_eq!(refuse(options).exit_code(), 2);
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! From lines to examples: reads, checks, renders, tokenises, masks, cuts and counts.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, BufRead};
+
+use serde_json::{Map, Value};
+
+use super::format::{Format, is_preference};
+use super::lines::{Line, Lines};
+use super::records::{self, Findings, Record};
+use super::report::{Finding, Piece, Problem, Report, Sample};
+use super::{Limits, TrainOn};
+use crate::domain::{Example, IGNORE_INDEX};
+use crate::text::detokenizer::{Detokenizer, Start};
+use crate::text::mask::{self, MaskError};
+use crate::text::model::TextModel;
+use crate::text::template::TemplateError;
+use crate::text::tokenizer::TokenizerError;
+
+/// Examples shown in a report.
+const SAMPLES: usize = 3;
+/// Tokens shown of each.
+const SAMPLE_TOKENS: usize = 512;
+/// Examples remembered to find duplicates, 16 bytes each.
+const REMEMBERED: usize = 1 << 20;
+/// Fewer examples than this deserve a word.
+const FEW_EXAMPLES: u64 = 10;
+
+/// Reads `reader` to its end, hands every good example to `take`, and reports the rest.
+pub(super) fn run(
+    reader: impl BufRead,
+    model: &TextModel,
+    limits: &Limits,
+    train_on: TrainOn,
+    mut take: impl FnMut(Example),
+) -> io::Result<Report> {
+    let mut lines = Lines::new(reader, limits.max_line_bytes);
+    let mut builder = Builder::new(model, limits, train_on);
+    while let Some(line) = lines.next()? {
+        builder.report.lines += 1;
+        match builder.line(line) {
+            Outcome::Example(example) => take(example),
+            Outcome::Nothing => {}
+            Outcome::Stop => break,
+        }
+    }
+    Ok(builder.finish())
+}
+
+struct Builder<'a> {
+    model: &'a TextModel,
+    limits: &'a Limits,
+    train_on: TrainOn,
+    report: Report,
+    /// Blank lines that are only worth a word if a line follows.
+    blanks: u64,
+    /// Whether a line with content was seen.
+    begun: bool,
+    seen: HashMap<u64, u64>,
+    /// Examples that end with a token that ends an answer, and learn it.
+    closed: u64,
+}
+
+enum Outcome {
+    Example(Example),
+    Nothing,
+    Stop,
+}
+
+impl<'a> Builder<'a> {
+    fn new(model: &'a TextModel, limits: &'a Limits, train_on: TrainOn) -> Self {
+        Self {
+            model,
+            limits,
+            train_on,
+            report: Report::default(),
+            blanks: 0,
+            begun: false,
+            seen: HashMap::new(),
+            closed: 0,
+        }
+    }
+
+    fn line(&mut self, line: Line<'_>) -> Outcome {
+        let bytes = match line {
+            Line::Bytes(bytes) => self.without_mark(bytes),
+            Line::TooLong => {
+                self.begun = true;
+                self.find("$", Problem::LineTooLong { limit: self.limits.max_line_bytes });
+                return Outcome::Nothing;
+            }
+        };
+        if bytes.trim_ascii().is_empty() {
+            self.blanks += 1;
+            return Outcome::Nothing;
+        }
+        self.report_blanks();
+        let first = !std::mem::replace(&mut self.begun, true);
+        if first && bytes.trim_ascii_start().starts_with(b"[") {
+            self.find("$", Problem::WholeFileArray);
+            return Outcome::Stop;
+        }
+        let mut findings = Findings::default();
+        let example = self.parse(bytes, &mut findings).and_then(|(object, format)| {
+            let record = records::read(format, &object, self.model, self.train_on, &mut findings)?;
+            self.example(record, &mut findings)
+        });
+        for (path, problem) in findings.0 {
+            self.find(path, problem);
+        }
+        example.map_or(Outcome::Nothing, Outcome::Example)
+    }
+
+    /// Skips a byte order mark at the very beginning.
+    fn without_mark<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
+        match bytes.strip_prefix("\u{feff}".as_bytes()) {
+            Some(rest) if self.report.lines == 1 => {
+                self.find("$", Problem::ByteOrderMark);
+                rest
+            }
+            _ => bytes,
+        }
+    }
+
+    fn parse(
+        &mut self,
+        bytes: &[u8],
+        findings: &mut Findings,
+    ) -> Option<(Map<String, Value>, Format)> {
+        let object = match parse_object(bytes) {
+            Ok(object) => object,
+            Err(problem) => {
+                findings.add("$", problem);
+                return None;
+            }
+        };
+        if is_preference(&object) {
+            findings.add("$", Problem::PreferenceData);
+            return None;
+        }
+        let Some(found) = Format::of(&object) else {
+            let keys: Vec<&str> = object.keys().map(String::as_str).collect();
+            let keys = keys.join(", ").chars().take(200).collect();
+            findings.add("$", Problem::UnknownFormat { keys });
+            return None;
+        };
+        let expected = *self.report.format.get_or_insert(found);
+        if expected != found {
+            findings.add("$", Problem::MixedFormats { expected, found });
+            return None;
+        }
+        Some((object, found))
+    }
+
+    fn example(&mut self, record: Record, findings: &mut Findings) -> Option<Example> {
+        let mut example = match to_example(self.model, record) {
+            Ok(example) => example,
+            Err(problem) => {
+                findings.add("$", problem);
+                return None;
+            }
+        };
+        if self.train_on == TrainOn::All {
+            example.labels = example.ids.iter().map(|&id| id as i32).collect();
+        }
+        let tokens = example.ids.len();
+        self.report.count_length(tokens);
+        let kept = tokens.min(self.limits.max_seq_length);
+        example.ids.truncate(kept);
+        example.labels.truncate(kept);
+        if example.trained_tokens() == 0 {
+            findings.add("$", Problem::NothingTrained { truncated: kept < tokens });
+            return None;
+        }
+        if kept < tokens {
+            self.report.truncated += 1;
+            findings.add("$", Problem::Truncated { tokens, kept });
+        }
+        if let Some(first) = self.first_with(&example.ids) {
+            self.report.duplicates += 1;
+            findings.add("$", Problem::Duplicate { first });
+        }
+        self.count(&example);
+        Some(example)
+    }
+
+    fn count(&mut self, example: &Example) {
+        self.report.examples += 1;
+        self.report.tokens += example.ids.len() as u64;
+        self.report.trained_tokens += example.trained_tokens() as u64;
+        let end = example.ids.last().zip(example.labels.last());
+        let closes = |(id, &label): (&u32, &i32)| {
+            label != IGNORE_INDEX && self.model.stop_ids().contains(id)
+        };
+        self.closed += u64::from(end.is_some_and(closes));
+        if self.report.samples.len() < SAMPLES {
+            let pieces = pieces(self.model, example);
+            self.report.samples.push(Sample { line: self.report.lines, pieces });
+        }
+    }
+
+    /// The line of an earlier example with the same tokens.
+    fn first_with(&mut self, ids: &[u32]) -> Option<u64> {
+        let mut hasher = DefaultHasher::new();
+        ids.hash(&mut hasher);
+        let key = hasher.finish();
+        let first = self.seen.get(&key).copied();
+        if first.is_none() && self.seen.len() < REMEMBERED {
+            self.seen.insert(key, self.report.lines);
+        }
+        first
+    }
+
+    fn report_blanks(&mut self) {
+        let blanks = std::mem::take(&mut self.blanks);
+        for line in self.report.lines - blanks..self.report.lines {
+            self.find_at(line, "$", Problem::BlankLine);
+        }
+    }
+
+    fn find(&mut self, path: impl Into<String>, problem: Problem) {
+        self.find_at(self.report.lines, path, problem);
+    }
+
+    fn find_at(&mut self, line: u64, path: impl Into<String>, problem: Problem) {
+        let finding = Finding { line, path: path.into(), problem };
+        self.report.add(finding, self.limits.max_findings);
+    }
+
+    fn finish(mut self) -> Report {
+        let examples = self.report.examples;
+        if examples == 0 && self.report.error_count == 0 {
+            self.find_at(0, "$", Problem::Empty);
+        }
+        if examples > 0 && self.closed == 0 && !self.model.stop_ids().is_empty() {
+            self.find_at(0, "$", Problem::NeverStops);
+        }
+        if (1..FEW_EXAMPLES).contains(&examples) {
+            self.find_at(0, "$", Problem::FewExamples { examples });
+        }
+        self.report
+    }
+}
+
+fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| Problem::InvalidUtf8 { at: error.valid_up_to() })?;
+    let value: Value = serde_json::from_str(text).map_err(|error| {
+        let sentence = error.to_string();
+        let reason = sentence.split(" at line ").next().unwrap_or(&sentence).to_owned();
+        Problem::InvalidJson { reason, column: error.column() }
+    })?;
+    match value {
+        Value::Object(object) => Ok(object),
+        Value::Array(_) => Err(Problem::NotAnObject { found: "an array" }),
+        Value::String(_) => Err(Problem::NotAnObject { found: "a string" }),
+        Value::Number(_) => Err(Problem::NotAnObject { found: "a number" }),
+        Value::Bool(_) | Value::Null => Err(Problem::NotAnObject { found: "a single value" }),
+    }
+}
+
+/// Ids and labels of a record, before any cut.
+fn to_example(model: &TextModel, record: Record) -> Result<Example, Problem> {
+    match record {
+        Record::Conversation(conversation) => {
+            let template = model.template().ok_or(Problem::NoTemplate)?;
+            let rendered = mask::render(model, template, &conversation).map_err(mask_problem)?;
+            let last_trained = conversation.trained.last() == Some(&true);
+            mask::example(model, &rendered, last_trained).map_err(mask_problem)
+        }
+        Record::Pair { prompt, completion } => {
+            pair(model, &prompt, &completion).map_err(tokenizer_problem)
+        }
+        Record::Text(text) => {
+            let mut ids = model.tokenizer().encode(&text, true).map_err(tokenizer_problem)?;
+            ids.extend(model.tokenizer().eos_id());
+            let labels = ids.iter().map(|&id| id as i32).collect();
+            Ok(Example { ids, labels })
+        }
+        Record::Tokens { ids, labels } => Ok(Example { ids, labels }),
+    }
+}
+
+/// Prompt and completion are tokenised apart, so that the border between them is exact and the
+/// prompt has the very ids it has when served; the completion gets no space put before it.
+fn pair(model: &TextModel, prompt: &str, completion: &str) -> Result<Example, TokenizerError> {
+    let tokenizer = model.tokenizer();
+    let mut ids = tokenizer.encode(prompt, true)?;
+    let mut labels = vec![IGNORE_INDEX; ids.len()];
+    let mut answer = tokenizer.encode_continuation(completion)?;
+    answer.extend(tokenizer.eos_id());
+    labels.extend(answer.iter().map(|&id| id as i32));
+    ids.extend(answer);
+    Ok(Example { ids, labels })
+}
+
+fn mask_problem(error: MaskError) -> Problem {
+    match error {
+        MaskError::Template(TemplateError::Raised { message }) => {
+            Problem::Template { reason: format!("the chat template refuses it: {message}") }
+        }
+        MaskError::Tokenizer(error) => tokenizer_problem(error),
+        other => Problem::Template { reason: other.to_string() },
+    }
+}
+
+fn tokenizer_problem(error: TokenizerError) -> Problem {
+    Problem::Tokenizer { reason: error.to_string() }
+}
+
+/// An example as text, cut where loss begins and ends.
+fn pieces(model: &TextModel, example: &Example) -> Vec<Piece> {
+    let mut detokenizer = Detokenizer::new(model.tokenizer().clone(), Start::Text, false);
+    let mut pieces: Vec<Piece> = Vec::new();
+    for (&id, &label) in example.ids.iter().zip(&example.labels).take(SAMPLE_TOKENS) {
+        let trained = label != IGNORE_INDEX;
+        let text = detokenizer.push(id);
+        match pieces.last_mut() {
+            Some(piece) if piece.trained == trained => piece.text.push_str(&text),
+            _ => pieces.push(Piece { text, trained }),
+        }
+    }
+    if let Some(piece) = pieces.last_mut() {
+        piece.text.push_str(&detokenizer.finish());
+    }
+    pieces
+}

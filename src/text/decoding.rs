@@ -1,0 +1,195 @@
+//! From the text of a token to the bytes it stands for, as the `decoder` of a `tokenizer.json` says.
+//!
+//! The rules are read once at load; a decoder whose rules cannot be applied token by token is
+//! refused there, so that streaming never has to guess.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+/// What one token contributes to the text.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Piece {
+    /// Text, or with a byte-level vocabulary any part of it.
+    Bytes(Vec<u8>),
+    /// One byte of a character that the vocabulary lacks (`<0xE2>`).
+    Fallback(u8),
+}
+
+/// How the texts of tokens join.
+#[derive(Debug)]
+pub(super) enum Decoding {
+    /// Every character of a token stands for a byte (GPT-2 and most that followed).
+    ByteLevel { bytes: HashMap<char, u8> },
+    /// Tokens are text; `▁` is a space, `<0xNN>` may be a byte (SentencePiece).
+    Pieces(PieceRules),
+    /// No decoder: whole words, a space between.
+    Words,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct PieceRules {
+    replace: Vec<(String, String)>,
+    byte_fallback: bool,
+    /// The metaspace character, and whether the first token loses it.
+    metaspace: Option<(char, bool)>,
+    /// A character to drop from the start of the text, and how often.
+    pub strip: Option<(char, usize)>,
+}
+
+impl Decoding {
+    /// Reads the `decoder` entry of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// A sentence fragment naming the step that is not supported.
+    pub fn from_json(decoder: &Value) -> Result<Self, String> {
+        if decoder.is_null() {
+            return Ok(Self::Words);
+        }
+        let mut steps = Vec::new();
+        flatten(decoder, &mut steps);
+        if steps.iter().any(|step| kind(step) == "ByteLevel") {
+            if steps.iter().all(|step| matches!(kind(step), "ByteLevel" | "Fuse")) {
+                return Ok(Self::ByteLevel { bytes: byte_level_alphabet() });
+            }
+            return Err("`ByteLevel` combined with other steps".into());
+        }
+        let mut rules = PieceRules::default();
+        let mut fused = false;
+        for step in steps {
+            rules.add(step, &mut fused)?;
+        }
+        Ok(Self::Pieces(rules))
+    }
+
+    /// What `token` stands for; `first` if it begins the text.
+    pub fn piece(&self, token: &str, first: bool) -> Piece {
+        match self {
+            Self::ByteLevel { bytes } => {
+                let mapped: Option<Vec<u8>> =
+                    token.chars().map(|c| bytes.get(&c).copied()).collect();
+                Piece::Bytes(mapped.unwrap_or_else(|| token.as_bytes().to_vec()))
+            }
+            Self::Pieces(rules) => rules.piece(token, first),
+            Self::Words if first => Piece::Bytes(token.as_bytes().to_vec()),
+            Self::Words => Piece::Bytes(format!(" {token}").into_bytes()),
+        }
+    }
+
+    /// The character dropped from the start of a text, and how often.
+    pub fn strip(&self) -> Option<(char, usize)> {
+        match self {
+            Self::Pieces(rules) => rules.strip,
+            _ => None,
+        }
+    }
+}
+
+impl PieceRules {
+    fn add(&mut self, step: &Value, fused: &mut bool) -> Result<(), String> {
+        match kind(step) {
+            "Replace" if !*fused && !self.byte_fallback => {
+                let from = step["pattern"]["String"].as_str();
+                let to = step["content"].as_str();
+                let (from, to) = from.zip(to).ok_or("`Replace` with a regular expression")?;
+                self.replace.push((from.into(), to.into()));
+            }
+            "ByteFallback" if !*fused => self.byte_fallback = true,
+            "Metaspace" if !*fused && !self.byte_fallback => {
+                let mark = step["replacement"].as_str().and_then(|text| text.chars().next());
+                let never = step["prepend_scheme"] == "never"
+                    || (step["prepend_scheme"].is_null() && step["add_prefix_space"] == false);
+                self.metaspace = Some((mark.unwrap_or('▁'), !never));
+            }
+            "Fuse" => *fused = true,
+            "Strip" if *fused && step["stop"].as_u64().unwrap_or(0) == 0 => {
+                let content = step["content"].as_str().and_then(|text| text.chars().next());
+                let count = step["start"].as_u64().unwrap_or(0) as usize;
+                self.strip = content.map(|content| (content, count));
+            }
+            other => return Err(format!("`{other}` at this place")),
+        }
+        Ok(())
+    }
+
+    fn piece(&self, token: &str, first: bool) -> Piece {
+        let mut text = token.to_owned();
+        for (from, to) in &self.replace {
+            text = text.replace(from, to);
+        }
+        if let Some((mark, drop_first)) = self.metaspace {
+            text = match first && drop_first {
+                true => text.replace(mark, ""),
+                false => text.replace(mark, " "),
+            };
+        }
+        match self.byte_fallback.then(|| fallback_byte(&text)).flatten() {
+            Some(byte) => Piece::Fallback(byte),
+            None => Piece::Bytes(text.into_bytes()),
+        }
+    }
+}
+
+/// The byte named by `<0xNN>`.
+fn fallback_byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok()).flatten()
+}
+
+fn flatten<'a>(step: &'a Value, steps: &mut Vec<&'a Value>) {
+    match step["decoders"].as_array() {
+        Some(inner) if kind(step) == "Sequence" => {
+            inner.iter().for_each(|step| flatten(step, steps))
+        }
+        _ => steps.push(step),
+    }
+}
+
+fn kind(step: &Value) -> &str {
+    step["type"].as_str().unwrap_or("unnamed")
+}
+
+/// GPT-2's visible stand-ins: printable bytes stand for themselves, the others for the characters
+/// from U+0100 on. Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", 2.2.
+fn byte_level_alphabet() -> HashMap<char, u8> {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let mut stand_ins = (0x100u32..).filter_map(char::from_u32);
+    (0..=u8::MAX)
+        .filter_map(|byte| {
+            let shown = if printable(byte) { Some(char::from(byte)) } else { stand_ins.next() };
+            shown.map(|shown| (shown, byte))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_byte_level_alphabet_covers_every_byte_once() {
+        let alphabet = byte_level_alphabet();
+        assert_eq!(alphabet.len(), 256);
+        assert_eq!((alphabet[&'Ġ'], alphabet[&'Ċ'], alphabet[&'A']), (b' ', b'\n', b'A'));
+    }
+
+    #[test]
+    fn pieces_follow_their_rules() {
+        let decoder = json!({"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]});
+        let decoding = Decoding::from_json(&decoder).unwrap();
+        assert_eq!(decoding.piece("▁a", true), Piece::Bytes(b" a".to_vec()));
+        assert_eq!(decoding.piece("<0xE2>", false), Piece::Fallback(0xE2));
+        assert_eq!(decoding.piece("<0xÉ>", false), Piece::Bytes("<0xÉ>".into()));
+        assert_eq!(decoding.strip(), Some((' ', 1)));
+    }
+
+    #[test]
+    fn a_decoder_that_cannot_stream_is_refused_by_name() {
+        let error = Decoding::from_json(&json!({"type": "CTC"})).unwrap_err();
+        assert!(error.contains("CTC"), "{error}");
+    }
+}

@@ -1,0 +1,248 @@
+//! The text side of a base model: its tokenizer, its chat template, and what ends its turns.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::detokenizer::{Detokenizer, Start};
+use super::mask::MaskError;
+use super::messages::{MessageError, normalise};
+use super::special::SpecialTokens;
+use super::template::{ChatTemplate, PRESETS, TemplateError};
+use super::tokenizer::{Tokenizer, TokenizerError, read_json_if_present};
+
+/// Why a text model could not be loaded or a prompt not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    #[error(transparent)]
+    Mask(#[from] MaskError),
+    #[error(
+        "the model has no chat template; start the server with `template=` and a file or one of the presets"
+    )]
+    NoTemplate,
+    #[error("`{0}` is neither a chat template preset nor a readable file: {1}")]
+    TemplateFile(String, std::io::Error),
+    #[error("`chat_template` of tokenizer_config.json has no template named `default`")]
+    NoDefaultTemplate,
+    #[error("{path} contains the special token `{token}`, which only the chat template may write")]
+    SpecialToken { path: String, token: String },
+    #[error("the prompt is empty: it has no token")]
+    EmptyPrompt,
+}
+
+/// The files of a model that concern text, as bytes; absent ones stay `None`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TextFiles<'a> {
+    pub tokenizer: &'a [u8],
+    pub tokenizer_config: Option<&'a [u8]>,
+    pub generation_config: Option<&'a [u8]>,
+    pub config: Option<&'a [u8]>,
+    pub chat_template: Option<&'a str>,
+}
+
+/// Tokenizer and chat template of one base model.
+#[derive(Debug)]
+pub struct TextModel {
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+    stop_ids: Vec<u32>,
+}
+
+impl TextModel {
+    /// Reads a Hugging Face folder. `template` is a preset's name or a file and replaces the
+    /// template of the folder, which is `chat_template.jinja` or in `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// [`TextError`] naming the file that is missing or wrong.
+    pub fn from_folder(folder: &Path, template: Option<&str>) -> Result<Self, TextError> {
+        let tokenizer = Tokenizer::from_folder(folder)?;
+        let own = match std::fs::read_to_string(folder.join("chat_template.jinja")) {
+            Ok(source) => Some(("chat_template.jinja", source)),
+            Err(_) => configured_template(&read_json_if_present(folder, "tokenizer_config.json")?)?
+                .map(|source| ("tokenizer_config.json", source)),
+        };
+        Self::new(tokenizer, own, template)
+    }
+
+    /// The same from memory, for a model inside the binary.
+    ///
+    /// # Errors
+    /// As [`TextModel::from_folder`].
+    pub fn from_bytes(files: &TextFiles<'_>, template: Option<&str>) -> Result<Self, TextError> {
+        let parse = |bytes: Option<&[u8]>, file| match bytes {
+            None => Ok(Value::Null),
+            Some(bytes) => serde_json::from_slice(bytes)
+                .map_err(|error| TokenizerError::Json { file, reason: error.to_string() }),
+        };
+        let tokenizer_config = parse(files.tokenizer_config, "tokenizer_config.json")?;
+        let special = SpecialTokens::read(
+            &tokenizer_config,
+            &parse(files.generation_config, "generation_config.json")?,
+            &parse(files.config, "config.json")?,
+        );
+        let tokenizer = Tokenizer::from_bytes(files.tokenizer, special)?;
+        let own = match files.chat_template {
+            Some(source) => Some(("chat_template.jinja", source.to_owned())),
+            None => configured_template(&tokenizer_config)?
+                .map(|source| ("tokenizer_config.json", source)),
+        };
+        Self::new(tokenizer, own, template)
+    }
+
+    fn new(
+        tokenizer: Tokenizer,
+        own: Option<(&str, String)>,
+        chosen: Option<&str>,
+    ) -> Result<Self, TextError> {
+        let (bos, eos) = (tokenizer.bos_token(), tokenizer.eos_token());
+        let template = match (chosen, own) {
+            (Some(name), _) if PRESETS.iter().any(|(preset, _)| *preset == name) => {
+                Some(ChatTemplate::from_preset(name, bos, eos)?)
+            }
+            (Some(path), _) => {
+                let source = std::fs::read_to_string(path)
+                    .map_err(|error| TextError::TemplateFile(path.to_owned(), error))?;
+                Some(ChatTemplate::compile(path, &source, bos, eos)?)
+            }
+            (None, Some((name, source))) => Some(ChatTemplate::compile(name, &source, bos, eos)?),
+            (None, None) => None,
+        };
+        let mut stop_ids = tokenizer.eos_ids().to_vec();
+        let end_of_turn = template.as_ref().and_then(|template| end_of_turn(template, &tokenizer));
+        stop_ids.extend(end_of_turn.filter(|id| !tokenizer.eos_ids().contains(id)));
+        Ok(Self { tokenizer: Arc::new(tokenizer), template, stop_ids })
+    }
+
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// Tokens that end an answer: every end-of-sequence token, and the one with which the chat
+    /// template ends an assistant turn.
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.stop_ids
+    }
+
+    /// Streams answers: whole characters, special tokens left out.
+    pub fn detokenizer(&self, start: Start) -> Detokenizer {
+        Detokenizer::new(self.tokenizer.clone(), start, true)
+    }
+
+    /// Token ids of a completion prompt, with what the model expects before a text.
+    ///
+    /// # Errors
+    /// [`TextError::Tokenizer`], or [`TextError::EmptyPrompt`] if nothing remains.
+    pub fn completion_prompt(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        let ids = self.tokenizer.encode(text, true)?;
+        match (ids.is_empty(), self.tokenizer.bos_id()) {
+            (false, _) => Ok(ids),
+            (true, Some(bos)) => Ok(vec![bos]),
+            (true, None) => Err(TextError::EmptyPrompt),
+        }
+    }
+
+    /// Token ids of a conversation, ready for the assistant to go on.
+    ///
+    /// Messages are in the wire form; `tools` as in a chat request; `extra` are further variables
+    /// of the template. Special tokens written out in a message or tool are refused.
+    ///
+    /// # Errors
+    /// [`TextError`]; [`TextError::Template`] with `Raised` if the template refuses.
+    pub fn chat_prompt(
+        &self,
+        messages: &[Value],
+        tools: Option<&[Value]>,
+        extra: &Map<String, Value>,
+    ) -> Result<Vec<u32>, TextError> {
+        let text = self.chat_text(messages, tools, extra)?;
+        let ids = self.tokenizer.encode(&text, false)?;
+        if ids.is_empty() { Err(TextError::EmptyPrompt) } else { Ok(ids) }
+    }
+
+    /// The text that [`TextModel::chat_prompt`] tokenises.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn chat_text(
+        &self,
+        messages: &[Value],
+        tools: Option<&[Value]>,
+        extra: &Map<String, Value>,
+    ) -> Result<String, TextError> {
+        let template = self.template.as_ref().ok_or(TextError::NoTemplate)?;
+        let messages = normalise(messages)?;
+        for (name, values) in [("messages", Some(messages.as_slice())), ("tools", tools)] {
+            for (index, value) in values.into_iter().flatten().enumerate() {
+                if let Some((path, token)) = self.special_token_in(value) {
+                    let path = format!("{name}[{index}]{path}");
+                    return Err(TextError::SpecialToken { path, token });
+                }
+            }
+        }
+        Ok(template.render(&messages, tools, true, extra)?)
+    }
+
+    /// The first special token written out in any string of `value`, with its JSON path.
+    pub(super) fn special_token_in(&self, value: &Value) -> Option<(String, String)> {
+        match value {
+            Value::String(text) => {
+                Some((String::new(), self.tokenizer.special_token_in(text)?.to_owned()))
+            }
+            Value::Array(items) => items.iter().enumerate().find_map(|(index, item)| {
+                let (path, token) = self.special_token_in(item)?;
+                Some((format!("[{index}]{path}"), token))
+            }),
+            Value::Object(map) => map.iter().find_map(|(key, item)| {
+                if let Some(token) = self.tokenizer.special_token_in(key) {
+                    return Some((String::new(), token.to_owned()));
+                }
+                let (path, token) = self.special_token_in(item)?;
+                Some((format!(".{key}{path}"), token))
+            }),
+            _ => None,
+        }
+    }
+
+    /// Hex SHA-256 of `tokenizer.json`.
+    pub fn tokenizer_fingerprint(&self) -> &str {
+        self.tokenizer.fingerprint()
+    }
+
+    /// Hex SHA-256 of the chat template's source.
+    pub fn template_fingerprint(&self) -> Option<&str> {
+        self.template.as_ref().map(ChatTemplate::fingerprint)
+    }
+}
+
+/// `chat_template` of a `tokenizer_config.json`: a string, or a list of named ones.
+fn configured_template(config: &Value) -> Result<Option<String>, TextError> {
+    match &config["chat_template"] {
+        Value::Array(named) => {
+            let default = named.iter().find(|entry| entry["name"] == "default");
+            let source = default.and_then(|entry| entry["template"].as_str());
+            source.map(|source| Some(source.to_owned())).ok_or(TextError::NoDefaultTemplate)
+        }
+        other => Ok(other.as_str().map(str::to_owned)),
+    }
+}
+
+/// The special token with which `template` closes an assistant turn, found by asking it.
+fn end_of_turn(template: &ChatTemplate, tokenizer: &Tokenizer) -> Option<u32> {
+    const ANSWER: &str = "an answer";
+    let turn = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+    let messages = [turn("user", "a question"), turn("assistant", ANSWER)];
+    let text = template.render(&messages, None, false, &Map::new()).ok()?;
+    let after = &text[text.rfind(ANSWER)? + ANSWER.len()..];
+    tokenizer.encode_continuation(after).ok()?.into_iter().find(|&id| tokenizer.is_special(id))
+}

@@ -1,0 +1,199 @@
+//! Chat templates: a conversation to the text the model was taught to read.
+//!
+//! Jinja as `transformers` runs it: `trim_blocks`, `lstrip_blocks`, loop controls, Python's string
+//! methods and `tojson`, `raise_exception`, `strftime_now`. A template comes with a model and so
+//! from outside: its work, its depth and its output are bounded.
+
+mod functions;
+mod presets;
+mod strftime;
+
+use std::io;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, ErrorKind, Value};
+use serde_json::Value as Json;
+use sha2::{Digest, Sha256};
+
+pub use presets::{PRESETS, preset};
+
+/// Most text one rendering may produce.
+const MAX_OUTPUT_BYTES: usize = super::tokenizer::MAX_INPUT_BYTES;
+/// About so many instructions, and 64 times as many bytes, may one rendering take.
+const FUEL: u64 = 20_000_000;
+const RECURSION_LIMIT: usize = 200;
+const NAME: &str = "chat";
+
+/// Why a template could not be compiled or rendered.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    #[error("the chat template {template} does not compile: line {line}: {reason}")]
+    Syntax { template: String, line: usize, reason: String },
+    #[error("there is no chat template preset `{name}`; there are {known}")]
+    UnknownPreset { name: String, known: String },
+    /// The template itself refused the conversation.
+    #[error("the chat template refused the conversation: {message}")]
+    Raised { message: String },
+    #[error("the chat template {template} failed at line {line}: {reason}")]
+    Render { template: String, line: usize, reason: String },
+    #[error("the chat template {template} did not finish within its budget of work")]
+    OutOfFuel { template: String },
+    #[error("the chat template {template} wrote more than {limit} bytes")]
+    TooLong { template: String, limit: usize },
+}
+
+/// A compiled chat template with the special tokens it writes.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    name: String,
+    bos_token: String,
+    eos_token: String,
+    fingerprint: String,
+}
+
+impl ChatTemplate {
+    /// Compiles `source`; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// [`TemplateError::Syntax`] with the line.
+    pub fn compile(
+        name: &str,
+        source: &str,
+        bos_token: &str,
+        eos_token: &str,
+    ) -> Result<Self, TemplateError> {
+        let mut environment = environment();
+        environment.add_template_owned(NAME, source.to_owned()).map_err(|error| {
+            TemplateError::Syntax {
+                template: name.to_owned(),
+                line: error.line().unwrap_or(1),
+                reason: sentence(&error),
+            }
+        })?;
+        Ok(Self {
+            environment,
+            name: name.to_owned(),
+            bos_token: bos_token.to_owned(),
+            eos_token: eos_token.to_owned(),
+            fingerprint: hex::encode(Sha256::digest(source)),
+        })
+    }
+
+    /// Compiles the preset `name`, one of [`PRESETS`].
+    ///
+    /// # Errors
+    /// [`TemplateError::UnknownPreset`].
+    pub fn from_preset(
+        name: &str,
+        bos_token: &str,
+        eos_token: &str,
+    ) -> Result<Self, TemplateError> {
+        let source = preset(name).ok_or_else(|| TemplateError::UnknownPreset {
+            name: name.to_owned(),
+            known: PRESETS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
+        })?;
+        Self::compile(name, source, bos_token, eos_token)
+    }
+
+    /// The text of `messages`; with `add_generation_prompt` also the opening of the next assistant
+    /// turn. `extra` are further variables (`enable_thinking`, …).
+    ///
+    /// # Errors
+    /// [`TemplateError::Raised`] if the template refuses, the others if it fails or grows too large.
+    pub fn render(
+        &self,
+        messages: &[Json],
+        tools: Option<&[Json]>,
+        add_generation_prompt: bool,
+        extra: &serde_json::Map<String, Json>,
+    ) -> Result<String, TemplateError> {
+        let own = [
+            ("messages", Value::from(Serde(messages))),
+            ("tools", Value::from(Serde(tools))),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+            ("bos_token", Value::from(&self.bos_token)),
+            ("eos_token", Value::from(&self.eos_token)),
+        ];
+        let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
+        let extra = extra.iter().map(|(key, value)| (key.clone(), Value::from(Serde(value))));
+        let context: Value = extra.chain(own).collect();
+        let mut output = Bounded { text: Vec::new(), overflow: false };
+        let template = self.environment.get_template(NAME).map_err(|e| self.failed(&e))?;
+        match template.render_captured_to(context, &mut output) {
+            Err(_) if output.overflow => {
+                Err(TemplateError::TooLong { template: self.name.clone(), limit: MAX_OUTPUT_BYTES })
+            }
+            Err(error) => Err(self.failed(&error)),
+            Ok(_) => Ok(String::from_utf8_lossy(&output.text).into_owned()),
+        }
+    }
+
+    /// What errors call it: a preset or a file.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Hex SHA-256 of the source.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    fn failed(&self, error: &minijinja::Error) -> TemplateError {
+        if let Some(message) = functions::raised_message(error) {
+            return TemplateError::Raised { message };
+        }
+        let template = self.name.clone();
+        match error.kind() {
+            ErrorKind::OutOfFuel => TemplateError::OutOfFuel { template },
+            _ => TemplateError::Render {
+                template,
+                line: error.line().unwrap_or(1),
+                reason: sentence(error),
+            },
+        }
+    }
+}
+
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.expect("the default delimiters are valid"));
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_recursion_limit(RECURSION_LIMIT);
+    environment.set_fuel(Some(FUEL));
+    functions::add_to(&mut environment);
+    environment
+}
+
+/// Kind and detail, without the place, which our errors state themselves.
+fn sentence(error: &minijinja::Error) -> String {
+    match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    }
+}
+
+/// A buffer that refuses to grow without end.
+struct Bounded {
+    text: Vec<u8>,
+    overflow: bool,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.overflow |= self.text.len() + bytes.len() > MAX_OUTPUT_BYTES;
+        if self.overflow {
+            return Err(io::Error::other("the output is too long"));
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

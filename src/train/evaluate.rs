@@ -1,0 +1,88 @@
+//! Loss over the validation examples, one small unit at a time.
+
+use crate::backend::{Backend, LossSum};
+use crate::domain::Example;
+use crate::model::{MicroBatch, MicroBatchOptions, Model, TrainBatch, Trainee};
+
+/// Tokens per validation batch; a longer example makes a batch of its own.
+const BATCH_TOKENS: usize = 2048;
+
+/// One pass over the validation examples.
+pub struct Evaluation<B: Backend> {
+    batches: std::vec::IntoIter<TrainBatch>,
+    running: Option<MicroBatch<B>>,
+    sum: LossSum,
+}
+
+impl<B: Backend> Evaluation<B> {
+    /// Sets the pass up. Examples are cut to `max_seq_length`.
+    pub fn new(examples: &[Example], max_seq_length: usize) -> Self {
+        let batches = batches(examples, max_seq_length);
+        Self { batches: batches.into_iter(), running: None, sum: LossSum::default() }
+    }
+
+    /// One unit of work; the sum over all examples when the pass is over.
+    pub fn advance(
+        &mut self,
+        b: &mut B,
+        model: &Model<B>,
+        trainee: &mut Trainee<B>,
+    ) -> Option<LossSum> {
+        if self.running.is_none() {
+            let options = MicroBatchOptions { evaluate: true, ..MicroBatchOptions::default() };
+            let Some(batch) = self.batches.next() else { return Some(self.sum) };
+            self.running = Some(MicroBatch::start(batch, options));
+        }
+        let found = self.running.as_mut().and_then(|micro| micro.advance(b, model, trainee));
+        if let Some(found) = found {
+            add(&mut self.sum, found);
+            self.running = None;
+        }
+        None
+    }
+}
+
+/// Adds one micro-batch's loss.
+pub fn add(sum: &mut LossSum, found: LossSum) {
+    sum.loss += found.loss;
+    sum.tokens += found.tokens;
+    sum.correct += found.correct;
+}
+
+/// Examples that bear loss, laid end to end up to [`BATCH_TOKENS`].
+fn batches(examples: &[Example], max_seq_length: usize) -> Vec<TrainBatch> {
+    let (mut batches, mut group, mut tokens) = (Vec::new(), Vec::new(), 0);
+    for example in examples {
+        let len = example.ids.len().min(max_seq_length);
+        let cut = Example { ids: example.ids[..len].into(), labels: example.labels[..len].into() };
+        if cut.trained_tokens() == 0 {
+            continue;
+        }
+        if tokens + len > BATCH_TOKENS && !group.is_empty() {
+            batches.push(TrainBatch::new(&std::mem::take(&mut group)));
+            tokens = 0;
+        }
+        tokens += len;
+        group.push(cut);
+    }
+    if !group.is_empty() {
+        batches.push(TrainBatch::new(&group));
+    }
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::IGNORE_INDEX;
+
+    #[test]
+    fn batches_hold_every_labelled_token_once_and_stay_small() {
+        let example = |len: usize| Example { ids: vec![1; len], labels: vec![1; len] };
+        let mut examples = vec![example(1500), example(700), example(3000), example(10)];
+        examples.push(Example { ids: vec![1; 5], labels: vec![IGNORE_INDEX; 5] });
+        let batches = batches(&examples, 2500);
+        let sizes: Vec<usize> = batches.iter().map(TrainBatch::tokens).collect();
+        assert_eq!(sizes, [1500, 700, 2500, 10]);
+    }
+}

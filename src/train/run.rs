@@ -1,0 +1,310 @@
+//! A fine-tuning run as a value with a next unit.
+//!
+//! The device thread calls [`Run::advance`] whenever it has a moment between decode steps. Nothing
+//! a run computes depends on when it is called or on what the device did meanwhile.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use sha2::{Digest, Sha256};
+
+use super::evaluate::Evaluation;
+use super::guards::Guards;
+use super::optimizer::{Decay, Optimizer};
+use super::snapshot::{self, Identity, Progress};
+use super::window::Window;
+use super::{Plan, TrainError, TrainEvent, TrainRequest, TrainSnapshot, adapter, schedule};
+use crate::backend::{Backend, LossSum};
+use crate::domain::{Hyperparameters, TrainMetrics};
+use crate::model::{Model, Trainee};
+
+/// A supervised fine-tuning run of one adapter.
+pub struct Run<B: Backend> {
+    request: TrainRequest,
+    identity: Identity,
+    plan: Plan,
+    trainee: Trainee<B>,
+    optimizer: Optimizer<B>,
+    guards: Guards,
+    progress: Progress,
+    phase: Phase<B>,
+    /// Events of the start, told with the first unit.
+    pending: Vec<TrainEvent>,
+    pause_requested: bool,
+    metrics: Option<TrainMetrics>,
+    validation: Option<Validation>,
+}
+
+/// What the next unit is part of.
+enum Phase<B: Backend> {
+    NextStep,
+    Window(Window<B>),
+    Update { loss: LossSum, tokens: usize, since: Instant },
+    Evaluate(Evaluation<B>),
+    Snapshot(Occasion),
+    Over,
+}
+
+/// Why a snapshot is taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Occasion {
+    Checkpoint,
+    Pause,
+    End,
+}
+
+/// The result of the last validation.
+#[derive(Clone, Copy)]
+struct Validation {
+    step: usize,
+    loss: f64,
+    accuracy: f64,
+}
+
+impl<B: Backend> Run<B> {
+    /// Sets a run up: the adapter, its optimiser and the order of its data, or all of them as they
+    /// were when the checkpoint in `request.resume` was written.
+    ///
+    /// # Errors
+    /// [`TrainError`] if the data, the settings, the adapter or the checkpoint cannot be used.
+    pub fn start(b: &mut B, model: &Model<B>, request: TrainRequest) -> Result<Self, TrainError> {
+        let h = &request.hyperparameters;
+        let plan = Plan::new(&request.examples, h, request.seed)?;
+        let weights = match &request.init_adapter {
+            Some(init) => adapter::checked(init, &request.lora)?,
+            None => adapter::fresh(&model.info, &request.lora, request.seed)?,
+        };
+        let mut trainee = Trainee::adapter(b, model, &weights)?;
+        let mut optimizer = Optimizer::new(b, &mut trainee, Decay::All);
+        let identity = Identity::of(&request, &model.info.fingerprint);
+        let progress = match &request.resume {
+            Some(path) => snapshot::read(b, path, &identity, &mut trainee, &mut optimizer)?,
+            None => Progress { step: 0, trained_tokens: 0 },
+        };
+        let guards = Guards::new(trainee.parameters_mut().map(|p| p.name.to_owned()));
+        let pending = opening(&plan, &trainee, progress, h);
+        let over = progress.step >= plan.total_steps();
+        let phase = if over { Phase::Snapshot(Occasion::End) } else { Phase::NextStep };
+        Ok(Self {
+            request,
+            identity,
+            plan,
+            trainee,
+            optimizer,
+            guards,
+            progress,
+            phase,
+            pending,
+            pause_requested: false,
+            metrics: None,
+            validation: None,
+        })
+    }
+
+    /// Does one unit: a layer of one micro-batch, an optimiser step, a unit of validation or a
+    /// snapshot; and tells what came of it. `model` is the one the run was started with.
+    pub fn advance(&mut self, b: &mut B, model: &Model<B>) -> Vec<TrainEvent> {
+        let mut events = std::mem::take(&mut self.pending);
+        self.phase = match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::NextStep if self.pause_requested => {
+                self.snapshot(b, Occasion::Pause, &mut events)
+            }
+            Phase::NextStep => self.open_window(model),
+            Phase::Window(window) => self.window_unit(b, model, window),
+            Phase::Update { loss, tokens, since } => {
+                self.update(b, loss, tokens, since, &mut events)
+            }
+            Phase::Evaluate(pass) => self.evaluation_unit(b, model, pass, &mut events),
+            Phase::Snapshot(occasion) => self.snapshot(b, occasion, &mut events),
+            Phase::Over => Phase::Over,
+        };
+        events
+    }
+
+    /// Asks for a snapshot after the step in progress and the end of this run with
+    /// [`TrainEvent::Paused`].
+    pub fn request_pause(&mut self) {
+        self.pause_requested = true;
+    }
+
+    /// True once [`TrainEvent::Finished`], [`TrainEvent::Paused`] or [`TrainEvent::Failed`] was
+    /// told: nothing is left to do.
+    pub fn finished(&self) -> bool {
+        matches!(self.phase, Phase::Over)
+    }
+
+    /// Optimiser steps done.
+    pub fn step(&self) -> usize {
+        self.progress.step
+    }
+
+    /// Gives the run's device memory back.
+    pub fn release(self, b: &mut B) {
+        self.optimizer.release(b);
+    }
+
+    fn open_window(&mut self, model: &Model<B>) -> Phase<B> {
+        let step = self.progress.step + 1;
+        let batches = self.plan.window(&self.request.examples, step);
+        let width = model.info.hidden_size;
+        Phase::Window(Window::new(batches, &self.request, step, width))
+    }
+
+    fn window_unit(&mut self, b: &mut B, model: &Model<B>, mut window: Window<B>) -> Phase<B> {
+        match window.advance(b, model, &mut self.trainee) {
+            Some(loss) => Phase::Update { loss, tokens: window.tokens(), since: window.since() },
+            None => Phase::Window(window),
+        }
+    }
+
+    fn update(
+        &mut self,
+        b: &mut B,
+        loss: LossSum,
+        tokens: usize,
+        since: Instant,
+        events: &mut Vec<TrainEvent>,
+    ) -> Phase<B> {
+        let h = &self.request.hyperparameters;
+        let (step, total_steps) = (self.progress.step + 1, self.plan.total_steps());
+        let squares = self.optimizer.gradient_squares(b, &mut self.trainee);
+        let norm = squares.iter().sum::<f64>().sqrt();
+        let rate = schedule::learning_rate(h, step, total_steps);
+        let metrics = TrainMetrics {
+            step,
+            total_steps,
+            train_loss: loss.loss / loss.tokens as f64,
+            train_mean_token_accuracy: loss.correct as f64 / loss.tokens as f64,
+            learning_rate: rate,
+            grad_norm: norm,
+            tokens_per_second: tokens as f64 / since.elapsed().as_secs_f64().max(1e-9),
+            trained_tokens: self.progress.trained_tokens + loss.tokens as u64,
+        };
+        if let Err(message) = self.guards.check(&metrics, &squares) {
+            events.push(TrainEvent::Failed { step, message });
+            return Phase::Over;
+        }
+        self.optimizer.step(b, &mut self.trainee, h, rate, norm, step);
+        self.trainee.zero_gradients(b);
+        self.progress = Progress { step, trained_tokens: metrics.trained_tokens };
+        events.push(TrainEvent::Step(metrics.clone()));
+        self.metrics = Some(metrics);
+        self.after_update()
+    }
+
+    fn after_update(&mut self) -> Phase<B> {
+        let h = &self.request.hyperparameters;
+        if self.request.validation.is_empty() || !self.due(h.eval_steps) {
+            return self.after_evaluation();
+        }
+        Phase::Evaluate(Evaluation::new(&self.request.validation, h.max_seq_length))
+    }
+
+    fn after_evaluation(&self) -> Phase<B> {
+        if self.progress.step == self.plan.total_steps() {
+            Phase::Snapshot(Occasion::End)
+        } else if self.pause_requested {
+            Phase::Snapshot(Occasion::Pause)
+        } else if self.due(self.request.hyperparameters.checkpoint_steps) {
+            Phase::Snapshot(Occasion::Checkpoint)
+        } else {
+            Phase::NextStep
+        }
+    }
+
+    /// Whether something that happens every `every` steps, or else after each epoch, and always
+    /// after the last step, happens now.
+    fn due(&self, every: Option<usize>) -> bool {
+        let step = self.progress.step;
+        step == self.plan.total_steps()
+            || every.map_or_else(|| self.plan.ends_epoch(step), |every| step.is_multiple_of(every))
+    }
+
+    fn evaluation_unit(
+        &mut self,
+        b: &mut B,
+        model: &Model<B>,
+        mut pass: Evaluation<B>,
+        events: &mut Vec<TrainEvent>,
+    ) -> Phase<B> {
+        let Some(sum) = pass.advance(b, model, &mut self.trainee) else {
+            return Phase::Evaluate(pass);
+        };
+        let step = self.progress.step;
+        if sum.tokens == 0 {
+            let message = "the validation data has no token to learn; it is left out".to_owned();
+            events.push(TrainEvent::Warning { step, message });
+            return self.after_evaluation();
+        }
+        let loss = sum.loss / sum.tokens as f64;
+        let mean_token_accuracy = sum.correct as f64 / sum.tokens as f64;
+        self.validation = Some(Validation { step, loss, accuracy: mean_token_accuracy });
+        let tokens = sum.tokens;
+        events.push(TrainEvent::Evaluated { step, loss, mean_token_accuracy, tokens });
+        self.after_evaluation()
+    }
+
+    fn snapshot(
+        &mut self,
+        b: &mut B,
+        occasion: Occasion,
+        events: &mut Vec<TrainEvent>,
+    ) -> Phase<B> {
+        let snapshot = self.take_snapshot(b);
+        let (event, next) = match occasion {
+            Occasion::Checkpoint => (TrainEvent::Checkpoint(snapshot), Phase::NextStep),
+            Occasion::Pause => (TrainEvent::Paused(snapshot), Phase::Over),
+            Occasion::End => (TrainEvent::Finished(snapshot), Phase::Over),
+        };
+        events.push(event);
+        next
+    }
+
+    fn take_snapshot(&mut self, b: &mut B) -> TrainSnapshot {
+        let step = self.progress.step;
+        let state =
+            snapshot::write(b, &mut self.trainee, &self.optimizer, &self.identity, self.progress);
+        let key = format!("step-{step}-{}", &hex::encode(Sha256::digest(&state))[..32]);
+        let dropout = self.request.lora.dropout as f32;
+        let adapter = self.trainee.adapter_weights(b, key, dropout);
+        let validation = self.validation.filter(|validation| validation.step == step);
+        TrainSnapshot {
+            step,
+            state: Arc::new(state),
+            adapter: Arc::new(adapter.expect("a run trains an adapter")),
+            metrics: self.metrics.clone().filter(|metrics| metrics.step == step),
+            valid_loss: validation.map(|validation| validation.loss),
+            valid_mean_token_accuracy: validation.map(|validation| validation.accuracy),
+        }
+    }
+}
+
+/// What there is to say before the first step.
+fn opening<B: Backend>(
+    plan: &Plan,
+    trainee: &Trainee<B>,
+    progress: Progress,
+    h: &Hyperparameters,
+) -> Vec<TrainEvent> {
+    let step = progress.step;
+    let mut events = vec![TrainEvent::Started {
+        step,
+        total_steps: plan.total_steps(),
+        trainable_parameters: trainee.trainable_parameters(),
+    }];
+    let mut warn = |message| events.push(TrainEvent::Warning { step, message });
+    if plan.dropped() > 0 {
+        warn(format!(
+            "{} training examples have no token to learn and are left out",
+            plan.dropped()
+        ));
+    }
+    if plan.cut() > 0 {
+        warn(format!(
+            "{} training examples are cut to `max_seq_length` = {} tokens",
+            plan.cut(),
+            h.max_seq_length
+        ));
+    }
+    events
+}

@@ -1,0 +1,152 @@
+//! One accumulation window: the micro-batches whose gradients make one optimiser step.
+
+use std::time::Instant;
+
+use super::TrainRequest;
+use super::evaluate::add;
+use super::rng::{Site, Stream};
+use crate::backend::{Backend, LossSum};
+use crate::model::{LoraDropout, MicroBatch, MicroBatchOptions, Model, TrainBatch, Trainee};
+
+/// A window under way.
+///
+/// Every token's loss weighs `1 /` labels of the *whole* window, however they fall on its
+/// micro-batches: the mean of means would weigh tokens of short answers more.
+pub struct Window<B: Backend> {
+    waiting: std::vec::IntoIter<TrainBatch>,
+    running: Option<MicroBatch<B>>,
+    /// Micro-batches begun.
+    begun: usize,
+    loss: LossSum,
+    labels: usize,
+    tokens: usize,
+    since: Instant,
+    options: Options,
+}
+
+/// What differs from one run to the next.
+#[derive(Clone, Copy)]
+struct Options {
+    seed: u64,
+    step: usize,
+    dropout: f32,
+    neftune_alpha: f32,
+    hidden_size: usize,
+}
+
+impl<B: Backend> Window<B> {
+    /// The window of step `step`; `hidden_size` is the width of the embedding.
+    pub fn new(
+        batches: Vec<TrainBatch>,
+        request: &TrainRequest,
+        step: usize,
+        hidden_size: usize,
+    ) -> Self {
+        let options = Options {
+            seed: request.seed,
+            step,
+            dropout: request.lora.dropout as f32,
+            neftune_alpha: request.hyperparameters.neftune_alpha as f32,
+            hidden_size,
+        };
+        Self::with(batches, options)
+    }
+
+    /// A window without dropout or noise, as a model trained in full has it.
+    pub fn plain(batches: Vec<TrainBatch>) -> Self {
+        let options =
+            Options { seed: 0, step: 0, dropout: 0.0, neftune_alpha: 0.0, hidden_size: 0 };
+        Self::with(batches, options)
+    }
+
+    fn with(batches: Vec<TrainBatch>, options: Options) -> Self {
+        Self {
+            labels: batches.iter().map(TrainBatch::trained_tokens).sum(),
+            tokens: batches.iter().map(TrainBatch::tokens).sum(),
+            waiting: batches.into_iter(),
+            running: None,
+            begun: 0,
+            loss: LossSum::default(),
+            since: Instant::now(),
+            options,
+        }
+    }
+
+    /// Tokens of all micro-batches.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// When the window was opened.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// One unit of work; the window's loss when its last micro-batch is done, its gradients then
+    /// lying in `trainee`.
+    pub fn advance(
+        &mut self,
+        b: &mut B,
+        model: &Model<B>,
+        trainee: &mut Trainee<B>,
+    ) -> Option<LossSum> {
+        if self.running.is_none() {
+            let Some(batch) = self.waiting.next() else { return Some(self.loss) };
+            let options = self.options.micro_batch(&batch, self.begun, self.labels);
+            self.running = Some(MicroBatch::start(batch, options));
+            self.begun += 1;
+        }
+        let found = self.running.as_mut().and_then(|micro| micro.advance(b, model, trainee))?;
+        add(&mut self.loss, found);
+        self.running = None;
+        (self.waiting.len() == 0).then_some(self.loss)
+    }
+}
+
+impl Options {
+    fn micro_batch(&self, batch: &TrainBatch, number: usize, labels: usize) -> MicroBatchOptions {
+        let stream = |site| Stream::new(self.seed, self.step as u64, site);
+        MicroBatchOptions {
+            weight: 1.0 / labels as f32,
+            dropout: (self.dropout > 0.0)
+                .then(|| LoraDropout { p: self.dropout, key: stream(Site::Dropout(number)).key() }),
+            noise: (self.neftune_alpha > 0.0)
+                .then(|| self.noise(batch, stream(Site::Noise(number)))),
+            evaluate: false,
+        }
+    }
+
+    /// `U(−1, 1) · α / √(L d)` for each number of each embedding, `L` the example's length.
+    /// Jain et al. 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning".
+    fn noise(&self, batch: &TrainBatch, stream: Stream) -> Vec<f32> {
+        let d = self.hidden_size;
+        let mut noise = Vec::with_capacity(batch.tokens() * d);
+        for span in &batch.spans {
+            let bound = self.neftune_alpha / ((span.len() * d) as f32).sqrt();
+            noise.extend((0..span.len() * d).map(|_| 0.0));
+            let from = span.start * d;
+            for (i, value) in noise[from..].iter_mut().enumerate() {
+                *value = stream.symmetric((from + i) as u64, bound);
+            }
+        }
+        noise
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_is_bounded_by_the_length_of_its_example() {
+        let options =
+            Options { seed: 1, step: 2, dropout: 0.0, neftune_alpha: 5.0, hidden_size: 4 };
+        let example = |n: usize| crate::domain::Example { ids: vec![1; n], labels: vec![1; n] };
+        let batch = TrainBatch::new(&[example(25), example(4)]);
+        let noise = options.noise(&batch, Stream::new(1, 2, Site::Noise(0)));
+        let widest = |part: &[f32]| part.iter().fold(0f32, |max, x| max.max(x.abs()));
+        assert_eq!(noise.len(), 29 * 4);
+        assert!((0.4..=0.5).contains(&widest(&noise[..100])), "5 / √(25 · 4) = 0.5");
+        assert!((0.9..=1.25).contains(&widest(&noise[100..])), "5 / √(4 · 4) = 1.25");
+    }
+}

@@ -1,0 +1,4 @@
+//! What the themes share.
+
+pub mod database;
+pub mod postgres;
