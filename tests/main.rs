@@ -1,7 +1,9 @@
 //! Behaviour, by theme; one target, so that it links once.
 
 mod architecture;
+mod crash;
 mod leases;
 mod parity;
 mod store;
 mod support;
+mod training;

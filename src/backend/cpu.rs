@@ -1,1 +1,75 @@
-//! (to come)
+//! The CPU backend: every operation of the waist on our own `kernels`.
+//!
+//! - [`buffers`]: row-major matrices and the memory they are recycled through.
+//! - [`weight`]: frozen weights in their formats.
+//! - [`cache`]: blocks of keys and values.
+//! - [`products`]: matrix products, forward and backward.
+//! - [`ops`]: the [`Backend`](super::Backend) implementation, which splits rows over the pool.
+
+mod buffers;
+mod cache;
+mod ops;
+mod products;
+mod rope;
+#[cfg(test)]
+mod tests;
+mod weight;
+
+pub use buffers::CpuRows;
+pub use cache::CpuCache;
+pub use weight::CpuWeight;
+
+use crate::kernels::activations::Q8Rows;
+use crate::kernels::bf16::Bf16Rows;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::loss::RowLoss;
+use crate::kernels::pool::Pool;
+use buffers::FreeList;
+use rope::RopeTables;
+
+/// Computes on the threads of this process. Its numbers do not depend on how many they are.
+pub struct CpuBackend {
+    cpu: Cpu,
+    pool: Pool,
+    free: FreeList,
+    ropes: RopeTables,
+    work: Work,
+}
+
+/// Memory that one operation leaves to the next.
+#[derive(Default)]
+struct Work {
+    /// Activations in bf16, for bf16 and NF4 weights.
+    bf16: Bf16Rows,
+    /// Activations in int8, for 8-bit and 4-bit weights.
+    int8: Q8Rows,
+    /// Mean and reciprocal deviation of each row of a norm.
+    moments: Vec<[f32; 2]>,
+    /// What each row of a cross-entropy contributed.
+    losses: Vec<RowLoss>,
+    /// One partial sum per run of values.
+    sums: Vec<f64>,
+}
+
+impl CpuBackend {
+    /// A backend of `threads` threads in all, the calling one included.
+    pub fn new(threads: usize) -> Self {
+        Self::on(Cpu::detect(), threads)
+    }
+
+    /// A backend as wide as this process may use.
+    pub fn for_this_machine() -> Self {
+        Self::new(crate::kernels::pool::usable_cores())
+    }
+
+    /// [`CpuBackend::new`] with a chosen instruction set.
+    pub(crate) fn on(cpu: Cpu, threads: usize) -> Self {
+        Self {
+            cpu,
+            pool: Pool::new(threads.max(1)),
+            free: FreeList::default(),
+            ropes: RopeTables::default(),
+            work: Work::default(),
+        }
+    }
+}

@@ -20,6 +20,18 @@ pub mod reference;
 
 pub use crate::domain::WeightFormat;
 
+impl WeightFormat {
+    /// Whether a weight `(out, in)` fits this format: NF4 wants rows of whole blocks of 64, the
+    /// GGUF formats rows of whole blocks of 32.
+    pub fn fits(self, _out_features: usize, in_features: usize) -> bool {
+        match self {
+            Self::F32 | Self::Bf16 => true,
+            Self::Nf4 { .. } => in_features.is_multiple_of(64),
+            Self::Q8_0 | Self::Q4_0 => in_features.is_multiple_of(32),
+        }
+    }
+}
+
 /// A weight `(out, in)` on its way to the device, row-major `f32`.
 #[derive(Clone, Copy, Debug)]
 pub struct HostWeight<'a> {

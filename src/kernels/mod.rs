@@ -1,1 +1,45 @@
-//! (to come)
+//! CPU kernels: safe functions over slices, each beside a plain twin.
+//!
+//! Read in this order:
+//! 1. [`line`], [`cpu`], [`rows`], [`shared`], [`pool`], [`scratch`]: storage, dispatch, threads.
+//! 2. [`lanes`]: sixteen values side by side on every instruction set; [`math`]: functions on them.
+//! 3. [`gemm`]: `f32` products, forward, backward and for weight gradients.
+//! 4. [`activations`], [`quantized`], then [`q4`] and [`q8`]: integer products for serving.
+//! 5. [`bf16`] and [`nf4`]: the dot-product tile, fused 4-bit weights, panels turned for `dx`.
+//! 6. [`norm`], [`heads`], [`mlp`], [`attention`], [`loss`], [`elementwise`], [`optimiser`]: what
+//!    lies between the products, forward and backward.
+//!
+//! Invariants:
+//! - A row's numbers depend on that row alone. Rows are cut into groups that a register tile
+//!   holds, but every output is one chain of sums along `k`, whatever the group.
+//! - Who writes what is decided once, in the loop nest that splits the work, and stated there in
+//!   a `SAFETY` comment.
+//! - The scalar version runs through the same door: pass [`cpu::Cpu::SCALAR`].
+
+pub mod activations;
+pub mod attention;
+pub mod bf16;
+pub mod cpu;
+pub mod elementwise;
+pub mod gemm;
+pub mod heads;
+pub(crate) mod lanes;
+pub mod line;
+pub mod loss;
+pub(crate) mod math;
+pub mod mlp;
+pub mod nf4;
+pub mod norm;
+pub mod optimiser;
+pub mod output;
+pub mod pool;
+pub mod q4;
+pub mod q8;
+pub mod quantized;
+pub mod rows;
+pub(crate) mod scratch;
+pub mod shared;
+#[cfg(target_arch = "x86_64")]
+mod simd;
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,0 +1,66 @@
+//! Frozen weights in their formats.
+
+use crate::backend::{HostWeight, WeightFormat};
+use crate::kernels::bf16::PackedBf16;
+use crate::kernels::gemm::PackedF32;
+use crate::kernels::nf4::PackedNf4;
+use crate::kernels::q4::PackedQ4;
+use crate::kernels::q8::PackedQ8;
+
+/// A frozen weight `(out, in)`, packed once for one row and for many, forward and backward.
+#[derive(Debug)]
+pub enum CpuWeight {
+    F32(PackedF32),
+    Bf16(PackedBf16),
+    Nf4(PackedNf4),
+    Q8(PackedQ8),
+    Q4(PackedQ4),
+}
+
+impl CpuWeight {
+    pub(super) fn pack(weight: HostWeight<'_>, format: WeightFormat) -> Self {
+        let HostWeight { values, out_features: n, in_features: k } = weight;
+        assert!(format.fits(n, k), "{format:?} cannot hold a weight ({n}, {k})");
+        match format {
+            WeightFormat::F32 => Self::F32(PackedF32::pack(values, n, k)),
+            WeightFormat::Bf16 => Self::Bf16(PackedBf16::pack(values, n, k)),
+            WeightFormat::Nf4 { double } => Self::Nf4(PackedNf4::quantize(values, n, k, double)),
+            WeightFormat::Q8_0 => Self::Q8(PackedQ8::quantize(values, n, k)),
+            WeightFormat::Q4_0 => Self::Q4(PackedQ4::quantize(values, n, k)),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::F32(w) => w.size_bytes(),
+            Self::Bf16(w) => w.size_bytes(),
+            Self::Nf4(w) => w.size_bytes(),
+            Self::Q8(w) => w.size_bytes(),
+            Self::Q4(w) => w.size_bytes(),
+        }
+    }
+
+    /// `(out, in)`.
+    pub(super) fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::F32(w) => (w.n(), w.k()),
+            Self::Bf16(w) => (w.n(), w.k()),
+            Self::Nf4(w) => (w.n(), w.k()),
+            Self::Q8(w) => (w.n(), w.k()),
+            Self::Q4(w) => (w.n(), w.k()),
+        }
+    }
+
+    /// Row `row`, dequantised.
+    pub(super) fn row(&self, row: usize, to: &mut [f32]) {
+        assert!(row < self.shape().0, "the table has {} rows, not row {row}", self.shape().0);
+        let columns = to.iter_mut().enumerate();
+        match self {
+            Self::F32(w) => w.row(row, to),
+            Self::Bf16(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
+            Self::Nf4(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
+            Self::Q8(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
+            Self::Q4(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
+        }
+    }
+}

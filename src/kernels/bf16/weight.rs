@@ -1,0 +1,100 @@
+//! A frozen weight in bf16.
+
+use std::ops::Range;
+
+use super::{Chunk, PANEL, Panels};
+use crate::kernels::cpu::Cpu;
+use crate::kernels::line::{self, Line};
+
+/// A weight `(n, k)` rounded to bf16, any `n` and `k`.
+///
+/// Layout: panels of 32 rows (`n` padded with zeros), then pairs of columns (`k` padded to even).
+/// A pair is two lines; word `r` of line `h` holds the pair of row `16h + r`, so that one
+/// `vdpbf16ps` advances sixteen rows by two columns.
+#[derive(Debug)]
+pub struct PackedBf16 {
+    n: usize,
+    k: usize,
+    lines: Vec<Line>,
+}
+
+impl PackedBf16 {
+    /// Rounds and packs `weights (n, k)`, row-major.
+    ///
+    /// # Panics
+    /// If the slice does not hold `n · k` values.
+    pub fn pack(weights: &[f32], n: usize, k: usize) -> Self {
+        assert_eq!(weights.len(), n * k, "weights must hold n · k values");
+        let pairs = k.div_ceil(2);
+        let mut lines = line::zeroed(n.div_ceil(PANEL) * pairs * 2);
+        for (row, weights) in weights.chunks_exact(k.max(1)).enumerate() {
+            for (column, &weight) in weights.iter().enumerate() {
+                let pair = row / PANEL * pairs + column / 2;
+                lines[pair * 2 + row % PANEL / 16].set_bf16(row % 16, column % 2, weight);
+            }
+        }
+        Self { n, k, lines }
+    }
+
+    /// Output features.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Input features.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Bytes a product reads.
+    pub fn size_bytes(&self) -> usize {
+        size_of_val(&self.lines[..])
+    }
+
+    /// The weight at `row`, `column`.
+    pub fn weight(&self, row: usize, column: usize) -> f32 {
+        let pair = row / PANEL * self.k.div_ceil(2) + column / 2;
+        self.lines[pair * 2 + row % PANEL / 16].bf16(row % 16, column % 2)
+    }
+
+    /// The pairs of columns `k` of one panel, two lines each.
+    pub(crate) fn panel(&self, panel: usize, k: Range<usize>) -> &[Line] {
+        let start = panel * self.k.div_ceil(2);
+        &self.lines[(start + k.start / 2) * 2..(start + k.end.div_ceil(2)) * 2]
+    }
+}
+
+impl Panels for PackedBf16 {
+    fn shape(&self) -> (usize, usize) {
+        (self.n, self.k)
+    }
+
+    fn chunk<'a>(&'a self, _: Cpu, panel: usize, k: Range<usize>, _: &'a mut [Line]) -> Chunk<'a> {
+        Chunk::Bf16(self.panel(panel, k))
+    }
+}
+
+/// A bf16 weight widened to `f32` panels on the way, where bf16 products do not exist.
+#[derive(Clone, Copy, Debug)]
+pub struct Widened<'a>(pub &'a PackedBf16);
+
+impl crate::kernels::gemm::Panels for Widened<'_> {
+    fn shape(&self) -> (usize, usize) {
+        (self.0.n, self.0.k)
+    }
+
+    fn panel<'a>(&'a self, _: Cpu, panel: usize, k: Range<usize>, to: &'a mut [f32]) -> &'a [f32] {
+        for (column, to) in k.clone().zip(to.chunks_exact_mut(PANEL)) {
+            let pair = panel * self.0.k.div_ceil(2) + column / 2;
+            for (line, to) in
+                self.0.lines[pair * 2..pair * 2 + 2].iter().zip(to.chunks_exact_mut(16))
+            {
+                for (word, to) in line.0.iter().zip(to) {
+                    let low_half_up = word << (16 * (1 - column % 2) as u32);
+                    *to = f32::from_bits(low_half_up & 0xffff_0000);
+                }
+            }
+        }
+        &to[..k.len() * PANEL]
+    }
+}

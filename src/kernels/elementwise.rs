@@ -1,0 +1,86 @@
+//! Value by value: addition, scaling, soft cap, sums of rows.
+
+use super::lanes::{LANES, kernel};
+use super::math::tanh;
+
+kernel! {
+    /// `y += x`.
+    pub fn add(s, x: &[f32], y: &mut [f32]) {
+        for (x, y) in x.chunks(LANES).zip(y.chunks_mut(LANES)) {
+            let value = s.add(s.load_part(y), s.load_part(x));
+            s.store_part(y, value);
+        }
+    }
+}
+
+kernel! {
+    /// `y += factor · x`, not fused.
+    pub fn add_scaled(s, factor: f32, x: &[f32], y: &mut [f32]) {
+        for (x, y) in x.chunks(LANES).zip(y.chunks_mut(LANES)) {
+            let value = s.add(s.load_part(y), s.mul(s.splat(factor), s.load_part(x)));
+            s.store_part(y, value);
+        }
+    }
+}
+
+kernel! {
+    /// `x *= factor`.
+    pub fn scale(s, factor: f32, x: &mut [f32]) {
+        for x in x.chunks_mut(LANES) {
+            let value = s.mul(s.load_part(x), s.splat(factor));
+            s.store_part(x, value);
+        }
+    }
+}
+
+kernel! {
+    /// `z = cap · tanh(factor · z / cap)`.
+    pub fn soft_cap(s, factor: f32, cap: f32, z: &mut [f32]) {
+        for z in z.chunks_mut(LANES) {
+            let inner = s.div(s.mul(s.splat(factor), s.load_part(z)), s.splat(cap));
+            s.store_part(z, s.mul(s.splat(cap), tanh(s, inner)));
+        }
+    }
+}
+
+kernel! {
+    /// The backward of [`soft_cap`], `z` being its output: `dz *= factor · (1 − (z / cap)²)`.
+    pub fn soft_cap_backward(s, z: &[f32], factor: f32, cap: f32, dz: &mut [f32]) {
+        for (z, dz) in z.chunks(LANES).zip(dz.chunks_mut(LANES)) {
+            let part = s.div(s.load_part(z), s.splat(cap));
+            let slope = s.mul(s.splat(factor), s.sub(s.splat(1.0), s.mul(part, part)));
+            let value = s.mul(s.load_part(dz), slope);
+            s.store_part(dz, value);
+        }
+    }
+}
+
+kernel! {
+    /// `sums += Σ rows` in row order, for the columns from `at` on that `sums` holds; rows are
+    /// `stride` values apart.
+    pub fn column_sums(s, x: &[f32], stride: usize, at: usize, sums: &mut [f32]) {
+        for row in x.chunks_exact(stride) {
+            let row = &row[at..at + sums.len()];
+            for (x, y) in row.chunks(LANES).zip(sums.chunks_mut(LANES)) {
+                let value = s.add(s.load_part(y), s.load_part(x));
+                s.store_part(y, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::cpu::Cpu;
+
+    #[test]
+    fn column_sums_add_rows_in_order() {
+        let x: Vec<f32> = (0..60).map(|i| (i as f32).sin()).collect();
+        let mut sums = vec![1.0; 17];
+        column_sums(Cpu::detect(), &x, 20, 2, &mut sums);
+        for (j, sum) in sums.iter().enumerate() {
+            assert_eq!(*sum, 1.0 + x[j + 2] + x[20 + j + 2] + x[40 + j + 2]);
+        }
+    }
+}

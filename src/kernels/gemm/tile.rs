@@ -1,0 +1,183 @@
+//! The register tile: twelve rows by 32 columns with AVX-512, six by sixteen elsewhere.
+#![allow(unsafe_code)]
+
+use crate::kernels::cpu::Cpu;
+use crate::kernels::lanes::{LANES, Scalar, Simd};
+use crate::kernels::rows::RowGroups;
+
+/// One product of blocks in memory: `C (rows, columns) = A (rows, k) · B (k, columns)`.
+///
+/// Element `(i, p)` of `A` lies at `a + i · a_row + p · a_step`, of `B` at `b + p · b_row + j`, of
+/// `C` at `c + i · c_row + j`.
+#[derive(Clone, Copy)]
+pub(crate) struct Block {
+    pub a: *const f32,
+    pub a_row: usize,
+    pub a_step: usize,
+    pub b: *const f32,
+    pub b_row: usize,
+    pub k: usize,
+    pub c: *mut f32,
+    pub c_row: usize,
+    pub rows: usize,
+    pub columns: usize,
+    /// Whether to start from what `C` holds instead of zero.
+    pub add: bool,
+}
+
+/// Computes one block.
+///
+/// # Safety
+/// The addresses named by [`Block`] must be readable, those of `C` writable and nobody else's.
+pub(crate) unsafe fn multiply(cpu: Cpu, block: &Block) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use crate::kernels::lanes::{Avx2, Avx512};
+        if let Some(s) = Avx512::detected(cpu) {
+            // SAFETY: the token proves the features, the caller the addresses.
+            return unsafe { wide(s, block) };
+        }
+        if let Some(s) = Avx2::detected(cpu) {
+            // SAFETY: the token proves the features, the caller the addresses.
+            return unsafe { narrow(s, block) };
+        }
+    }
+    let _ = cpu;
+    // SAFETY: by this function's contract.
+    unsafe { tiles(Scalar, block, small_tile) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+unsafe fn wide(s: crate::kernels::lanes::Avx512, block: &Block) {
+    // SAFETY: by the contract of `multiply`.
+    unsafe { tiles(s, block, large_tile) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn narrow(s: crate::kernels::lanes::Avx2, block: &Block) {
+    // SAFETY: by the contract of `multiply`.
+    unsafe { tiles(s, block, small_tile) }
+}
+
+/// Cuts a block into tiles that fit the registers.
+#[inline(always)]
+unsafe fn tiles<S: Simd>(s: S, block: &Block, tile: impl Fn(S, &Block)) {
+    let width = LANES * S::TILE_VECTORS;
+    let groups = RowGroups::new(block.rows, S::TILE_ROWS);
+    for index in 0..groups.count() {
+        let rows = groups.get(index);
+        let mut column = 0;
+        while column < block.columns {
+            let part = Block {
+                a: block.a.wrapping_add(rows.start * block.a_row),
+                b: block.b.wrapping_add(column),
+                c: block.c.wrapping_add(rows.start * block.c_row + column),
+                rows: rows.end - rows.start,
+                columns: (block.columns - column).min(width),
+                ..*block
+            };
+            tile(s, &part);
+            column += width;
+        }
+    }
+}
+
+/// Up to twelve rows by 32 columns.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn large_tile<S: Simd>(s: S, t: &Block) {
+    if t.columns <= LANES {
+        return large_tile_of::<S, 1>(s, t);
+    }
+    large_tile_of::<S, 2>(s, t);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn large_tile_of<S: Simd, const NV: usize>(s: S, t: &Block) {
+    // SAFETY: a tile is part of a block, whose addresses `multiply` was promised.
+    unsafe {
+        match t.rows {
+            7 => tile::<S, 7, NV>(s, t),
+            8 => tile::<S, 8, NV>(s, t),
+            9 => tile::<S, 9, NV>(s, t),
+            10 => tile::<S, 10, NV>(s, t),
+            11 => tile::<S, 11, NV>(s, t),
+            12 => tile::<S, 12, NV>(s, t),
+            _ => few_rows::<S, NV>(s, t),
+        }
+    }
+}
+
+/// Up to six rows by sixteen columns.
+#[inline(always)]
+fn small_tile<S: Simd>(s: S, t: &Block) {
+    // SAFETY: a tile is part of a block, whose addresses `multiply` was promised.
+    unsafe { few_rows::<S, 1>(s, t) }
+}
+
+#[inline(always)]
+unsafe fn few_rows<S: Simd, const NV: usize>(s: S, t: &Block) {
+    // SAFETY: by the contract of `multiply`.
+    unsafe {
+        match t.rows {
+            1 => tile::<S, 1, NV>(s, t),
+            2 => tile::<S, 2, NV>(s, t),
+            3 => tile::<S, 3, NV>(s, t),
+            4 => tile::<S, 4, NV>(s, t),
+            5 => tile::<S, 5, NV>(s, t),
+            6 => tile::<S, 6, NV>(s, t),
+            _ => unreachable!("a tile has one to twelve rows"),
+        }
+    }
+}
+
+/// Bytes ahead of a single row's stream through `B`, about the latency of memory.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 8192;
+
+#[inline(always)]
+unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(s: S, t: &Block) {
+    let masks: [S::Mask; NV] =
+        std::array::from_fn(|v| s.mask(t.columns.saturating_sub(v * LANES).min(LANES)));
+    let mut sums = [[s.splat(0.0); NV]; MR];
+    // SAFETY: the masks cover the columns of the tile, and every address is one of its elements.
+    unsafe {
+        if t.add {
+            for i in 0..MR {
+                for v in 0..NV {
+                    sums[i][v] = s.load_masked(t.c.add(i * t.c_row + v * LANES), masks[v]);
+                }
+            }
+        }
+        let (mut a, mut b) = (t.a, t.b);
+        for _ in 0..t.k {
+            #[cfg(target_arch = "x86_64")]
+            if MR == 1 {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                for v in 0..NV {
+                    _mm_prefetch::<_MM_HINT_T0>(b.cast::<i8>().wrapping_add(AHEAD + 64 * v));
+                }
+            }
+            let mut w = [s.splat(0.0); NV];
+            for v in 0..NV {
+                w[v] = s.load_masked(b.add(v * LANES), masks[v]);
+            }
+            for i in 0..MR {
+                let x = s.splat(*a.add(i * t.a_row));
+                for v in 0..NV {
+                    sums[i][v] = s.fma(x, w[v], sums[i][v]);
+                }
+            }
+            a = a.wrapping_add(t.a_step);
+            b = b.wrapping_add(t.b_row);
+        }
+        for i in 0..MR {
+            for v in 0..NV {
+                s.store_masked(t.c.add(i * t.c_row + v * LANES), sums[i][v], masks[v]);
+            }
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Where a product writes: some columns of a row-major matrix, shared by threads.
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+
+use super::shared::SharedSlice;
+
+/// Columns `at .. at + n` of a row-major matrix with rows of `stride` values.
+pub struct Output<'a> {
+    values: SharedSlice<'a, f32>,
+    stride: usize,
+    at: usize,
+    /// Whether products are added to what the matrix holds.
+    pub(crate) add: bool,
+}
+
+impl<'a> Output<'a> {
+    /// Columns from `at` on of the matrix `values (m, stride)`; they are overwritten.
+    pub fn new(values: &'a mut [f32], stride: usize, at: usize) -> Self {
+        Self { values: SharedSlice::new(values), stride, at, add: false }
+    }
+
+    /// The same columns, to be added to if `add`.
+    pub fn adding(self, add: bool) -> Self {
+        Self { add, ..self }
+    }
+
+    /// Panics unless `m` rows of `n` columns fit.
+    pub(crate) fn check(&self, m: usize, n: usize) {
+        assert!(self.at + n <= self.stride, "the columns leave the matrix");
+        assert!(m * self.stride <= self.values.len(), "the rows leave the matrix");
+    }
+
+    /// The columns `columns` of row `row`.
+    ///
+    /// # Safety
+    /// While the slice lives, no other part that overlaps it may exist.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn row(&self, row: usize, columns: Range<usize>) -> &mut [f32] {
+        let start = row * self.stride + self.at;
+        // SAFETY: by this function's contract.
+        unsafe { self.values.part(start + columns.start..start + columns.end) }
+    }
+
+    /// Where `rows` × `columns` starts, and the distance between rows.
+    pub(crate) fn block(&self, rows: Range<usize>, columns: Range<usize>) -> (*mut f32, usize) {
+        let first = rows.start * self.stride + self.at + columns.start;
+        let end = (rows.end - 1) * self.stride + self.at + columns.end;
+        (self.values.pointer(first..end), self.stride)
+    }
+}

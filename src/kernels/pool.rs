@@ -1,0 +1,241 @@
+//! A thread pool for regions of a few microseconds.
+//!
+//! One token of a small model runs some two hundred products; waking threads through the kernel
+//! for each would cost more than the products. The workers therefore watch for the next region
+//! for a moment before they sleep, and the calling thread always works too.
+//!
+//! The caller waits only for workers that have *entered* the region. If the operating system has
+//! taken a core away, its worker simply misses the region and the caller claims every chunk.
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::*};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// How long a worker watches for the next region before it sleeps: longer than the scalar work
+/// between two products of one layer, far shorter than a scheduler tick.
+const WATCH: Duration = Duration::from_micros(100);
+
+/// How long the caller spins for the last worker before it offers its core to it.
+const FINISH: Duration = Duration::from_micros(20);
+
+/// Values per piece of elementwise work: some microseconds.
+const WORTHWHILE: usize = 8192;
+
+/// A fixed set of worker threads that share regions with the calling thread.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    /// The region in progress, or null. Points into the frame of [`Pool::run`].
+    region: AtomicPtr<Region<'static>>,
+    /// Counts regions, so that a worker joins each at most once.
+    epoch: AtomicUsize,
+    /// Workers that may hold the region pointer.
+    inside: AtomicUsize,
+    /// Whether some thread is inside [`Pool::run`].
+    busy: AtomicBool,
+    stop: AtomicBool,
+    /// Per worker: asleep, or about to be.
+    asleep: Vec<AtomicBool>,
+}
+
+struct Region<'a> {
+    task: &'a (dyn Fn(usize) + Sync),
+    chunks: usize,
+    next: AtomicUsize,
+    panicked: AtomicBool,
+}
+
+/// How many threads may run at once: the affinity mask, cut to the cgroup's CPU quota.
+///
+/// The standard library reads both on Linux (cgroup v1 and v2) and rounds a fractional quota down.
+pub fn usable_cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+impl Pool {
+    /// A pool of `threads` threads in all: the caller and `threads - 1` workers.
+    pub fn new(threads: usize) -> Self {
+        let workers = threads.saturating_sub(1);
+        let shared = Arc::new(Shared {
+            region: AtomicPtr::new(ptr::null_mut()),
+            epoch: AtomicUsize::new(0),
+            inside: AtomicUsize::new(0),
+            busy: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            asleep: (0..workers).map(|_| AtomicBool::new(false)).collect(),
+        });
+        let spawn = |index| {
+            let shared = Arc::clone(&shared);
+            thread::Builder::new()
+                .name(format!("kernel-{index}"))
+                .spawn(move || shared.work(index))
+                .expect("the system can start one more thread")
+        };
+        Self { workers: (0..workers).map(spawn).collect(), shared }
+    }
+
+    /// A pool as wide as this process may use; see [`usable_cores`].
+    pub fn for_this_machine() -> Self {
+        Self::new(usable_cores())
+    }
+
+    /// Threads in all, the caller included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// How many of `total` items to put in one chunk: about eight chunks per thread, so that a
+    /// slow thread can be helped, but never more than `largest` items.
+    pub fn grain(&self, total: usize, largest: usize) -> usize {
+        (total / (8 * self.threads())).clamp(1, largest)
+    }
+
+    /// Calls `task(0)`, `task(1)`, … `task(chunks - 1)`, each once, on whichever thread is free.
+    ///
+    /// A nested call, or a second caller while the pool is busy, runs its chunks by itself.
+    ///
+    /// # Panics
+    /// If a task panics; the pool stays usable.
+    pub fn run(&self, chunks: usize, task: &(dyn Fn(usize) + Sync)) {
+        if chunks <= 1 || self.workers.is_empty() || self.shared.busy.swap(true, Acquire) {
+            return (0..chunks).for_each(task);
+        }
+        let (next, panicked) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let region = Region { task, chunks, next, panicked };
+        let open = self.open(&region);
+        region.work();
+        drop(open);
+        assert!(!region.panicked.load(Relaxed), "a task panicked on a worker thread");
+    }
+
+    /// Calls `task` with ranges that cover `0..items`, each a fair share but enough work to be worth
+    /// handing over. `size` is the number of values per item.
+    pub fn split(&self, items: usize, size: usize, task: &(dyn Fn(Range<usize>) + Sync)) {
+        let fair = items.div_ceil(4 * self.threads());
+        let grain = fair.max(WORTHWHILE.div_ceil(size.max(1))).max(1);
+        self.run(items.div_ceil(grain), &|chunk| {
+            task(chunk * grain..items.min((chunk + 1) * grain));
+        });
+    }
+
+    fn open<'a>(&'a self, region: &'a Region<'_>) -> OpenRegion<'a> {
+        let address = ptr::from_ref(region).cast_mut().cast::<Region<'static>>();
+        self.shared.region.store(address, SeqCst);
+        self.shared.epoch.fetch_add(1, SeqCst);
+        self.wake_sleepers();
+        OpenRegion { shared: &self.shared, region }
+    }
+
+    fn wake_sleepers(&self) {
+        for (asleep, worker) in self.shared.asleep.iter().zip(&self.workers) {
+            if asleep.load(SeqCst) && asleep.swap(false, SeqCst) {
+                worker.thread().unpark();
+            }
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, SeqCst);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            let _ = worker.join(); // a worker catches every panic of its tasks
+        }
+    }
+}
+
+impl Region<'_> {
+    /// Claims chunks until none is left.
+    fn work(&self) {
+        loop {
+            let chunk = self.next.fetch_add(1, Relaxed);
+            if chunk >= self.chunks {
+                return;
+            }
+            (self.task)(chunk);
+        }
+    }
+
+    /// Leaves no chunk to claim.
+    fn abandon(&self) {
+        self.next.store(self.chunks, Relaxed);
+    }
+}
+
+/// Closes the region when dropped, also when the caller's own chunk panics.
+struct OpenRegion<'a> {
+    shared: &'a Shared,
+    region: &'a Region<'a>,
+}
+
+impl Drop for OpenRegion<'_> {
+    fn drop(&mut self) {
+        self.region.abandon(); // no chunk is left, unless the caller's own chunk panicked
+        self.shared.region.store(ptr::null_mut(), SeqCst);
+        let start = Instant::now();
+        while self.shared.inside.load(SeqCst) != 0 {
+            if start.elapsed() < FINISH { std::hint::spin_loop() } else { thread::yield_now() }
+        }
+        self.shared.busy.store(false, Release);
+    }
+}
+
+impl Shared {
+    /// The life of one worker.
+    fn work(&self, index: usize) {
+        let mut seen = 0;
+        while !self.stop.load(SeqCst) {
+            let epoch = self.epoch.load(SeqCst);
+            if epoch == seen {
+                self.wait_for_change(index, seen);
+            } else {
+                seen = epoch;
+                self.join_region();
+            }
+        }
+    }
+
+    /// Helps with the current region, if it is still open.
+    fn join_region(&self) {
+        self.inside.fetch_add(1, SeqCst);
+        let region = self.region.load(SeqCst);
+        // SAFETY: `inside` was raised before the pointer was read, and the caller clears the
+        // pointer before it waits for `inside` to fall to zero. In the single order of these four
+        // operations either this read sees null, or the caller waits until the region is left.
+        let region = unsafe { region.as_ref() };
+        if let Some(region) = region
+            && catch_unwind(AssertUnwindSafe(|| region.work())).is_err()
+        {
+            region.abandon();
+            region.panicked.store(true, Relaxed);
+        }
+        self.inside.fetch_sub(1, SeqCst);
+    }
+
+    /// Returns once the epoch may differ from `seen`: spins for [`WATCH`], then sleeps.
+    fn wait_for_change(&self, index: usize, seen: usize) {
+        let start = Instant::now();
+        while self.epoch.load(Relaxed) == seen {
+            if start.elapsed() < WATCH {
+                std::hint::spin_loop();
+                continue;
+            }
+            self.asleep[index].store(true, SeqCst);
+            // The caller raises the epoch before it looks at `asleep`; one of us sees the other.
+            if self.epoch.load(SeqCst) == seen && !self.stop.load(SeqCst) {
+                thread::park();
+            }
+            self.asleep[index].store(false, SeqCst);
+            return;
+        }
+    }
+}

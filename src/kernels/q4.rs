@@ -1,0 +1,81 @@
+//! 4-bit weights: GGUF's Q4_0, kept as its codes in our order.
+//!
+//! A block is an f16 scale and 32 nibbles; `w = scale · (nibble − 8)`. Reference:
+//! `block_q4_0` and `quantize_row_q4_0_ref` in ggml's `ggml-quants.c`.
+
+use half::f16;
+
+use crate::kernels::activations::BLOCK;
+use crate::kernels::quantized::PackedQ;
+
+/// A weight in 4.5 bits per value.
+pub type PackedQ4 = PackedQ<4>;
+
+/// Bytes of one GGUF block: the scale, then byte `i` with value `i` low and value `i + 16` high.
+const GGUF_BYTES: usize = 18;
+
+impl PackedQ4 {
+    /// Quantises `weights (n, k)`, row-major.
+    ///
+    /// # Panics
+    /// If `k` is not a multiple of 32 or the slice has another length.
+    pub fn quantize(weights: &[f32], n: usize, k: usize) -> Self {
+        assert_eq!(weights.len(), n * k, "weights must hold n · k values");
+        let (blocks, _) = weights.as_chunks::<BLOCK>();
+        Self::pack(n, k, |row, b| quantize_block(&blocks[row * (k / BLOCK) + b]))
+    }
+
+    /// Repacks the Q4_0 tensor `(n, k)` of a GGUF file; no value changes.
+    ///
+    /// # Panics
+    /// If `k` is not a multiple of 32 or `bytes` has another length than `n · k / 32` blocks.
+    pub fn from_gguf(bytes: &[u8], n: usize, k: usize) -> Self {
+        assert_eq!(bytes.len(), n * k / BLOCK * GGUF_BYTES, "bytes must hold n · k / 32 blocks");
+        let (blocks, _) = bytes.as_chunks::<GGUF_BYTES>();
+        Self::pack(n, k, |row, b| read_block(&blocks[row * (k / BLOCK) + b]))
+    }
+}
+
+fn read_block(bytes: &[u8; GGUF_BYTES]) -> ([u8; BLOCK], f16) {
+    let mut codes = [0; BLOCK];
+    for (i, byte) in bytes[2..].iter().enumerate() {
+        (codes[i], codes[i + 16]) = (byte & 15, byte >> 4);
+    }
+    (codes, f16::from_le_bytes([bytes[0], bytes[1]]))
+}
+
+/// The value of largest magnitude becomes −8, the end of the range with one more step.
+fn quantize_block(x: &[f32; BLOCK]) -> ([u8; BLOCK], f16) {
+    let extreme = x.iter().fold(0f32, |max, &x| if x.abs() > max.abs() { x } else { max });
+    let scale = extreme / -8.0;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    (x.map(|x| ((x * inverse + 8.5) as u8).min(15)), f16::from_f32(scale))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gguf_block_keeps_its_values() {
+        let mut bytes = [0u8; GGUF_BYTES];
+        bytes[..2].copy_from_slice(&f16::from_f32(0.5).to_le_bytes());
+        (2..18).for_each(|i| bytes[i] = (i as u8 - 2) | (17 - i as u8) << 4);
+        let packed = PackedQ4::from_gguf(&bytes, 1, 32);
+        for i in 0..16 {
+            assert_eq!(packed.weight(0, i), 0.5 * (i as f32 - 8.0));
+            assert_eq!(packed.weight(0, i + 16), 0.5 * (7.0 - i as f32));
+        }
+    }
+
+    #[test]
+    fn quantising_is_within_half_a_step() {
+        let x: [f32; 32] = std::array::from_fn(|i| (i as f32 * 0.7).sin());
+        let packed = PackedQ4::quantize(&x, 1, 32);
+        let step = x.iter().fold(0f32, |max, x| max.max(x.abs())) / 8.0;
+        for (i, x) in x.iter().enumerate() {
+            // The positive end has no code: +8 is clamped to +7.
+            assert!((packed.weight(0, i) - x).abs() <= 1.01 * step);
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! 8-bit weights: GGUF's Q8_0, kept as its codes plus 128.
+//!
+//! A block is an f16 scale and 32 int8 values; `w = scale · q`. `vpdpbusd` wants one unsigned
+//! operand, so the weight carries an offset and the activations' sum takes it back. Reference:
+//! `block_q8_0` and `quantize_row_q8_0_ref` in ggml's `ggml-quants.c`.
+
+use half::f16;
+
+use crate::kernels::activations::BLOCK;
+use crate::kernels::quantized::PackedQ;
+
+/// A weight in 8.5 bits per value.
+pub type PackedQ8 = PackedQ<8>;
+
+/// Bytes of one GGUF block: the scale, then the values.
+const GGUF_BYTES: usize = 34;
+
+impl PackedQ8 {
+    /// Quantises `weights (n, k)`, row-major.
+    ///
+    /// # Panics
+    /// If `k` is not a multiple of 32 or the slice has another length.
+    pub fn quantize(weights: &[f32], n: usize, k: usize) -> Self {
+        assert_eq!(weights.len(), n * k, "weights must hold n · k values");
+        let (blocks, _) = weights.as_chunks::<BLOCK>();
+        Self::pack(n, k, |row, b| quantize_block(&blocks[row * (k / BLOCK) + b]))
+    }
+
+    /// Repacks the Q8_0 tensor `(n, k)` of a GGUF file; no value changes.
+    ///
+    /// # Panics
+    /// If `k` is not a multiple of 32 or `bytes` has another length than `n · k / 32` blocks.
+    pub fn from_gguf(bytes: &[u8], n: usize, k: usize) -> Self {
+        assert_eq!(bytes.len(), n * k / BLOCK * GGUF_BYTES, "bytes must hold n · k / 32 blocks");
+        let (blocks, _) = bytes.as_chunks::<GGUF_BYTES>();
+        Self::pack(n, k, |row, b| read_block(&blocks[row * (k / BLOCK) + b]))
+    }
+}
+
+fn read_block(bytes: &[u8; GGUF_BYTES]) -> ([u8; BLOCK], f16) {
+    let codes = std::array::from_fn(|i| bytes[2 + i] ^ 0x80);
+    (codes, f16::from_le_bytes([bytes[0], bytes[1]]))
+}
+
+fn quantize_block(x: &[f32; BLOCK]) -> ([u8; BLOCK], f16) {
+    let scale = x.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    (x.map(|x| (x * inverse).round() as i8 as u8 ^ 0x80), f16::from_f32(scale))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gguf_block_keeps_its_values() {
+        let mut bytes = [0u8; GGUF_BYTES];
+        bytes[..2].copy_from_slice(&f16::from_f32(0.25).to_le_bytes());
+        (0..32).for_each(|i| bytes[2 + i] = (i as u8 * 8) ^ 0x80);
+        let packed = PackedQ8::from_gguf(&bytes, 1, 32);
+        for i in 0..32 {
+            assert_eq!(packed.weight(0, i), 0.25 * (i as f32 * 8.0 - 128.0));
+        }
+    }
+}

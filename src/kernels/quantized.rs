@@ -1,0 +1,239 @@
+//! Integer products: weights of 4 or 8 bits times int8 activations.
+//!
+//! One generic type serves both widths, and one layout serves a single row (decode, limited by
+//! memory) and many rows (prefill, limited by arithmetic). [`crate::kernels::q4`] and [`crate::kernels::q8`] say how
+//! each width is filled; the kernels are in `scalar`, `avx2` and `avx512`.
+//!
+//! `y[i, r] = Σ over blocks b: x_scale[i, b] · w_scale[r, b] · Σ q_x · q_w`, where the inner sum is
+//! exact. All versions add the blocks in the same order with fused multiply-adds, so their results
+//! are equal bit for bit.
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+use std::array;
+use std::ops::Range;
+
+use half::f16;
+
+use crate::kernels::activations::{BLOCK, Q8Block, Q8Rows};
+use crate::kernels::cpu::Cpu;
+use crate::kernels::gemm::{PANEL, Panels};
+use crate::kernels::line::{self, Line};
+use crate::kernels::output::Output;
+use crate::kernels::pool::Pool;
+use crate::kernels::rows::{piece, pieces};
+
+/// Weight rows per tile: the lanes of one register.
+pub const TILE: usize = 16;
+
+/// Blocks per pass: 18 KiB of 4-bit weights and 20 KiB of activations, both in a 48 KiB L1.
+const BLOCKS_PER_PASS: usize = 64;
+
+/// Row groups per work item: 16 × 8 rows × 64 blocks are 320 KiB, a third of a 1 MiB L2.
+const GROUPS_PER_ITEM: usize = 16;
+
+/// A frozen weight `(n, k)` of `BITS` bits per value and one f16 scale per 32 values.
+///
+/// Layout: tiles of 16 rows (`n` padded with zeros), then blocks of 32 columns. A block is `BITS`
+/// lines; word `r` of a line holds four values of row `r` as unsigned bytes or nibbles, so that
+/// one `vpdpbusd` advances sixteen rows by four columns. A weight costs `BITS + 0.5` bits.
+#[derive(Debug)]
+pub struct PackedQ<const BITS: usize> {
+    n: usize,
+    k: usize,
+    codes: Vec<Line>,
+    scales: Vec<[f16; TILE]>,
+}
+
+/// Where value `i` of a block lies: the line, and the bit within the row's word.
+fn place<const BITS: usize>(i: usize) -> (usize, usize) {
+    let span = 4 * BITS; // values that share the low halves of all bytes: 16 or 32
+    ((i % span) / 4, 8 * (i % 4) + 4 * (i / span))
+}
+
+impl<const BITS: usize> PackedQ<BITS> {
+    /// Packs `(n, k)` from `block(row, b)`, the unsigned codes and the scale of block `b` of a row.
+    ///
+    /// A code `c` stands for the weight `scale · (c − 2^(BITS−1))`.
+    pub(crate) fn pack(
+        n: usize,
+        k: usize,
+        block: impl Fn(usize, usize) -> ([u8; BLOCK], f16),
+    ) -> Self {
+        assert_eq!(k % BLOCK, 0, "k must be a multiple of {BLOCK}");
+        let (tiles, blocks) = (n.div_ceil(TILE), k / BLOCK);
+        let mut codes = line::zeroed(tiles * blocks * BITS);
+        let mut scales = vec![[f16::ZERO; TILE]; tiles * blocks];
+        for (row, b) in (0..n).flat_map(|row| (0..blocks).map(move |b| (row, b))) {
+            let (at, lane) = (row / TILE * blocks + b, row % TILE);
+            let (values, scale) = block(row, b);
+            scales[at][lane] = scale;
+            for (i, code) in values.into_iter().enumerate() {
+                let (line, shift) = place::<BITS>(i);
+                codes[at * BITS + line].0[lane] |= u32::from(code) << shift;
+            }
+        }
+        Self { n, k, codes, scales }
+    }
+
+    /// Output features.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Input features.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Bytes a product reads.
+    pub fn size_bytes(&self) -> usize {
+        size_of_val(&self.codes[..]) + size_of_val(&self.scales[..])
+    }
+
+    /// The weight at `row`, `column`, as the product sees it.
+    pub fn weight(&self, row: usize, column: usize) -> f32 {
+        let (at, lane) = (row / TILE * (self.k / BLOCK) + column / BLOCK, row % TILE);
+        let (line, shift) = place::<BITS>(column % BLOCK);
+        let code = self.codes[at * BITS + line].0[lane] >> shift & ((1 << BITS) - 1);
+        self.scales[at][lane].to_f32() * (code as f32 - (1 << (BITS - 1)) as f32)
+    }
+
+    fn chunk(&self, tile: usize, blocks: &Range<usize>) -> Weights<'_, BITS> {
+        let start = tile * (self.k / BLOCK);
+        let blocks = start + blocks.start..start + blocks.end;
+        let codes = &self.codes[blocks.start * BITS..blocks.end * BITS];
+        Weights { codes, scales: &self.scales[blocks] }
+    }
+}
+
+/// Some blocks of one tile: `BITS` lines and sixteen scales for each.
+#[derive(Clone, Copy)]
+struct Weights<'a, const BITS: usize> {
+    codes: &'a [Line],
+    scales: &'a [[f16; TILE]],
+}
+
+/// `y = x · Wᵀ`. Shapes: `x (m, k)`, `W (n, k)`, `y (m, n)`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn matmul<const BITS: usize>(
+    cpu: Cpu,
+    pool: &Pool,
+    x: &Q8Rows,
+    w: &PackedQ<BITS>,
+    y: &Output<'_>,
+) {
+    assert_eq!(x.k(), w.k, "x and W must agree on k");
+    y.check(x.rows(), w.n);
+    let (tiles, groups) = (w.n.div_ceil(TILE), x.groups().count());
+    let grain = pool.grain(tiles, 8);
+    let columns = tiles.div_ceil(grain);
+    pool.run(columns * groups.div_ceil(GROUPS_PER_ITEM), &|item| {
+        let tiles = piece(tiles, grain, item % columns);
+        let groups = piece(groups, GROUPS_PER_ITEM, item / columns);
+        // SAFETY: items differ in their tiles or in their row groups, so no two share outputs.
+        unsafe { work_item(cpu, x, w, tiles, groups, y) };
+    });
+}
+
+/// A weight dequantised to `f32` panels on the way, for `g · W`.
+impl<const BITS: usize> Panels for PackedQ<BITS> {
+    fn shape(&self) -> (usize, usize) {
+        (self.n, self.k)
+    }
+
+    fn panel<'a>(&'a self, _: Cpu, panel: usize, k: Range<usize>, to: &'a mut [f32]) -> &'a [f32] {
+        let tiles = self.n.div_ceil(TILE);
+        for half in 0..PANEL / TILE {
+            let tile = (panel * (PANEL / TILE) + half).min(tiles - 1);
+            for (column, to) in k.clone().zip(to.chunks_exact_mut(PANEL)) {
+                let at = tile * (self.k / BLOCK) + column / BLOCK;
+                let (line, shift) = place::<BITS>(column % BLOCK);
+                let (codes, scales) = (&self.codes[at * BITS + line].0, &self.scales[at]);
+                for (lane, to) in to[half * TILE..(half + 1) * TILE].iter_mut().enumerate() {
+                    let code = codes[lane] >> shift & ((1 << BITS) - 1);
+                    *to = scales[lane].to_f32() * (code as f32 - (1 << (BITS - 1)) as f32);
+                }
+            }
+        }
+        &to[..k.len() * PANEL]
+    }
+}
+
+/// Fills the outputs of `tiles` × `groups`.
+///
+/// # Safety
+/// No other thread may touch those outputs meanwhile.
+unsafe fn work_item<const BITS: usize>(
+    cpu: Cpu,
+    x: &Q8Rows,
+    w: &PackedQ<BITS>,
+    tiles: Range<usize>,
+    groups: Range<usize>,
+    y: &Output<'_>,
+) {
+    for blocks in pieces(0..w.k / BLOCK, BLOCKS_PER_PASS) {
+        for tile in tiles.clone() {
+            let weights = w.chunk(tile, &blocks);
+            for group in groups.clone().map(|g| x.groups().get(g)) {
+                let rows = x.chunk(&group, &blocks);
+                let columns = tile * TILE..w.n.min((tile + 1) * TILE);
+                let row_of = |i: usize| {
+                    // SAFETY: by this function's contract, and each row is taken once.
+                    unsafe { y.row(group.start + i, columns.clone()) }
+                };
+                multiply(cpu, weights, rows, group.len(), row_of, y.add || blocks.start > 0);
+            }
+        }
+    }
+}
+
+/// Picks the kernel for this many rows. `row_of(i)` is row `i` of the output tile; `add` says
+/// whether it already holds the blocks before these.
+fn multiply<'a, const BITS: usize>(
+    cpu: Cpu,
+    w: Weights<'_, BITS>,
+    x: &[Q8Block],
+    rows: usize,
+    row_of: impl Fn(usize) -> &'a mut [f32],
+    add: bool,
+) {
+    match rows {
+        1 => tile::<BITS, 1>(cpu, w, x, array::from_fn(row_of), add),
+        2 => tile::<BITS, 2>(cpu, w, x, array::from_fn(row_of), add),
+        3 => tile::<BITS, 3>(cpu, w, x, array::from_fn(row_of), add),
+        4 => tile::<BITS, 4>(cpu, w, x, array::from_fn(row_of), add),
+        5 => tile::<BITS, 5>(cpu, w, x, array::from_fn(row_of), add),
+        6 => tile::<BITS, 6>(cpu, w, x, array::from_fn(row_of), add),
+        7 => tile::<BITS, 7>(cpu, w, x, array::from_fn(row_of), add),
+        8 => tile::<BITS, 8>(cpu, w, x, array::from_fn(row_of), add),
+        _ => unreachable!("a group has one to eight rows"),
+    }
+}
+
+/// One register tile: `MR` rows by 16 columns.
+fn tile<const BITS: usize, const MR: usize>(
+    cpu: Cpu,
+    w: Weights<'_, BITS>,
+    x: &[Q8Block],
+    y: [&mut [f32]; MR],
+    add: bool,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if cpu.vnni {
+        // SAFETY: `vnni` says that AVX-512 F, BW, VL and VNNI were detected.
+        return unsafe { avx512::tile::<BITS, MR>(w, x, y, add) };
+    } else if cpu.avx2 {
+        // SAFETY: `avx2` says that AVX2 and FMA were detected.
+        return unsafe { avx2::tile::<BITS, MR>(w, x, y, add) };
+    }
+    let _ = cpu;
+    scalar::tile::<BITS, MR>(w, x, y, add);
+}

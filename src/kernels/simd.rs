@@ -1,0 +1,100 @@
+//! The few loads and stores every AVX-512 kernel needs, as safe functions over slices.
+//!
+//! Kernels are safe functions marked `#[target_feature]`: inside them arithmetic intrinsics need
+//! no `unsafe`, so only these helpers and the calls that enter a kernel carry it.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+use std::ptr;
+
+use crate::kernels::line::Line;
+
+/// The sixteen words of `line`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn load_line(line: &Line) -> __m512i {
+    // SAFETY: a `Line` is 64 readable bytes aligned to 64.
+    unsafe { _mm512_load_si512(ptr::from_ref(line).cast()) }
+}
+
+/// Writes `words` to `line`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn store_line(line: &mut Line, words: __m512i) {
+    // SAFETY: a `Line` is 64 writable bytes aligned to 64.
+    unsafe { _mm512_store_si512(ptr::from_mut(line).cast(), words) }
+}
+
+/// The sixteen words of `line` as `f32`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn load_line_ps(line: &Line) -> __m512 {
+    _mm512_castsi512_ps(load_line(line))
+}
+
+/// Up to sixteen values from the front of `source`; missing ones read as zero.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn load_ps(source: &[f32]) -> __m512 {
+    // SAFETY: masked-out lanes are not accessed, and the mask covers at most `source.len()` lanes.
+    unsafe { _mm512_maskz_loadu_ps(mask(source.len()), source.as_ptr()) }
+}
+
+/// Writes the first `target.len()` lanes of `values`, at most sixteen.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn store_ps(target: &mut [f32], values: __m512) {
+    // SAFETY: masked-out lanes are not accessed, and the mask covers at most `target.len()` lanes.
+    unsafe { _mm512_mask_storeu_ps(target.as_mut_ptr(), mask(target.len()), values) }
+}
+
+/// The bits of `words` as thirty-two bf16 values.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub fn as_bf16(words: __m512i) -> __m512bh {
+    // SAFETY: both types are 512 bits and any bit pattern is valid.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(words) }
+}
+
+/// The bits of thirty-two bf16 values.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub fn as_words(values: __m512bh) -> __m512i {
+    // SAFETY: both types are 512 bits and any bit pattern is valid.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(values) }
+}
+
+/// Asks for the line `ahead` lines after `line`, which need not exist.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn prefetch(line: &Line, ahead: usize) {
+    let address = ptr::from_ref(line).wrapping_add(ahead);
+    _mm_prefetch::<_MM_HINT_T0>(address.cast()); // a hint: it never faults
+}
+
+fn mask(lanes: usize) -> __mmask16 {
+    if lanes >= 16 { !0 } else { (1 << lanes) - 1 }
+}
+
+/// The sums of an `MR` × 32 tile: zeros, or what `y` holds if `add`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn load_tile<const MR: usize>(y: &[&mut [f32]; MR], add: bool) -> [[__m512; 2]; MR] {
+    let mut sums = [[_mm512_setzero_ps(); 2]; MR];
+    if add {
+        for i in 0..MR {
+            sums[i] = [load_ps(y[i]), load_ps(y[i].get(16..).unwrap_or_default())];
+        }
+    }
+    sums
+}
+
+/// Writes the sums of an `MR` × 32 tile to the columns that exist.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn store_tile<const MR: usize>(y: [&mut [f32]; MR], sums: &[[__m512; 2]; MR]) {
+    for (y, sums) in y.into_iter().zip(sums) {
+        store_ps(y, sums[0]);
+        store_ps(y.get_mut(16..).unwrap_or_default(), sums[1]);
+    }
+}
