@@ -91,7 +91,7 @@ pub fn train_on<B: Backend>(
     files::write_tokenizer(&options.out, &tokenizer, &shape)?;
     let load = LoadOptions { name: "demo".to_owned(), format: None };
     let mut model = Model::load(b, &shape.initial(options.seed)?, &load)?;
-    let mut run = Run::new(b, &model, &tokenizer, options)?;
+    let mut run = Run::new(b, &mut model, &tokenizer, options)?;
     let mut saved = Instant::now();
     while run.step < options.steps {
         let report = run.step(b, &mut model)?;
@@ -123,7 +123,7 @@ struct Run<'a, B: Backend> {
 impl<'a, B: Backend> Run<'a, B> {
     fn new(
         b: &mut B,
-        model: &Model<B>,
+        model: &mut Model<B>,
         tokenizer: &'a Tokenizer,
         options: &Options,
     ) -> Result<Self, DemoError> {
@@ -183,7 +183,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let elapsed = self.begun.elapsed();
         let load = LoadOptions { name: "demo".to_owned(), format: None };
         let source = crate::model::ModelSource::Folder(options.out.clone());
-        let model = Model::load(b, &source, &load)?;
+        let mut model = Model::load(b, &source, &load)?;
         let mut answered = 0;
         for (question, expected) in exam::QUESTIONS {
             let (text, ended) = exam::answer(b, &model, tokenizer, question)?;
@@ -195,7 +195,7 @@ impl<'a, B: Backend> Run<'a, B> {
             tokens: self.tokens,
             elapsed,
             train_loss: self.loss,
-            held_out: held_out_loss(b, &model, tokenizer, options.seed, HELD_OUT_SAMPLES)?,
+            held_out: held_out_loss(b, &mut model, tokenizer, options.seed, HELD_OUT_SAMPLES)?,
             answered: (answered, exam::QUESTIONS.len()),
         })
     }
@@ -231,7 +231,7 @@ impl Documents<'_> {
 /// [`DemoError`] if the model cannot be evaluated.
 pub fn held_out_loss<B: Backend>(
     b: &mut B,
-    model: &Model<B>,
+    model: &mut Model<B>,
     tokenizer: &Tokenizer,
     seed: u64,
     samples: u64,

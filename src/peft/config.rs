@@ -198,12 +198,13 @@ fn is_on(value: &Value) -> bool {
 }
 
 fn notes(rest: &Map<String, Value>) -> Vec<String> {
-    let known = |key: &String| {
-        HARMLESS.contains(&key.as_str()) || UNSUPPORTED.contains(&key.as_str())
-    };
+    let known =
+        |key: &String| HARMLESS.contains(&key.as_str()) || UNSUPPORTED.contains(&key.as_str());
     rest.iter()
         .filter(|(key, value)| !known(key) && is_on(value))
-        .map(|(key, _)| format!("the unknown key `{key}` in adapter_config.json is kept, not applied"))
+        .map(|(key, _)| {
+            format!("the unknown key `{key}` in adapter_config.json is kept, not applied")
+        })
         .collect()
 }
 
@@ -216,8 +217,7 @@ fn pattern<T>(
         .unwrap_or_default()
         .into_iter()
         .map(|(name, value)| {
-            let number =
-                value.as_f64().ok_or_else(|| config(key, "must map names to numbers"))?;
+            let number = value.as_f64().ok_or_else(|| config(key, "must map names to numbers"))?;
             Ok((name, check(key, number)?))
         })
         .collect()
@@ -264,7 +264,10 @@ mod tests {
     fn peft_defaults_fill_what_is_absent() {
         let config = parse(r#"{"peft_type": "LORA"}"#).expect("the least configuration");
         assert_eq!((config.r, config.lora_alpha, config.use_rslora), (8, 8.0, false));
-        assert_eq!(config.filter(&["q_proj".to_owned()]).targets, Targets::Names(vec!["q_proj".into()]));
+        assert_eq!(
+            config.filter(&["q_proj".to_owned()]).targets,
+            Targets::Names(vec!["q_proj".into()])
+        );
     }
 
     #[test]
@@ -296,7 +299,8 @@ mod tests {
 
     #[test]
     fn numbers_out_of_range_name_their_key() {
-        for (key, value) in [("r", "0"), ("r", "2.5"), ("lora_alpha", "-1"), ("lora_dropout", "1")] {
+        for (key, value) in [("r", "0"), ("r", "2.5"), ("lora_alpha", "-1"), ("lora_dropout", "1")]
+        {
             let json = format!(r#"{{"peft_type": "LORA", "{key}": {value}}}"#);
             assert!(parse(&json).expect_err(key).to_string().contains(key));
         }

@@ -86,9 +86,10 @@ impl ModuleFilter {
     fn admits_layer(&self, module: &ModuleShape) -> bool {
         let Some(layers) = &self.layers else { return true };
         let in_list = self.layers_pattern.is_empty()
-            || self.layers_pattern.iter().any(|list| {
-                module.name.split('.').any(|segment| segment == list)
-            });
+            || self
+                .layers_pattern
+                .iter()
+                .any(|list| module.name.split('.').any(|segment| segment == list));
         in_list && module.layer.is_some_and(|layer| layers.contains(&layer))
     }
 }
@@ -144,10 +145,7 @@ mod tests {
     #[test]
     fn a_name_matches_whole_segments_only() {
         let modules = chosen(names(&["q_proj"]).into());
-        assert_eq!(
-            modules,
-            ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"]
-        );
+        assert_eq!(modules, ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"]);
         let base = tiny_base();
         let error = resolve_targets(&names(&["proj"]).into(), &base).expect_err("no such segment");
         assert!(error.to_string().contains("named like"), "{error}");

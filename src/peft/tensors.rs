@@ -18,7 +18,8 @@ impl<'a> Tensors<'a> {
     /// Reads the header; no tensor is copied yet.
     pub(super) fn open(bytes: &'a [u8]) -> Result<Self> {
         check_header_size(bytes)?;
-        let file = SafeTensors::deserialize(bytes).map_err(|error| unreadable(error.to_string()))?;
+        let file =
+            SafeTensors::deserialize(bytes).map_err(|error| unreadable(error.to_string()))?;
         Ok(Self(file.tensors().into_iter().collect()))
     }
 
@@ -69,9 +70,7 @@ fn to_f32(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>> {
         Dtype::BF16 => {
             Ok(data.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect())
         }
-        other => {
-            Err(PeftError::Dtype { tensor: name.to_owned(), found: format!("{other:?}") })
-        }
+        other => Err(PeftError::Dtype { tensor: name.to_owned(), found: format!("{other:?}") }),
     }
 }
 

@@ -38,8 +38,7 @@ impl Request {
         events: mpsc::Sender<GenerationEvent>,
         context_length: usize,
     ) -> Self {
-        let adapter =
-            ask.adapter.as_ref().map(|a| (a.key.clone(), ask.adapter_scale.to_bits()));
+        let adapter = ask.adapter.as_ref().map(|a| (a.key.clone(), ask.adapter_scale.to_bits()));
         let space = Arc::new(Namespace { tenant: Arc::clone(&ask.tenant), adapter });
         let max_answer =
             ask.sampling.max_tokens.min(context_length.saturating_sub(ask.prompt.len()));
