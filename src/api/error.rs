@@ -10,7 +10,10 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::engine::{EngineError, ModelError};
+use crate::artifacts::ArtifactError;
+use crate::catalog::CatalogError;
+use crate::engine::EngineError;
+use crate::store::StoreError;
 use crate::text::TextError;
 use crate::worker::WorkerError;
 
@@ -170,7 +173,7 @@ impl IntoResponse for ApiError {
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
         match error {
-            EngineError::Model(error) => error.into(),
+            EngineError::Catalog(error) => error.into(),
             EngineError::ContextExceeded { prompt, context, .. } => {
                 let param = if prompt > context { "prompt" } else { "max_tokens" };
                 Self::invalid(param, &error).code("context_length_exceeded")
@@ -181,9 +184,7 @@ impl From<EngineError> for ApiError {
             EngineError::Prompt { param, error } => prompt_error(param, error),
             EngineError::Stop(error) => Self::invalid("stop", error),
             EngineError::Worker(error) => error.into(),
-            EngineError::NoTokenizer(_) | EngineError::Lost | EngineError::Tokenising(_) => {
-                Self::internal(error)
-            }
+            EngineError::Lost | EngineError::Tokenising(_) => Self::internal(error),
         }
     }
 }
@@ -199,16 +200,75 @@ fn prompt_error(param: &'static str, error: TextError) -> ApiError {
     }
 }
 
-impl From<ModelError> for ApiError {
-    fn from(error: ModelError) -> Self {
+impl From<CatalogError> for ApiError {
+    fn from(error: CatalogError) -> Self {
         match error {
-            ModelError::Unknown(_) => Self::not_found("model_not_found", &error).param("model"),
-            ModelError::NotDeletable(_) => Self::invalid("model", &error),
-            ModelError::Unusable { .. } => Self::invalid("model", &error).code("invalid_adapter"),
-            ModelError::Unavailable(cause) => {
-                let message = "The catalog of models cannot be reached at the moment.";
-                Self::unavailable("catalog_unavailable", message).cause(cause)
+            CatalogError::UnknownModel(_) => {
+                Self::not_found("model_not_found", &error).param("model")
             }
+            CatalogError::UnknownBase(_) => Self::invalid("base_model", &error),
+            CatalogError::NotDeletable(_) => Self::invalid("model", &error),
+            CatalogError::BadName(_) | CatalogError::NameOfBase(_) => Self::invalid("name", &error),
+            CatalogError::Unusable { .. } | CatalogError::BaseNotServed { .. } => {
+                Self::invalid("model", &error).code("invalid_adapter")
+            }
+            CatalogError::Adapter(_) => {
+                Self::new(StatusCode::BAD_REQUEST, &error).code("invalid_adapter")
+            }
+            CatalogError::NoAdapterRoot
+            | CatalogError::OutsideRoot(_)
+            | CatalogError::Folder { .. } => Self::invalid("path", &error),
+            CatalogError::NotJsonLines => Self::invalid("file", &error),
+            CatalogError::BadLines(_) => Self::invalid("file", &error).code("invalid_file"),
+            CatalogError::Store(error) => error.into(),
+            CatalogError::Artifacts(error) => error.into(),
+            CatalogError::Thread(_) => Self::internal(error),
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NotFound { .. } => Self::not_found("not_found", &error),
+            StoreError::Conflict { .. } | StoreError::LeaseLost { .. } => {
+                Self::conflict("invalid_state", &error)
+            }
+            StoreError::NameTaken(_) => Self::conflict("name_taken", &error).param("name"),
+            StoreError::IdempotencyMismatch(_) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, &error).code("idempotency_mismatch")
+            }
+            StoreError::UnknownCursor(_) => Self::invalid("after", &error),
+            StoreError::Nul(_) => Self::new(StatusCode::BAD_REQUEST, &error),
+            StoreError::Unavailable(_) => {
+                let message = "The database cannot be reached at the moment.";
+                Self::unavailable("database_unavailable", message).cause(error)
+            }
+            StoreError::Url(_)
+            | StoreError::Open { .. }
+            | StoreError::SqliteTooOld { .. }
+            | StoreError::Migrate(_)
+            | StoreError::Corrupt { .. }
+            | StoreError::Database(_) => Self::internal(error),
+        }
+    }
+}
+
+impl From<ArtifactError> for ApiError {
+    fn from(error: ArtifactError) -> Self {
+        match error {
+            ArtifactError::TooLarge { .. } => Self::too_large(&error),
+            ArtifactError::Upload(_) => Self::new(StatusCode::BAD_REQUEST, &error),
+            ArtifactError::Full(_) => {
+                let message = "The server has no room left to store this.";
+                Self::unavailable("storage_full", message).cause(error)
+            }
+            ArtifactError::Stopping => Self::unavailable("server_shutting_down", &error),
+            ArtifactError::Unsupported { .. }
+            | ArtifactError::InUse(_)
+            | ArtifactError::Io { .. }
+            | ArtifactError::BadName(_)
+            | ArtifactError::Corrupt { .. } => Self::internal(error),
         }
     }
 }

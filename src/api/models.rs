@@ -9,7 +9,7 @@ use utoipa_axum::routes;
 
 use super::error::ErrorBody;
 use super::{ApiError, ApiPath, AppState};
-use crate::engine::ModelCard;
+use crate::catalog::ModelCard;
 
 /// A servable model: a base model, an adapter or a checkpoint.
 #[derive(Debug, Serialize, ToSchema)]
@@ -53,7 +53,7 @@ impl From<ModelCard> for Model {
             owned_by: "tandem",
             root: card.parent.clone().unwrap_or_else(|| card.id.clone()),
             parent: card.parent,
-            max_model_len: card.max_model_len,
+            max_model_len: card.context_length,
             id: card.id,
         }
     }
@@ -69,7 +69,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
     responses((status = 200, description = "Every servable model", body = ModelList))
 )]
 async fn list_models(State(app): State<AppState>) -> Result<Json<ModelList>, ApiError> {
-    let cards = app.engine.models().list().await?;
+    let cards = app.engine.catalog().models().await?;
     Ok(Json(ModelList { object: "list", data: cards.into_iter().map(Model::from).collect() }))
 }
 
@@ -86,7 +86,7 @@ async fn retrieve_model(
     State(app): State<AppState>,
     ApiPath(model): ApiPath<String>,
 ) -> Result<Json<Model>, ApiError> {
-    Ok(Json(app.engine.models().card(&model).await?.into()))
+    Ok(Json(app.engine.catalog().model(&model).await?.into()))
 }
 
 /// `DELETE /v1/models/{model}`: takes an adapter's name away. Requests that use it go on.
@@ -103,6 +103,6 @@ async fn delete_model(
     State(app): State<AppState>,
     ApiPath(model): ApiPath<String>,
 ) -> Result<Json<DeletedModel>, ApiError> {
-    app.engine.models().delete(&model).await?;
+    app.engine.catalog().delete_model(&model).await?;
     Ok(Json(DeletedModel { id: model, object: "model", deleted: true }))
 }

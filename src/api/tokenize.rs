@@ -1,5 +1,7 @@
 //! `/tokenize` and `/detokenize`: text to token ids and back, as the model sees it.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
@@ -76,8 +78,8 @@ async fn tokenize(
     State(app): State<AppState>,
     ApiJson(body): ApiJson<TokenizeBody>,
 ) -> Result<Json<TokenizeObject>, ApiError> {
-    let model = app.engine.models().resolve(&body.model).await?;
-    let text = app.engine.text(&model.base.name)?;
+    let model = app.engine.catalog().resolve(&body.model).await?;
+    let text = Arc::clone(&model.text);
     let with_strings = body.return_token_strs.unwrap_or(false);
     let work = move || {
         let tokens = tokens(&text, &body)?;
@@ -121,8 +123,8 @@ async fn detokenize(
     State(app): State<AppState>,
     ApiJson(body): ApiJson<DetokenizeBody>,
 ) -> Result<Json<DetokenizeObject>, ApiError> {
-    let model = app.engine.models().resolve(&body.model).await?;
-    let text = app.engine.text(&model.base.name)?;
+    let model = app.engine.catalog().resolve(&body.model).await?;
+    let text = Arc::clone(&model.text);
     let work = move || {
         text.tokenizer().check_ids(&body.tokens)?;
         text.tokenizer().decode(&body.tokens, body.skip_special_tokens.unwrap_or(false))

@@ -62,9 +62,8 @@ impl AdapterCache {
     /// Drops the least recently used until the rest fits, but never the one just asked for.
     fn evict(&self, keep: &AdapterId) {
         let mut entries = self.lock();
-        let size = |entry: &Entry| {
-            entry.adapter.get().map_or(0, |adapter| adapter.weights.size_bytes())
-        };
+        let size =
+            |entry: &Entry| entry.adapter.get().map_or(0, |adapter| adapter.weights.size_bytes());
         let mut total: usize = entries.by_id.values().map(size).sum();
         while total > self.budget_bytes {
             let loaded = entries.by_id.iter().filter(|(id, entry)| *id != keep && size(entry) > 0);

@@ -166,10 +166,8 @@ impl Catalog {
         }
         let path = self.inner.artifacts.path(&blob.sha256)?;
         blocking(move || {
-            let unreadable = |source| CatalogError::Folder {
-                folder: path.display().to_string(),
-                source,
-            };
+            let unreadable =
+                |source| CatalogError::Folder { folder: path.display().to_string(), source };
             let reader = BufReader::new(std::fs::File::open(&path).map_err(unreadable)?);
             let limits = Limits {
                 max_seq_length: base.info.context_length,

@@ -10,7 +10,12 @@ use crate::domain::JobId;
 const LONGEST: usize = 64;
 
 /// `ft:<base>:<org>:<suffix>:<id>`; without a suffix its place stays empty.
-pub fn fine_tuned_name(base: &str, organization: &str, suffix: Option<&str>, job: &JobId) -> String {
+pub fn fine_tuned_name(
+    base: &str,
+    organization: &str,
+    suffix: Option<&str>,
+    job: &JobId,
+) -> String {
     let id = job.as_str();
     // The end of a version 7 UUID is random; its beginning is the time.
     let id = &id[id.len().saturating_sub(8)..];

@@ -131,10 +131,8 @@ impl Catalog {
 
 async fn read_folder(folder: PathBuf) -> CatalogResult<AdapterFiles> {
     blocking(move || {
-        AdapterFiles::from_dir(&folder).map_err(|source| CatalogError::Folder {
-            folder: folder.display().to_string(),
-            source,
-        })
+        AdapterFiles::from_dir(&folder)
+            .map_err(|source| CatalogError::Folder { folder: folder.display().to_string(), source })
     })
     .await
 }

@@ -165,8 +165,9 @@ impl Catalog {
         let folder = verified?;
         let name = row.name.clone();
         blocking(move || {
-            let files = AdapterFiles::from_dir(&folder).map_err(|source| {
-                CatalogError::Folder { folder: folder.display().to_string(), source }
+            let files = AdapterFiles::from_dir(&folder).map_err(|source| CatalogError::Folder {
+                folder: folder.display().to_string(),
+                source,
             })?;
             let checked = peft::read(&files, &base.info, &base.fingerprints())
                 .map_err(|source| CatalogError::Unusable { name, source })?;
@@ -202,11 +203,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(CatalogError::Thread)?
 }
 
-fn resolved(
-    name: &str,
-    base: &ServedBase,
-    adapter: Option<Arc<AdapterWeights>>,
-) -> ResolvedModel {
+fn resolved(name: &str, base: &ServedBase, adapter: Option<Arc<AdapterWeights>>) -> ResolvedModel {
     ResolvedModel {
         name: name.to_owned(),
         base: base.info.clone(),

@@ -1,6 +1,6 @@
 //! Why a request for text failed.
 
-use super::ModelError;
+use crate::catalog::CatalogError;
 use crate::text::TextError;
 use crate::text::stop::StopError;
 use crate::worker::WorkerError;
@@ -8,7 +8,7 @@ use crate::worker::WorkerError;
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Catalog(#[from] CatalogError),
     #[error(
         "this model's context holds {context} tokens; the request has {prompt} in its prompt and \
          asks for {max_tokens} more; shorten one of them"
@@ -22,8 +22,6 @@ pub enum EngineError {
     TooManyTokens { asked: usize, limit: usize },
     #[error("`adapter_scale` needs a model with an adapter; `{model}` is a base model")]
     NoAdapter { model: String },
-    #[error("the model `{0}` has no tokenizer")]
-    NoTokenizer(String),
     #[error("{error}")]
     Prompt { param: &'static str, error: TextError },
     #[error(transparent)]

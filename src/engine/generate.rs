@@ -1,17 +1,17 @@
 //! From a request for text to a queued generation.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt};
 use rand::RngCore;
-use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
+use super::EngineError;
 use super::choice::ChoiceText;
 use super::prompt::{PreparedPrompt, PromptInput};
 use super::stream::{PromptRun, Source, TextEvents};
-use super::{EngineError, Models, ResolvedModel};
+use crate::catalog::{Catalog, ResolvedModel};
 use crate::domain::{GenerationRequest, SamplingParams};
 use crate::text::{Detokenizer, Start, StopMatcher, TextModel};
 use crate::worker::WorkerHandle;
@@ -56,48 +56,32 @@ pub struct Generation {
     pub prompts: Vec<Arc<PreparedPrompt>>,
     /// Answers to each prompt.
     pub choices: usize,
-    /// Names weights, quantisation, adapter generation and build.
-    pub system_fingerprint: String,
     pub events: TextEvents,
 }
 
-/// Turns requests for text into generations.
+/// Turns requests for text into generations. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Engine {
     worker: WorkerHandle,
-    models: Arc<dyn Models>,
-    texts: Arc<HashMap<Arc<str>, Arc<TextModel>>>,
+    catalog: Catalog,
     tokenising: Arc<Semaphore>,
 }
 
 impl Engine {
-    /// `texts` holds the tokenizer of every base model, by the name it was loaded under.
-    pub fn new(
-        worker: WorkerHandle,
-        models: Arc<dyn Models>,
-        texts: HashMap<Arc<str>, Arc<TextModel>>,
-    ) -> Self {
+    /// An engine that finds models in `catalog` and has them run by `worker`.
+    pub fn new(worker: WorkerHandle, catalog: Catalog) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let tokenising = Arc::new(Semaphore::new(threads));
-        Self { worker, models, texts: Arc::new(texts), tokenising }
+        Self { worker, catalog, tokenising: Arc::new(Semaphore::new(threads)) }
     }
 
-    /// The catalog of servable models.
-    pub fn models(&self) -> &Arc<dyn Models> {
-        &self.models
+    /// Every servable model.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
     }
 
     /// The door to the device thread.
     pub fn worker(&self) -> &WorkerHandle {
         &self.worker
-    }
-
-    /// The tokenizer and template of the base model of that name.
-    ///
-    /// # Errors
-    /// [`EngineError::NoTokenizer`].
-    pub fn text(&self, base: &str) -> Result<Arc<TextModel>, EngineError> {
-        self.texts.get(base).cloned().ok_or_else(|| EngineError::NoTokenizer(base.to_owned()))
     }
 
     /// Runs slow work with text off the async threads, a bounded number at a time.
@@ -121,9 +105,9 @@ impl Engine {
     /// # Errors
     /// [`EngineError`]: an unknown model, an impossible prompt, too little context, a full queue.
     pub async fn generate(&self, request: TextRequest) -> Result<Generation, EngineError> {
-        let model = self.models.resolve(&request.model).await?;
+        let model = self.catalog.resolve(&request.model).await?;
         check(&request, &model)?;
-        let text = self.text(&model.base.name)?;
+        let text = Arc::clone(&model.text);
         let stops = StopMatcher::new(&request.stop).map(|_| request.stop.clone())?;
         let (input, echo) = (request.prompt.clone(), request.echo);
         let (model_text, vocab) = (Arc::clone(&text), model.base.vocab_size);
@@ -131,8 +115,7 @@ impl Engine {
         let prompts: Vec<_> = prompts.into_iter().map(Arc::new).collect();
         let commands = commands(&request, &model, &text, &prompts)?;
         let events = self.start(commands, &prompts, &text, &stops)?;
-        let system_fingerprint = system_fingerprint(&model);
-        Ok(Generation { model, prompts, choices: request.choices, system_fingerprint, events })
+        Ok(Generation { model, prompts, choices: request.choices, events })
     }
 
     fn start(
@@ -239,15 +222,4 @@ fn choice_text(
     let detokenizer = Detokenizer::new(tokenizer.clone(), Start::Continuation, true);
     let stops = StopMatcher::new(stops)?;
     Ok(ChoiceText::new(tokenizer, detokenizer, stops, ending, command.sampling.min_tokens))
-}
-
-/// Equal for requests that the same weights and the same program answer.
-fn system_fingerprint(model: &ResolvedModel) -> String {
-    let mut hash = Sha256::new();
-    let adapter = model.adapter.as_ref().map_or("", |adapter| &adapter.key);
-    for part in [&model.base.fingerprint, &model.base.dtype, adapter, env!("CARGO_PKG_VERSION")] {
-        hash.update(part.len().to_le_bytes());
-        hash.update(part);
-    }
-    format!("fp_{}", &hex::encode(hash.finalize())[..12])
 }

@@ -93,7 +93,7 @@ impl ChatObject {
             object: "chat.completion",
             created: unix_seconds(),
             model: generation.model.name.clone(),
-            system_fingerprint: generation.system_fingerprint.clone(),
+            system_fingerprint: generation.model.fingerprint.clone(),
             usage,
             prompt_logprobs: form.prompt_logprobs.map(|top| prompt_logprobs(&prompt.scored, top)),
             prompt_token_ids: prompt_token_ids(generation, form),

@@ -58,7 +58,7 @@ pub(super) fn chunks(
         object: "chat.completion.chunk",
         created: unix_seconds(),
         model: generation.model.name.clone(),
-        system_fingerprint: generation.system_fingerprint.clone(),
+        system_fingerprint: generation.model.fingerprint.clone(),
         choices: Vec::new(),
         usage: form.include_usage.then_some(None),
         prompt_logprobs: None,

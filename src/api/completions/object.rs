@@ -63,7 +63,7 @@ impl CompletionObject {
             object: "text_completion",
             created: unix_seconds(),
             model: generation.model.name.clone(),
-            system_fingerprint: generation.system_fingerprint.clone(),
+            system_fingerprint: generation.model.fingerprint.clone(),
             choices: Vec::new(),
             usage: None,
         }
