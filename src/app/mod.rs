@@ -3,9 +3,7 @@
 //! Order of building: the data folder is locked, the store opened, the port bound; then the models
 //! are loaded on the device thread, and what serves requests and jobs is put around its handle.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -17,11 +15,12 @@ use crate::catalog::{Catalog, CatalogOptions, ServedBase};
 use crate::config::{Config, Database};
 use crate::engine::Engine;
 use crate::store::Store;
-use crate::worker::{Worker, WorkerHandle};
+use crate::worker::Worker;
 
+mod adapters;
 mod bases;
 mod error;
-mod models;
+
 mod signals;
 
 pub use error::AppError;
@@ -52,9 +51,9 @@ impl App {
         let address = listener.local_addr().map_err(|source| in_use(config.listen, source))?;
         let (handle, worker, served) = bases::load(config).await?;
 
-        let catalog = catalog(config, &store, &artifacts, served.clone());
-        models::register(&catalog, config).await?;
-        let engine = engine(handle.clone(), &catalog, &served);
+        let catalog = catalog(config, &store, &artifacts, served);
+        adapters::register(&catalog, config).await?;
+        let engine = Engine::new(handle.clone(), catalog.clone());
         let lifecycle = Lifecycle::default();
         let state = AppState {
             engine,
@@ -63,7 +62,8 @@ impl App {
             lifecycle: lifecycle.clone(),
         };
         let stop = CancellationToken::new();
-        let options = ServerOptions { shutdown_timeout: config.shutdown_timeout, ..Default::default() };
+        let options =
+            ServerOptions { shutdown_timeout: config.shutdown_timeout, ..Default::default() };
         lifecycle.set_ready();
         let server = api::serve(listener, api::router(state), lifecycle, options, stop.clone());
         let server = tokio::spawn(server);
@@ -136,10 +136,4 @@ fn catalog(
         adapter_root: config.adapter_root.clone(),
     };
     Catalog::new(store.clone(), artifacts.clone(), served, options)
-}
-
-fn engine(worker: WorkerHandle, catalog: &Catalog, served: &[ServedBase]) -> Engine {
-    let texts: HashMap<_, _> =
-        served.iter().map(|base| (Arc::clone(&base.info.name), Arc::clone(&base.text))).collect();
-    Engine::new(worker, Arc::new(models::CatalogModels(catalog.clone())), texts)
 }
