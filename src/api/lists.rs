@@ -37,7 +37,8 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Api
     match value.to_str() {
         Ok(key) if (1..=255).contains(&key.len()) => Ok(Some(key.to_owned())),
         _ => {
-            let message = "the header `Idempotency-Key` must have 1 to 255 visible ASCII characters";
+            let message =
+                "the header `Idempotency-Key` must have 1 to 255 visible ASCII characters";
             Err(ApiError::invalid("Idempotency-Key", message))
         }
     }

@@ -41,7 +41,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 }
 
 fn object(app: &AppState, job: Job) -> Result<FineTuningJob, ApiError> {
-    FineTuningJob::of(job, &app.jobs).map_err(ApiError::internal)
+    FineTuningJob::of(job, &app.jobs()).map_err(ApiError::internal)
 }
 
 /// `POST /v1/fine_tuning/jobs`: queues a job. With `dry_run` it starts nothing and answers with the
@@ -64,10 +64,10 @@ async fn create_job(
     ApiJson(body): ApiJson<Map<String, Value>>,
 ) -> Result<Response, ApiError> {
     if body.get("dry_run") == Some(&Value::Bool(true)) {
-        return Ok(Json(app.jobs.preflight(&caller.tenant, body).await?).into_response());
+        return Ok(Json(app.jobs().preflight(&caller.tenant, body).await?).into_response());
     }
     let key = idempotency_key(&headers)?;
-    let job = app.jobs.create(&caller.tenant, body, key).await?.into_inner();
+    let job = app.jobs().create(&caller.tenant, body, key).await?.into_inner();
     Ok(Json(object(&app, job)?).into_response())
 }
 
@@ -86,7 +86,7 @@ async fn preflight(
     caller: Caller,
     ApiJson(body): ApiJson<Map<String, Value>>,
 ) -> Result<Response, ApiError> {
-    Ok(Json(app.jobs.preflight(&caller.tenant, body).await?).into_response())
+    Ok(Json(app.jobs().preflight(&caller.tenant, body).await?).into_response())
 }
 
 /// `GET /v1/fine_tuning/jobs`: newest first; `metadata[key]=value` keeps jobs that carry the pair,
@@ -118,7 +118,9 @@ async fn list_jobs(
                 MetadataFilter::All => {
                     filter = MetadataFilter::Pairs(vec![(key.to_owned(), value)]);
                 }
-                _ => return Err(ApiError::invalid("metadata", "too many conditions on `metadata`")),
+                _ => {
+                    return Err(ApiError::invalid("metadata", "too many conditions on `metadata`"));
+                }
             },
             _ => {
                 let name: String = name.chars().take(100).collect();
@@ -128,7 +130,7 @@ async fn list_jobs(
         }
     }
     let page = page(after, limit, 20, MOST)?;
-    let listed = app.jobs.list(&caller.tenant, &filter, &page).await?;
+    let listed = app.jobs().list(&caller.tenant, &filter, &page).await?;
     let data = listed.rows.into_iter().map(|job| object(&app, job)).collect::<Result<_, _>>()?;
     Ok(Json(FineTuningJobList { object: "list", data, has_more: listed.has_more }))
 }
@@ -155,7 +157,7 @@ async fn retrieve_job(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Json<FineTuningJob>, ApiError> {
-    let job = app.jobs.job(&caller.tenant, &JobId::from(id)).await?;
+    let job = app.jobs().job(&caller.tenant, &JobId::from(id)).await?;
     Ok(Json(object(&app, job)?))
 }
 
@@ -174,7 +176,7 @@ async fn cancel_job(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Json<FineTuningJob>, ApiError> {
-    let job = app.jobs.cancel(&caller.tenant, &JobId::from(id)).await?;
+    let job = app.jobs().cancel(&caller.tenant, &JobId::from(id)).await?;
     Ok(Json(object(&app, job)?))
 }
 
@@ -193,7 +195,7 @@ async fn pause_job(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Json<FineTuningJob>, ApiError> {
-    let job = app.jobs.pause(&caller.tenant, &JobId::from(id)).await?;
+    let job = app.jobs().pause(&caller.tenant, &JobId::from(id)).await?;
     Ok(Json(object(&app, job)?))
 }
 
@@ -212,7 +214,7 @@ async fn resume_job(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Json<FineTuningJob>, ApiError> {
-    let job = app.jobs.resume(&caller.tenant, &JobId::from(id)).await?;
+    let job = app.jobs().resume(&caller.tenant, &JobId::from(id)).await?;
     Ok(Json(object(&app, job)?))
 }
 
@@ -253,7 +255,7 @@ async fn list_events(
         return follow::stream_events(app, &caller, &id, query.after.as_deref(), &headers).await;
     }
     let page = page(query.after, query.limit, 20, MOST)?;
-    let listed = app.jobs.events(&caller.tenant, &id, &page).await?;
+    let listed = app.jobs().events(&caller.tenant, &id, &page).await?;
     let data = listed.rows.into_iter().map(FineTuningEvent::from).collect();
     let list = FineTuningEventList { object: "list", data, has_more: listed.has_more };
     Ok(Json(list).into_response())
@@ -287,7 +289,7 @@ async fn list_checkpoints(
     ApiQuery(query): ApiQuery<ListCheckpoints>,
 ) -> Result<Json<FineTuningCheckpointList>, ApiError> {
     let page = page(query.after, query.limit, 10, MOST)?;
-    let listed = app.jobs.checkpoints(&caller.tenant, &JobId::from(id), &page).await?;
+    let listed = app.jobs().checkpoints(&caller.tenant, &JobId::from(id), &page).await?;
     let data: Vec<_> = listed.rows.into_iter().map(FineTuningCheckpoint::from).collect();
     Ok(Json(FineTuningCheckpointList {
         object: "list",
