@@ -7,4 +7,5 @@ mod parity;
 mod runner;
 mod store;
 mod support;
+mod text;
 mod training;
