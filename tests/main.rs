@@ -1,10 +1,10 @@
 //! Behaviour, by theme; one target, so that it links once.
 
 mod architecture;
-mod text;
 mod crash;
 mod leases;
 mod parity;
 mod store;
 mod support;
+mod text;
 mod training;
