@@ -6,4 +6,5 @@ mod leases;
 mod parity;
 mod store;
 mod support;
+mod text;
 mod training;

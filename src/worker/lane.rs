@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::answer::Reader;
-use super::batch::Batch;
+use super::batch::{Batch, Group};
 use super::kv::blocks_for;
 use super::resident::{AdapterPin, Refusal, Resident};
 use super::scheduler::{Plan, Scheduler, StepLimits};
@@ -45,17 +45,17 @@ impl<B: Backend> Lane<B> {
         }
     }
 
-    /// Puts a request in line.
-    ///
-    /// # Errors
-    /// If it could never run: its prompt is empty, outside the vocabulary, or longer than context
-    /// or cache.
-    pub fn accept(&mut self, request: Request) -> Result<(), (Request, WorkerError)> {
+    /// Puts a request in line; false if it could never run and has been told so: its prompt is
+    /// empty, outside the vocabulary, or longer than context or cache.
+    pub fn accept(&mut self, request: Request) -> bool {
         match self.refusal(&request) {
-            Some(error) => Err((request, error)),
+            Some(error) => {
+                request.fail(error);
+                false
+            }
             None => {
                 self.scheduler.waiting.push(request);
-                Ok(())
+                true
             }
         }
     }
@@ -113,7 +113,7 @@ impl<B: Backend> Lane<B> {
         for &(from, to) in &self.plan.copies {
             b.copy_block(cache, from, to);
         }
-        let dress = |group: &super::batch::Group| AdapterRows {
+        let dress = |group: &Group| AdapterRows {
             rows: group.rows.clone(),
             adapter: self.resident.get(&group.adapter),
             scale: group.scale,

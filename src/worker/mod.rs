@@ -32,6 +32,8 @@ mod scheduler;
 mod sequence;
 mod start;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod training;
 
 pub use crate::train::{TrainEvent, TrainRequest, TrainSnapshot};

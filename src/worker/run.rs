@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TryRecvError;
 
 use super::lane::Lane;
 use super::sequence::Request;
@@ -48,37 +47,58 @@ impl<B: Backend> Device<B> {
 
     /// Runs until every handle is gone and all work is done, or until it is stopped.
     pub fn run(mut self) {
-        while self.receive_commands() {
-            self.release_ended();
-            self.decode_turn();
-            self.training_turn();
-            self.publish();
+        while self.is_busy() || self.wait() {
+            self.turn();
+        }
+        self.refuse_late_commands();
+    }
+
+    /// One round of the loop.
+    pub fn turn(&mut self) {
+        self.receive_commands();
+        self.release_ended();
+        self.decode_turn();
+        self.training_turn();
+        self.publish();
+    }
+
+    /// Adapters that sequences hold.
+    #[cfg(test)]
+    pub fn pinned_adapters(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.resident.pinned()).sum()
+    }
+
+    pub fn is_busy(&self) -> bool {
+        self.is_serving() || !self.training.is_idle()
+    }
+
+    /// Takes what has arrived.
+    fn receive_commands(&mut self) {
+        while let Ok(command) = self.commands.try_recv() {
+            self.accept(command);
+        }
+        if self.is_stopping() {
+            self.refuse_waiting();
         }
     }
 
-    /// Takes what has arrived, and waits for more if there is nothing else to do. False when the
-    /// thread's work is done.
-    fn receive_commands(&mut self) -> bool {
-        loop {
-            if self.stopping.load(Ordering::SeqCst) {
-                self.stop_waiting();
-            }
-            let idle = self.is_idle();
-            match self.commands.try_recv() {
-                Ok(command) => self.accept(command),
-                Err(TryRecvError::Disconnected) => return !idle,
-                Err(TryRecvError::Empty) if !idle => return true,
-                Err(TryRecvError::Empty) if self.stopping.load(Ordering::SeqCst) => return false,
-                Err(TryRecvError::Empty) => match self.commands.blocking_recv() {
-                    Some(command) => self.accept(command),
-                    None => return false,
-                },
-            }
+    /// Sleeps until there is something to do; false if nothing will come any more.
+    fn wait(&mut self) -> bool {
+        if self.is_stopping() {
+            return false;
         }
+        let command = self.commands.blocking_recv();
+        command.map(|command| self.accept(command)).is_some()
     }
 
-    fn is_idle(&self) -> bool {
-        self.training.is_idle() && !self.is_serving()
+    /// Answers those who sent while the thread was ending.
+    fn refuse_late_commands(&mut self) {
+        self.commands.close();
+        self.receive_commands();
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
     }
 
     fn is_serving(&self) -> bool {
@@ -103,23 +123,19 @@ impl<B: Backend> Device<B> {
     ) {
         let cost = ask.cost();
         let lane = self.lanes.iter_mut().find(|lane| lane.model.info.name == ask.base);
-        let Some(lane) = lane.filter(|_| !self.stopping.load(Ordering::SeqCst)) else {
-            let unknown = WorkerError::UnknownBase(ask.base.to_string());
-            let error =
-                if self.stopping.load(Ordering::SeqCst) { WorkerError::Stopped } else { unknown };
-            self.stats.leave(cost);
+        let Some(lane) = lane else {
+            let error = WorkerError::UnknownBase(ask.base.to_string());
             let _gone_is_fine = events.try_send(GenerationEvent::Failed(error));
-            return;
+            return self.stats.leave(cost);
         };
-        let request = Request::new(ask, stops, events, lane.model.info.context_length);
-        if let Err((request, error)) = lane.accept(request) {
+        let context_length = lane.model.info.context_length;
+        if !lane.accept(Request::new(ask, stops, events, context_length)) {
             self.stats.leave(cost);
-            request.fail(error);
         }
     }
 
     /// Drains: nothing new begins, what runs goes on to its end.
-    fn stop_waiting(&mut self) {
+    fn refuse_waiting(&mut self) {
         self.training.abandon(&mut self.backend);
         for lane in &mut self.lanes {
             let left = |request: &Request| self.stats.leave(request.ask.cost());

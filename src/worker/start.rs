@@ -158,7 +158,8 @@ fn check_names(bases: &[BaseSource]) -> Result<(), StartError> {
     Ok(())
 }
 
-fn load<B: Backend>(
+/// Loads the base models, each with its own share of the caches.
+pub(super) fn load<B: Backend>(
     b: &mut B,
     bases: &[BaseSource],
     settings: &WorkerSettings,
