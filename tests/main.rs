@@ -4,6 +4,7 @@ mod architecture;
 mod crash;
 mod leases;
 mod parity;
+mod runner;
 mod store;
 mod support;
 mod text;

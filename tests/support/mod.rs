@@ -1,4 +1,5 @@
 //! What the themes share.
 
 pub mod database;
+pub mod device;
 pub mod postgres;
