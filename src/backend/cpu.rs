@@ -11,6 +11,7 @@ mod cache;
 mod ops;
 mod products;
 mod rope;
+mod specs;
 #[cfg(test)]
 mod tests;
 mod weight;

@@ -1,4 +1,5 @@
 //! Functions on sixteen lanes: exponential, hyperbolic tangent, error function, sums.
+#![allow(clippy::excessive_precision)] // coefficients as published
 
 use super::lanes::{LANES, Simd};
 

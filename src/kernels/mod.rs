@@ -16,6 +16,9 @@
 //!   a `SAFETY` comment.
 //! - The scalar version runs through the same door: pass [`cpu::Cpu::SCALAR`].
 
+// Rows and lanes of a register tile are small constants: loops over them unroll into registers.
+#![allow(clippy::needless_range_loop)]
+
 pub mod activations;
 pub mod attention;
 pub mod bf16;
@@ -41,5 +44,6 @@ pub(crate) mod scratch;
 pub mod shared;
 #[cfg(target_arch = "x86_64")]
 mod simd;
+pub mod split;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -38,7 +38,7 @@ impl<'a, T> SharedSlice<'a, T> {
     /// # Panics
     /// If `range` leaves the slice.
     #[allow(clippy::mut_from_ref)]
-    pub unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
+    pub unsafe fn part(&self, range: Range<usize>) -> &'a mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "part outside the slice");
         // SAFETY: in bounds by the assertion; unique by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }

@@ -1,104 +1,42 @@
 //! The waist on the CPU: each operation splits its rows over the pool and calls one kernel.
-#![allow(unsafe_code)]
 
 use std::ops::Range;
 
-use super::{CpuBackend, CpuCache, CpuRows, CpuWeight};
+use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, specs};
 use crate::backend::{
-    Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostWeight, LossSum, Norm, NormKind,
+    Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostWeight, LossSum, Norm,
     SequenceRows, WeightFormat, dropout_keeps,
 };
 use crate::domain::IGNORE_INDEX;
-use crate::kernels::attention::{self, Attention, SpanQueries};
-use crate::kernels::elementwise;
-use crate::kernels::heads::{self, Heads};
+use crate::kernels::attention::{self, SpanQueries};
 use crate::kernels::loss::{self, RowLoss};
-use crate::kernels::mlp::{self, Act};
-use crate::kernels::norm::{self, NormRow};
-use crate::kernels::optimiser::{self, Adam, SQUARES_RUN};
+use crate::kernels::optimiser::{self, SQUARES_RUN};
 use crate::kernels::scratch::with_values;
-use crate::kernels::shared::SharedSlice;
+use crate::kernels::split::{PerItem, split};
+use crate::kernels::{elementwise, heads, mlp, norm};
 
-/// The elements of `range`, which no two tasks of one region share.
-///
-/// Every region below hands each task its own range of rows or columns.
-#[allow(clippy::mut_from_ref)]
-pub(super) fn part<'a, T>(slice: &'a SharedSlice<'_, T>, range: Range<usize>) -> &'a mut [T] {
-    // SAFETY: tasks of a region work on disjoint ranges, and each asks for its own once.
-    unsafe { slice.part(range) }
-}
+/// Values that elementwise work takes at a time, at least.
+const PIECE: usize = 64;
 
 /// The rows of `range` in a matrix of this width.
 fn span(rows: &Range<usize>, width: usize) -> Range<usize> {
     rows.start * width..rows.end * width
 }
 
-fn act(act: Activation) -> Act {
-    match act {
-        Activation::Silu => Act::Silu,
-        Activation::Gelu => Act::Gelu,
-        Activation::GeluTanh => Act::GeluTanh,
-    }
-}
-
-fn norm_row(norm: &Norm<CpuRows>) -> NormRow<'_> {
-    NormRow {
-        centred: norm.kind == NormKind::Layer,
-        eps: norm.eps,
-        weight: norm.weight.values(),
-        bias: norm.bias.as_ref().map(CpuRows::values),
-    }
-}
-
-fn attention_of(spec: &AttentionSpec) -> Attention<'_> {
-    Attention {
-        heads: spec.heads,
-        kv_heads: spec.kv_heads,
-        head_dim: spec.head_dim,
-        scale: spec.scale,
-        window: spec.window,
-        softcap: spec.softcap,
-        alibi: spec.alibi.as_deref(),
-    }
-}
-
 impl CpuBackend {
     /// Calls `task` with pieces of `x` and the same pieces of `y`.
     fn zip(&self, x: &[f32], y: &mut [f32], task: impl Fn(&[f32], &mut [f32]) + Sync) {
         assert_eq!(x.len(), y.len(), "both matrices must have the same size");
-        let (count, y) = (y.len(), SharedSlice::new(y));
-        self.pool.split(count.div_ceil(64), 64, &|lines| {
-            let values = lines.start * 64..count.min(lines.end * 64);
-            task(&x[values.clone()], part(&y, values));
-        });
+        self.pieces(y, |range, y| task(&x[range], y));
     }
 
-    /// Calls `task` with pieces of `x`.
+    /// Calls `task` with pieces of `x` and where they lie.
     fn pieces(&self, x: &mut [f32], task: impl Fn(Range<usize>, &mut [f32]) + Sync) {
-        let (count, x) = (x.len(), SharedSlice::new(x));
-        self.pool.split(count.div_ceil(64), 64, &|lines| {
-            let values = lines.start * 64..count.min(lines.end * 64);
-            task(values.clone(), part(&x, values));
+        let count = x.len().div_ceil(PIECE);
+        split(&self.pool, count, PIECE, PerItem::new(x, PIECE), |pieces, x| {
+            task(pieces.start * PIECE..pieces.start * PIECE + x.len(), x);
         });
     }
-}
-
-/// What the kernels need to know of the heads. The table reaches all positions.
-macro_rules! heads_spec {
-    ($self:ident, $spec:ident, $positions:ident) => {
-        Heads {
-            heads: $spec.heads,
-            kv_heads: $spec.kv_heads,
-            head_dim: $spec.head_dim,
-            clip: $spec.clip,
-            q_norm: $spec.q_norm.as_ref().map(norm_row),
-            k_norm: $spec.k_norm.as_ref().map(norm_row),
-            rope: match &$spec.rope_frequencies[..] {
-                [] => None,
-                frequencies => Some($self.ropes.table(frequencies, $spec.rope_scale, $positions)),
-            },
-        }
-    };
 }
 
 impl Backend for CpuBackend {
@@ -153,10 +91,9 @@ impl Backend for CpuBackend {
     fn unpack(&self, weight: &CpuWeight) -> Vec<f32> {
         let (n, k) = weight.shape();
         let mut values = vec![0.0; n * k];
-        let target = SharedSlice::new(&mut values);
-        self.pool.split(n, k, &|rows| {
-            for row in rows {
-                weight.row(row, part(&target, row * k..(row + 1) * k));
+        split(&self.pool, n, k, PerItem::new(&mut values, k), |rows, values| {
+            for (row, to) in rows.zip(values.chunks_exact_mut(k.max(1))) {
+                weight.row(row, to);
             }
         });
         values
@@ -179,14 +116,12 @@ impl Backend for CpuBackend {
     fn embed(&mut self, table: &CpuWeight, ids: &[u32], scale: f32, y: &mut CpuRows) {
         let (width, cpu) = (y.width, self.cpu);
         assert_eq!((ids.len(), table.shape().1), (y.rows, width), "one row per id");
-        let y = SharedSlice::new(y.values_mut());
-        self.pool.split(ids.len(), width, &|rows| {
-            for row in rows {
-                let y = part(&y, row * width..(row + 1) * width);
-                table.row(ids[row] as usize, y);
-                if scale != 1.0 {
-                    elementwise::scale(cpu, scale, y);
-                }
+        split(&self.pool, ids.len(), width, PerItem::new(y.values_mut(), width), |rows, y| {
+            for (&id, y) in ids[rows].iter().zip(y.chunks_exact_mut(width.max(1))) {
+                table.row(id as usize, y);
+            }
+            if scale != 1.0 {
+                elementwise::scale(cpu, scale, y);
             }
         });
     }
@@ -216,12 +151,11 @@ impl Backend for CpuBackend {
     }
 
     fn norm(&mut self, x: &CpuRows, norm: &Norm<CpuRows>, y: &mut CpuRows) {
-        let (width, row, cpu) = (x.width, norm_row(norm), self.cpu);
+        let (width, row, cpu) = (x.width, specs::norm(norm), self.cpu);
         assert_eq!((y.rows, y.width, row.weight.len()), (x.rows, width, width));
-        let (x_values, y) = (x.values(), SharedSlice::new(y.values_mut()));
-        self.pool.split(x.rows, 2 * width, &|rows| {
-            let rows = span(&rows, width);
-            norm::forward(cpu, &x_values[rows.clone()], row, part(&y, rows));
+        let y = PerItem::new(y.values_mut(), width);
+        split(&self.pool, x.rows, 2 * width, y, |rows, y| {
+            norm::forward(cpu, &x.values()[span(&rows, width)], row, y);
         });
     }
 
@@ -236,15 +170,16 @@ impl Backend for CpuBackend {
     ) {
         let (width, qw, kw) = (qkv.width, q.width, k.width);
         assert_eq!((width, v.width), (qw + 2 * kw, kw), "q, k and v must share qkv");
-        let (all, cpu) = (heads_spec!(self, spec, positions), self.cpu);
-        let q = SharedSlice::new(q.values_mut());
-        let (k, v) = (SharedSlice::new(k.values_mut()), SharedSlice::new(v.values_mut()));
-        self.pool.split(positions.len(), 2 * width, &|rows| {
+        let (cpu, all) = (self.cpu, specs::heads(spec, &mut self.ropes, positions));
+        let out = (
+            PerItem::new(q.values_mut(), qw),
+            PerItem::new(k.values_mut(), kw),
+            PerItem::new(v.values_mut(), kw),
+        );
+        split(&self.pool, positions.len(), 2 * width, out, |rows, (q, k, v)| {
             let x = &qkv.values()[span(&rows, width)];
-            let (q, k) = (part(&q, span(&rows, qw)), part(&k, span(&rows, kw)));
-            let v = part(&v, span(&rows, kw));
             with_values(spec.head_dim, |spare| {
-                heads::forward(cpu, x, &all, &positions[rows.clone()], q, k, v, spare);
+                heads::forward(cpu, x, &all, &positions[rows], q, k, v, spare);
             });
         });
     }
@@ -273,7 +208,7 @@ impl Backend for CpuBackend {
             .iter()
             .map(|s| SpanQueries { rows: s.rows.clone(), start: s.start, blocks: &s.blocks })
             .collect();
-        let (spec, blocks) = (attention_of(spec), cache.layer(layer));
+        let (spec, blocks) = (specs::attention(spec), cache.layer(layer));
         let (cpu, pool) = (self.cpu, &self.pool);
         attention::attend_cached(cpu, pool, blocks, &queries, &spec, q.values(), o.values_mut());
     }
@@ -289,16 +224,15 @@ impl Backend for CpuBackend {
         lse: &mut CpuRows,
     ) {
         let inputs = (q.values(), k.values(), v.values());
-        let (o, lse, spec) = (o.values_mut(), lse.values_mut(), attention_of(spec));
+        let (o, lse, spec) = (o.values_mut(), lse.values_mut(), specs::attention(spec));
         attention::attend_spans(self.cpu, &self.pool, inputs, spans, &spec, o, lse);
     }
 
     fn mlp_inner(&mut self, up: &CpuRows, kind: Activation, gated: bool, u: &mut CpuRows) {
-        let (width, ff, cpu, kind) = (up.width, u.width, self.cpu, act(kind));
+        let (width, ff, cpu, kind) = (up.width, u.width, self.cpu, specs::act(kind));
         assert_eq!((width, u.rows), (ff * (1 + usize::from(gated)), up.rows));
-        let u = SharedSlice::new(u.values_mut());
-        self.pool.split(up.rows, 8 * ff, &|rows| {
-            let (x, u) = (&up.values()[span(&rows, width)], part(&u, span(&rows, ff)));
+        split(&self.pool, up.rows, 8 * ff, PerItem::new(u.values_mut(), ff), |rows, u| {
+            let x = &up.values()[span(&rows, width)];
             match gated {
                 true => mlp::gated(cpu, kind, x, ff, u),
                 false => mlp::activate(cpu, kind, x, u),
@@ -378,32 +312,24 @@ impl Backend for CpuBackend {
         dweight: Option<&mut CpuRows>,
         dbias: Option<&mut CpuRows>,
     ) {
-        let (width, row, cpu) = (x.width, norm_row(norm), self.cpu);
+        let (width, row, cpu) = (x.width, specs::norm(norm), self.cpu);
         assert_eq!((dy.rows, dx.rows, dy.width, dx.width), (x.rows, x.rows, width, width));
-        let (x_values, dy_values) = (x.values(), dy.values());
-        self.work.moments.resize(x.rows, [0.0; 2]);
-        let moments = SharedSlice::new(&mut self.work.moments);
-        let dx = SharedSlice::new(dx.values_mut());
-        self.pool.split(x.rows, 3 * width, &|rows| {
-            let (values, moments) = (span(&rows, width), part(&moments, rows));
-            let (dy, x) = (&dy_values[values.clone()], &x_values[values.clone()]);
-            norm::backward(cpu, dy, x, row, part(&dx, values), moments);
+        let (rows, x, dy) = (x.rows, x.values(), dy.values());
+        self.work.moments.resize(rows, [0.0; 2]);
+        let moments = PerItem::new(&mut self.work.moments, 1);
+        let out = (PerItem::new(dx.values_mut(), width), moments);
+        split(&self.pool, rows, 3 * width, out, |rows, (dx, moments)| {
+            let values = span(&rows, width);
+            norm::backward(cpu, &dy[values.clone()], &x[values], row, dx, moments);
         });
         if dweight.is_none() && dbias.is_none() {
             return;
         }
-        let dw = SharedSlice::new(dweight.map_or(&mut [], |dw| dw.values_mut()));
-        let db = SharedSlice::new(dbias.map_or(&mut [], |db| db.values_mut()));
         let moments = &self.work.moments;
-        self.pool.split(width.div_ceil(16), 16 * x.rows, &|lines| {
-            let columns = lines.start * 16..width.min(lines.end * 16);
-            let some = |sums: &SharedSlice<'_, f32>| match sums.len() {
-                0 => 0..0,
-                _ => columns.clone(),
-            };
-            let (dw, db) = (part(&dw, some(&dw)), part(&db, some(&db)));
-            let at = columns.start;
-            norm::weight_gradient(cpu, dy_values, x_values, moments, width, at, dw, db);
+        let dw = PerItem::new(dweight.map_or(&mut [], |dw| dw.values_mut()), 16);
+        let db = PerItem::new(dbias.map_or(&mut [], |db| db.values_mut()), 16);
+        split(&self.pool, width.div_ceil(16), 16 * rows, (dw, db), |lines, (dw, db)| {
+            norm::weight_gradient(cpu, dy, x, moments, width, lines.start * 16, dw, db);
         });
     }
 
@@ -419,14 +345,14 @@ impl Backend for CpuBackend {
     ) {
         let (width, qw, kw) = (qkv.width, dq.width, dk.width);
         assert_eq!((width, dqkv.width), (qw + 2 * kw, width), "q, k and v must share qkv");
-        let (all, cpu) = (heads_spec!(self, spec, positions), self.cpu);
-        let dqkv = SharedSlice::new(dqkv.values_mut());
-        self.pool.split(positions.len(), 2 * width, &|rows| {
-            let (x, dx) = (&qkv.values()[span(&rows, width)], part(&dqkv, span(&rows, width)));
+        let (cpu, all) = (self.cpu, specs::heads(spec, &mut self.ropes, positions));
+        let out = PerItem::new(dqkv.values_mut(), width);
+        split(&self.pool, positions.len(), 2 * width, out, |rows, dx| {
+            let x = &qkv.values()[span(&rows, width)];
             let (dq, dk) = (&dq.values()[span(&rows, qw)], &dk.values()[span(&rows, kw)]);
             let dv = &dv.values()[span(&rows, kw)];
             with_values(2 * spec.head_dim, |spare| {
-                heads::backward(cpu, dq, dk, dv, x, &all, &positions[rows.clone()], dx, spare);
+                heads::backward(cpu, dq, dk, dv, x, &all, &positions[rows], dx, spare);
             });
         });
     }
@@ -454,7 +380,7 @@ impl Backend for CpuBackend {
             lse: lse.values(),
         };
         let (dq, dk, dv) = (dq.values_mut(), dk.values_mut(), dv.values_mut());
-        let (cpu, pool, spec) = (self.cpu, &self.pool, attention_of(spec));
+        let (cpu, pool, spec) = (self.cpu, &self.pool, specs::attention(spec));
         attention::backward(cpu, pool, &saved, spans, &spec, dq, dk, dv);
     }
 
@@ -466,12 +392,11 @@ impl Backend for CpuBackend {
         gated: bool,
         dup: &mut CpuRows,
     ) {
-        let (width, ff, cpu, kind) = (up.width, du.width, self.cpu, act(kind));
+        let (width, ff, cpu, kind) = (up.width, du.width, self.cpu, specs::act(kind));
         assert_eq!((width, dup.width), (ff * (1 + usize::from(gated)), width));
-        let dup = SharedSlice::new(dup.values_mut());
-        self.pool.split(up.rows, 8 * ff, &|rows| {
+        let out = PerItem::new(dup.values_mut(), width);
+        split(&self.pool, up.rows, 8 * ff, out, |rows, dx| {
             let (du, x) = (&du.values()[span(&rows, ff)], &up.values()[span(&rows, width)]);
-            let dx = part(&dup, span(&rows, width));
             match gated {
                 true => mlp::gated_backward(cpu, kind, du, x, ff, dx),
                 false => mlp::activate_backward(cpu, kind, du, x, dx),
@@ -485,16 +410,13 @@ impl Backend for CpuBackend {
         let losses = &mut self.work.losses;
         losses.clear();
         losses.resize(labels.len(), RowLoss::default());
-        let (z, losses) = (SharedSlice::new(z.values_mut()), SharedSlice::new(losses));
-        self.pool.split(labels.len(), 2 * width, &|rows| {
-            for row in rows {
-                let z = part(&z, row * width..(row + 1) * width);
-                match labels[row] {
+        let out = (PerItem::new(z.values_mut(), width), PerItem::new(losses, 1));
+        split(&self.pool, labels.len(), 2 * width, out, |rows, (z, losses)| {
+            let rows = labels[rows].iter().zip(z.chunks_exact_mut(width)).zip(losses);
+            for ((&label, z), row) in rows {
+                match label {
                     IGNORE_INDEX => z.fill(0.0),
-                    label => {
-                        let loss = loss::cross_entropy(cpu, z, label as usize, weight);
-                        part(&losses, row..row + 1)[0] = loss;
-                    }
+                    label => *row = loss::cross_entropy(cpu, z, label as usize, weight),
                 }
             }
         });
@@ -547,11 +469,11 @@ impl Backend for CpuBackend {
         let x = x.values();
         let runs = x.len().div_ceil(SQUARES_RUN);
         self.work.sums.resize(runs, 0.0);
-        let sums = SharedSlice::new(&mut self.work.sums);
-        self.pool.split(runs, SQUARES_RUN, &|range| {
-            for run in range {
+        let sums = PerItem::new(&mut self.work.sums, 1);
+        split(&self.pool, runs, SQUARES_RUN, sums, |range, sums| {
+            for (run, sum) in range.zip(sums) {
                 let values = run * SQUARES_RUN..x.len().min((run + 1) * SQUARES_RUN);
-                part(&sums, run..run + 1)[0] = optimiser::sum_of_squares(&x[values]);
+                *sum = optimiser::sum_of_squares(&x[values]);
             }
         });
         self.work.sums.iter().sum()
@@ -570,27 +492,18 @@ impl Backend for CpuBackend {
         v: &mut CpuRows,
         step: &AdamStep,
     ) {
-        let (adam, cpu, g) = (adam(step), self.cpu, g.values());
+        let (adam, cpu, g) = (specs::adam(step), self.cpu, g.values());
         assert!(p.values().len() == g.len() && m.values().len() == g.len());
         assert_eq!(v.values().len(), g.len(), "moments have the size of the parameter");
-        let (m, v) = (SharedSlice::new(m.values_mut()), SharedSlice::new(v.values_mut()));
-        self.pieces(p.values_mut(), |range, p| {
-            let (m, v) = (part(&m, range.clone()), part(&v, range.clone()));
-            optimiser::adamw(cpu, adam, p, &g[range], m, v);
+        let count = g.len().div_ceil(PIECE);
+        let out = (
+            PerItem::new(p.values_mut(), PIECE),
+            PerItem::new(m.values_mut(), PIECE),
+            PerItem::new(v.values_mut(), PIECE),
+        );
+        split(&self.pool, count, 4 * PIECE, out, |pieces, (p, m, v)| {
+            let g = &g[pieces.start * PIECE..pieces.start * PIECE + p.len()];
+            optimiser::adamw(cpu, adam, p, g, m, v);
         });
-    }
-}
-
-/// The factors of one step, computed in `f64` and applied in `f32`.
-fn adam(step: &AdamStep) -> Adam {
-    let power = step.step as i32;
-    Adam {
-        decay: (1.0 - step.learning_rate * step.weight_decay) as f32,
-        beta2: step.beta2 as f32,
-        rest1: (1.0 - step.beta1) as f32,
-        rest2: (1.0 - step.beta2) as f32,
-        rate: (step.learning_rate / (1.0 - step.beta1.powi(power))) as f32,
-        correction: (1.0 - step.beta2.powi(power)).sqrt() as f32,
-        epsilon: step.epsilon as f32,
     }
 }

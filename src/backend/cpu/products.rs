@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{CpuBackend, CpuRows, CpuWeight};
 use crate::kernels::gemm::{Columns, Left, Panels, RowMajor, Turned, gemm};
 use crate::kernels::output::Output;
-use crate::kernels::shared::SharedSlice;
+use crate::kernels::split::{PerItem, split};
 use crate::kernels::{bf16, elementwise, nf4, quantized};
 
 impl CpuBackend {
@@ -107,11 +107,9 @@ impl CpuBackend {
         self.multiply(g, &x, &Output::new(dw.values_mut(), inner, 0).adding(true));
         if let Some(db) = db {
             assert_eq!(db.width, out, "the bias has one value per output");
-            let sums = SharedSlice::new(db.values_mut());
-            self.pool.split(out, m, &|columns| {
-                // SAFETY: pieces of columns are disjoint.
-                let part = super::ops::part(&sums, columns.clone());
-                elementwise::column_sums(self.cpu, dy.values(), dy.width, at + columns.start, part);
+            let (cpu, stride, dy) = (self.cpu, dy.width, dy.values());
+            split(&self.pool, out, m, PerItem::new(db.values_mut(), 1), |columns, sums| {
+                elementwise::column_sums(cpu, dy, stride, at + columns.start, sums);
             });
         }
     }

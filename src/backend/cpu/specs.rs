@@ -1,0 +1,72 @@
+//! What the waist calls things, in the words of the kernels.
+
+use super::CpuRows;
+use super::rope::RopeTables;
+use crate::backend::{Activation, AdamStep, AttentionSpec, HeadsSpec, Norm, NormKind};
+use crate::kernels::attention::Attention;
+use crate::kernels::heads::Heads;
+use crate::kernels::mlp::Act;
+use crate::kernels::norm::NormRow;
+use crate::kernels::optimiser::Adam;
+
+pub(super) fn act(act: Activation) -> Act {
+    match act {
+        Activation::Silu => Act::Silu,
+        Activation::Gelu => Act::Gelu,
+        Activation::GeluTanh => Act::GeluTanh,
+    }
+}
+
+pub(super) fn norm(norm: &Norm<CpuRows>) -> NormRow<'_> {
+    NormRow {
+        centred: norm.kind == NormKind::Layer,
+        eps: norm.eps,
+        weight: norm.weight.values(),
+        bias: norm.bias.as_ref().map(CpuRows::values),
+    }
+}
+
+pub(super) fn attention(spec: &AttentionSpec) -> Attention<'_> {
+    Attention {
+        heads: spec.heads,
+        kv_heads: spec.kv_heads,
+        head_dim: spec.head_dim,
+        scale: spec.scale,
+        window: spec.window,
+        softcap: spec.softcap,
+        alibi: spec.alibi.as_deref(),
+    }
+}
+
+/// The table of angles reaches all `positions`.
+pub(super) fn heads<'a>(
+    spec: &'a HeadsSpec<CpuRows>,
+    tables: &'a mut RopeTables,
+    positions: &[u32],
+) -> Heads<'a> {
+    let frequencies = &spec.rope_frequencies;
+    Heads {
+        heads: spec.heads,
+        kv_heads: spec.kv_heads,
+        head_dim: spec.head_dim,
+        clip: spec.clip,
+        q_norm: spec.q_norm.as_ref().map(norm),
+        k_norm: spec.k_norm.as_ref().map(norm),
+        rope: (!frequencies.is_empty())
+            .then(|| tables.table(frequencies, spec.rope_scale, positions)),
+    }
+}
+
+/// The factors of one step, computed in `f64` and applied in `f32`.
+pub(super) fn adam(step: &AdamStep) -> Adam {
+    let power = i32::try_from(step.step).unwrap_or(i32::MAX);
+    Adam {
+        decay: (1.0 - step.learning_rate * step.weight_decay) as f32,
+        beta2: step.beta2 as f32,
+        rest1: (1.0 - step.beta1) as f32,
+        rest2: (1.0 - step.beta2) as f32,
+        rate: (step.learning_rate / (1.0 - step.beta1.powi(power))) as f32,
+        correction: (1.0 - step.beta2.powi(power)).sqrt() as f32,
+        epsilon: step.epsilon as f32,
+    }
+}

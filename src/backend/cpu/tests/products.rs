@@ -1,0 +1,107 @@
+//! Matrix products in every format.
+
+use super::*;
+use crate::backend::{HostWeight, WeightFormat};
+
+const FORMATS: [(WeightFormat, f32); 6] = [
+    (WeightFormat::F32, 2e-6),
+    (WeightFormat::Bf16, 1e-2),
+    (WeightFormat::Nf4 { double: false }, 2e-2),
+    (WeightFormat::Nf4 { double: true }, 2e-2),
+    (WeightFormat::Q8_0, 2e-2),
+    (WeightFormat::Q4_0, 2e-2),
+];
+
+fn weight<B: Backend>(b: &mut B, format: WeightFormat, n: usize, k: usize) -> B::Weight {
+    let values = Seeded(70).values(n * k);
+    b.pack(HostWeight { values: &values, out_features: n, in_features: k }, format)
+}
+
+struct Frozen {
+    format: WeightFormat,
+    m: usize,
+    n: usize,
+    k: usize,
+}
+
+impl Case for Frozen {
+    fn run<B: Backend>(&self, b: &mut B) -> Vec<Vec<f32>> {
+        let &Self { format, m, n, k } = self;
+        let w = weight(b, format, n, k);
+        assert_eq!((b.weight_shape(&w), b.weight_bytes(&w) > 0), ((n, k), true));
+        let (x, bias) = (seeded(b, 1, m, k), seeded(b, 2, 1, n));
+        let mut y = seeded(b, 3, m, n + 5);
+        b.matmul(&x, &w, Some(&bias), &mut y, 3);
+        let mut plain = b.zeros(m, n);
+        b.matmul(&x, &w, None, &mut plain, 0);
+        let (dy, mut dx) = (seeded(b, 4, m, n + 4), seeded(b, 5, m, k));
+        b.matmul_backward(&dy, 2, &w, &mut dx);
+        let mut e = b.zeros(3, k);
+        b.embed(&w, &[n as u32 - 1, 0, 5], 2.5, &mut e);
+        [&y, &plain, &dx, &e].map(|x| b.download(x)).into_iter().chain([b.unpack(&w)]).collect()
+    }
+}
+
+#[test]
+fn products_with_frozen_weights_agree_in_every_format() {
+    for (format, tolerance) in FORMATS {
+        for (m, n, k) in [(1, 33, 64), (5, 70, 128), (27, 96, 192)] {
+            agree(tolerance, Frozen { format, m, n, k });
+        }
+    }
+    agree(2e-6, Frozen { format: WeightFormat::F32, m: 14, n: 9, k: 23 });
+    agree(1e-2, Frozen { format: WeightFormat::Bf16, m: 14, n: 9, k: 23 });
+}
+
+struct Trained;
+
+impl Case for Trained {
+    fn run<B: Backend>(&self, b: &mut B) -> Vec<Vec<f32>> {
+        let (m, n, k, r) = (29, 37, 45, 6);
+        let (x, dy) = (seeded(b, 1, m, k), seeded(b, 2, m, n + 7));
+        let (mut dw, mut bias) = (seeded(b, 3, n, k), seeded(b, 4, 1, n));
+        b.weight_gradient(&dy, 7, &x, &mut dw, Some(&mut bias));
+        b.weight_gradient(&dy, 0, &x, &mut dw, None);
+
+        let (a, low) = (seeded(b, 5, r, k), seeded(b, 6, n, r));
+        let mut y = seeded(b, 7, m, n + 2);
+        b.add_low_rank(&x, 4..21, &a, &low, 0.5, &mut y, 2);
+        let (mut da, mut db, mut dx) =
+            (seeded(b, 8, r, k), seeded(b, 9, n, r), seeded(b, 10, m, k));
+        b.low_rank_backward(&dy, 5, &x, &a, &low, 0.5, &mut da, &mut db, &mut dx);
+        [&dw, &bias, &y, &da, &db, &dx].map(|x| b.download(x)).into()
+    }
+}
+
+#[test]
+fn trained_weights_and_adapters_agree() {
+    agree(3e-6, Trained);
+}
+
+#[test]
+fn a_row_alone_has_the_bits_it_has_in_a_batch() {
+    let (m, n, k) = (29, 75, 192);
+    let x = Seeded(1).values(m * k);
+    for (format, _) in FORMATS {
+        for cpu in every_cpu() {
+            let run = |rows: std::ops::Range<usize>, threads| {
+                let b = &mut CpuBackend::on(cpu, threads);
+                let w = weight(b, format, n, k);
+                let x = b.upload(&x[rows.start * k..rows.end * k], rows.len(), k);
+                let mut y = b.zeros(rows.len(), n);
+                b.matmul(&x, &w, None, &mut y, 0);
+                let (a, low) = (seeded(b, 5, 8, k), seeded(b, 6, n, 8));
+                b.add_low_rank(&x, 0..rows.len(), &a, &low, 2.0, &mut y, 0);
+                let mut back = b.zeros(rows.len(), k);
+                b.matmul_backward(&y, 0, &w, &mut back);
+                (b.download(&y), b.download(&back))
+            };
+            let (y, back) = run(0..m, 2);
+            for rows in [0..1, 7..9, 20..28, 28..29] {
+                let (part, part_back) = run(rows.clone(), 1);
+                assert_eq!(part, y[rows.start * n..rows.end * n], "{format:?} {cpu:?}");
+                assert_eq!(part_back, back[rows.start * k..rows.end * k], "{format:?} {cpu:?}");
+            }
+        }
+    }
+}
