@@ -12,3 +12,30 @@ pub mod tokenizer;
 
 pub use error::DemoError;
 pub use scratch::{Options, Progress, Summary};
+
+use std::borrow::Cow;
+
+use crate::model::ModelSource;
+use crate::text::TextFiles;
+
+const CONFIG: &[u8] = include_bytes!("model/config.json");
+const WEIGHTS: &[u8] = include_bytes!("model/model.safetensors");
+const TOKENIZER: &[u8] = include_bytes!("model/tokenizer.json");
+const TOKENIZER_CONFIG: &[u8] = include_bytes!("model/tokenizer_config.json");
+const GENERATION_CONFIG: &[u8] = include_bytes!("model/generation_config.json");
+
+/// Configuration and weights of the embedded model.
+pub fn weights() -> ModelSource {
+    ModelSource::Embedded { config: Cow::Borrowed(CONFIG), tensors: Cow::Borrowed(WEIGHTS) }
+}
+
+/// Tokenizer and chat template of the embedded model.
+pub fn text_files() -> TextFiles<'static> {
+    TextFiles {
+        tokenizer: TOKENIZER,
+        tokenizer_config: Some(TOKENIZER_CONFIG),
+        generation_config: Some(GENERATION_CONFIG),
+        config: Some(CONFIG),
+        chat_template: None,
+    }
+}

@@ -1,22 +1,23 @@
-//! From a configuration and a source of tensors to layers on the device.
+//! From a configuration and a checkpoint to layers on the device.
 
 use super::ModelError;
+use super::checkpoint::Checkpoint;
 use super::config::{DecoderConfig, LinearConfig};
-use super::decoder::{Embedding, Model};
+use super::decoder::Embedding;
 use super::head::Head;
 use super::layer::Layer;
 use super::linear::{Linear, Projection};
 use super::norm::ModelNorm;
-use super::tensors::{TensorKind, TensorSource, TensorSpec};
+use super::tensors::{TensorKind, TensorSpec};
 use crate::backend::{AttentionSpec, Backend, HeadsSpec, HostWeight, Norm, WeightFormat};
 use crate::domain::ModuleShape;
 
 /// Reads tensor after tensor and packs each before it reads the next, so that memory peaks at what
 /// stays plus one tensor.
-pub(super) struct Builder<'a, B: Backend, S> {
+pub(super) struct Builder<'a, B: Backend> {
     b: &'a mut B,
     config: &'a DecoderConfig,
-    source: &'a mut S,
+    source: &'a mut Checkpoint,
     format: WeightFormat,
     /// Leads names in this copy of the checkpoint: the family's prefix, or nothing.
     prefix: &'static str,
@@ -40,11 +41,11 @@ fn embedding_format(format: WeightFormat) -> WeightFormat {
     }
 }
 
-impl<'a, B: Backend, S: TensorSource> Builder<'a, B, S> {
+impl<'a, B: Backend> Builder<'a, B> {
     pub fn new(
         b: &'a mut B,
         config: &'a DecoderConfig,
-        source: &'a mut S,
+        source: &'a mut Checkpoint,
         format: WeightFormat,
     ) -> Self {
         let names = &config.names;
@@ -83,7 +84,7 @@ impl<'a, B: Backend, S: TensorSource> Builder<'a, B, S> {
         let d = config.hidden_size;
         let input_norm = self.norm(&format!("{path}{}", names.input_norm), d)?;
         let qkv = self.projection(&path, Some(index), &names.qkv, d)?;
-        let (heads, qk_norm_slots) = self.heads(&path, index)?;
+        let heads = self.heads(&path, index)?;
         let o = self.projection(&path, Some(index), &[names.o], config.attention_width())?;
         let post_attention_norm = self.optional_norm(&path, names.post_attention_norm)?;
         let mlp_norm = self.norm(&format!("{path}{}", names.mlp_norm), d)?;
@@ -94,7 +95,6 @@ impl<'a, B: Backend, S: TensorSource> Builder<'a, B, S> {
             input_norm,
             qkv,
             heads,
-            qk_norm_slots,
             attention: attention(config, index),
             o,
             post_attention_norm,
@@ -107,11 +107,7 @@ impl<'a, B: Backend, S: TensorSource> Builder<'a, B, S> {
         })
     }
 
-    fn heads(
-        &mut self,
-        path: &str,
-        index: usize,
-    ) -> Result<(HeadsSpec<B::Rows>, Option<[usize; 2]>), ModelError> {
+    fn heads(&mut self, path: &str, index: usize) -> Result<HeadsSpec<B::Rows>, ModelError> {
         let config = self.config;
         let norms = match config.names.qk_norm {
             Some([q, k]) => Some([
@@ -120,9 +116,8 @@ impl<'a, B: Backend, S: TensorSource> Builder<'a, B, S> {
             ]),
             None => None,
         };
-        let slots = norms.as_ref().map(|[q, k]| [q.slot, k.slot]);
         let (q_norm, k_norm) = norms.map(|[q, k]| (q.norm, k.norm)).unzip();
-        let heads = HeadsSpec {
+        Ok(HeadsSpec {
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
@@ -131,8 +126,7 @@ impl<'a, B: Backend, S: TensorSource> Builder<'a, B, S> {
             k_norm,
             rope_frequencies: config.layers[index].rope_frequencies.clone(),
             rope_scale: 1.0,
-        };
-        Ok((heads, slots))
+        })
     }
 
     fn head(&mut self) -> Result<Head<B>, ModelError> {
@@ -263,53 +257,5 @@ fn attention(config: &DecoderConfig, index: usize) -> AttentionSpec {
         window: config.layers[index].window,
         softcap: config.attention_softcap,
         alibi: config.alibi.clone(),
-    }
-}
-
-impl<B: Backend> Model<B> {
-    /// Hands every tensor with its slot to `visit`, in the order they were built.
-    pub(super) fn visit_tensors(&mut self, visit: &mut dyn FnMut(usize, TensorMut<'_, B>)) {
-        let mut slot = 0;
-        let mut next = |tensor: TensorMut<'_, B>| {
-            visit(slot, tensor);
-            slot += 1;
-        };
-        next(TensorMut::Weight(&mut self.embedding.table));
-        self.embedding.positions.iter_mut().for_each(|table| next(TensorMut::Weight(table)));
-        for layer in &mut self.layers {
-            visit_norm(&mut layer.input_norm.norm, &mut next);
-            visit_projection(&mut layer.qkv, &mut next);
-            let qk = [&mut layer.heads.q_norm, &mut layer.heads.k_norm];
-            qk.into_iter().flatten().for_each(|norm| visit_norm(norm, &mut next));
-            visit_projection(&mut layer.o, &mut next);
-            layer.post_attention_norm.iter_mut().for_each(|n| visit_norm(&mut n.norm, &mut next));
-            visit_norm(&mut layer.mlp_norm.norm, &mut next);
-            visit_projection(&mut layer.up, &mut next);
-            visit_projection(&mut layer.down, &mut next);
-            layer.post_mlp_norm.iter_mut().for_each(|n| visit_norm(&mut n.norm, &mut next));
-        }
-        visit_norm(&mut self.head.norm.norm, &mut next);
-        self.head.projection.iter_mut().for_each(|head| visit_projection(head, &mut next));
-    }
-}
-
-/// A tensor of the model, to read or replace.
-pub(super) enum TensorMut<'a, B: Backend> {
-    Weight(&'a mut B::Weight),
-    Rows(&'a mut B::Rows),
-}
-
-fn visit_norm<B: Backend>(norm: &mut Norm<B::Rows>, next: &mut impl FnMut(TensorMut<'_, B>)) {
-    next(TensorMut::Rows(&mut norm.weight));
-    norm.bias.iter_mut().for_each(|bias| next(TensorMut::Rows(bias)));
-}
-
-fn visit_projection<B: Backend>(
-    projection: &mut Projection<B>,
-    next: &mut impl FnMut(TensorMut<'_, B>),
-) {
-    for linear in &mut projection.linears {
-        next(TensorMut::Weight(&mut linear.weight));
-        linear.bias.iter_mut().for_each(|bias| next(TensorMut::Rows(bias)));
     }
 }

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::ModelError;
 use super::source::ModelSource;
-use super::tensors::{TensorSource, TensorSpec};
+use super::tensors::TensorSpec;
 
 /// Longest header that is read: room for a hundred thousand tensors.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
@@ -111,6 +111,35 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Whether there is a tensor of that name still unread.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The values of a tensor as `f32`, row-major in our orientation.
+    ///
+    /// # Errors
+    /// If it is missing, misshapen, of a type that is not read, or not finite.
+    pub fn read(&mut self, spec: &TensorSpec) -> Result<Vec<f32>, ModelError> {
+        let Some((index, info)) = self.tensors.remove(&spec.stored) else {
+            return Err(ModelError::MissingTensor {
+                tensor: spec.stored.clone(),
+                place: "the checkpoint".to_owned(),
+            });
+        };
+        let file = &mut self.files[index];
+        let expected = spec.stored_shape();
+        if info.shape != expected {
+            let (file, tensor) = (file.name.clone(), spec.stored.clone());
+            return Err(ModelError::Misshapen { file, tensor, expected, found: info.shape });
+        }
+        let bytes = file.read(&info)?;
+        self.digest.update(spec.name.as_bytes());
+        self.digest.update(format!("{:?}{:?}", info.dtype, info.shape));
+        self.digest.update(&bytes);
+        file.decode(spec, &info, &bytes)
+    }
+
     /// The digest over configuration and every tensor read so far, in the order of reading.
     pub fn fingerprint(&self) -> String {
         hex::encode(self.digest.clone().finalize())
@@ -129,32 +158,6 @@ impl Checkpoint {
             }),
             None => Ok(()),
         }
-    }
-}
-
-impl TensorSource for Checkpoint {
-    fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
-    }
-
-    fn read(&mut self, spec: &TensorSpec) -> Result<Vec<f32>, ModelError> {
-        let Some((index, info)) = self.tensors.remove(&spec.stored) else {
-            return Err(ModelError::MissingTensor {
-                tensor: spec.stored.clone(),
-                place: "the checkpoint".to_owned(),
-            });
-        };
-        let file = &mut self.files[index];
-        let expected = spec.stored_shape();
-        if info.shape != expected {
-            let (file, tensor) = (file.name.clone(), spec.stored.clone());
-            return Err(ModelError::Misshapen { file, tensor, expected, found: info.shape });
-        }
-        let bytes = file.read(&info)?;
-        self.digest.update(spec.name.as_bytes());
-        self.digest.update(format!("{:?}{:?}", info.dtype, info.shape));
-        self.digest.update(&bytes);
-        file.decode(spec, &info, &bytes)
     }
 }
 

@@ -13,8 +13,6 @@ pub(super) struct Layer<B: Backend> {
     pub input_norm: ModelNorm<B>,
     pub qkv: Projection<B>,
     pub heads: HeadsSpec<B::Rows>,
-    /// Slots of the norms on q and k, where the model has them.
-    pub qk_norm_slots: Option<[usize; 2]>,
     pub attention: AttentionSpec,
     pub o: Projection<B>,
     pub post_attention_norm: Option<ModelNorm<B>>,

@@ -115,7 +115,7 @@ impl<B: Backend> Linear<B> {
         gradients: &mut Gradients<'_, B>,
         dx: Option<&mut B::Rows>,
     ) {
-        let group = adapters.rows.first().expect("training an adapter means wearing it");
+        let Some(group) = adapters.rows.first() else { return };
         let Some(site) = group.adapter.site(self.site) else { return };
         let gradient = gradients.site(self.site);
         let (da, db) = (&mut gradient.a, &mut gradient.b);

@@ -1,17 +1,15 @@
-//! From a folder, from memory or from a seed to a resident model.
+//! From a folder or from memory to a resident model.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::build::{Builder, Parts};
 use super::checkpoint::{Checkpoint, read_file};
 use super::config::DecoderConfig;
 use super::fields::Fields;
-use super::tensors::{Fresh, TensorSource};
 use super::{LoadOptions, Model, ModelError, ModelSource, families};
 use crate::backend::{Backend, WeightFormat};
 use crate::domain::BaseInfo;
@@ -43,33 +41,14 @@ impl<B: Backend> Model<B> {
         Ok(model)
     }
 
-    /// A model of fresh weights drawn from `seed`, as `config.json` describes it.
-    ///
-    /// # Errors
-    /// If the configuration is malformed or asks for something that is not supported.
-    pub fn initialise(
-        b: &mut B,
-        config: &[u8],
-        options: &LoadOptions,
-        seed: u64,
-    ) -> Result<Self, ModelError> {
-        let (_, decoder) = read_config(config)?;
-        let mut fresh = Fresh { seed, standard_deviation: decoder.initializer_range };
-        let format = options.format.unwrap_or(WeightFormat::F32);
-        let mut model = Self::build(b, decoder, &mut fresh, &options.name, format)?;
-        let digest = Sha256::new_with_prefix(config).chain_update(seed.to_le_bytes());
-        model.set_fingerprint(hex::encode(digest.finalize()));
-        Ok(model)
-    }
-
     fn build(
         b: &mut B,
         config: DecoderConfig,
-        source: &mut impl TensorSource,
+        checkpoint: &mut Checkpoint,
         name: &str,
         format: WeightFormat,
     ) -> Result<Self, ModelError> {
-        let mut builder = Builder::new(b, &config, source, format);
+        let mut builder = Builder::new(b, &config, checkpoint, format);
         let Parts { embedding, layers, head } = builder.build()?;
         let (specs, modules, size_bytes) = (builder.specs, builder.modules, builder.size_bytes);
         let info = BaseInfo {

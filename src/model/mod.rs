@@ -27,6 +27,7 @@ mod rope;
 mod source;
 mod tensors;
 mod trainee;
+mod visit;
 
 pub use adapter::{Adapter, AdapterRows};
 pub use batch::TrainBatch;

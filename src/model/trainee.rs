@@ -1,9 +1,9 @@
-//! What a run trains: an adapter, or every weight.
+//! What a run trains: an adapter, or every weight; or nothing, to evaluate the base alone.
 
 use super::adapter::{Adapter, AdapterRows, SiteWeights};
-use super::build::TensorMut;
 use super::gradients::{Gradients, SiteGradient};
 use super::tensors::TensorKind;
+use super::visit::TensorMut;
 use super::{Model, ModelError};
 use crate::backend::{Backend, HostWeight};
 use crate::domain::{AdapterSite, AdapterWeights};
@@ -29,6 +29,7 @@ enum Kind<B: Backend> {
         values: Vec<B::Rows>,
         gradients: Vec<B::Rows>,
     },
+    Nothing,
 }
 
 /// One trained tensor.
@@ -69,11 +70,11 @@ impl<B: Backend> Trainee<B> {
     /// # Errors
     /// [`ModelError::NotTrainable`] if the model has a weight whose gradient is not formed.
     pub fn full(b: &mut B, model: &mut Model<B>) -> Result<Self, ModelError> {
-        if model.layers.iter().any(|layer| layer.qk_norm_slots.is_some()) {
+        if model.layers.iter().any(|layer| layer.heads.q_norm.is_some()) {
             return Err(ModelError::NotTrainable { feature: "a model with norms on q and k" });
         }
         let mut values = Vec::new();
-        model.visit_tensors(&mut |_, tensor| {
+        model.visit_tensors(&mut |tensor| {
             values.push(match tensor {
                 TensorMut::Rows(rows) => b.duplicate(rows),
                 TensorMut::Weight(weight) => {
@@ -89,9 +90,15 @@ impl<B: Backend> Trainee<B> {
         Ok(Self { kind: Kind::Full { values, gradients }, names, trainable_parameters })
     }
 
+    /// Trains nothing: for the loss of the base alone.
+    pub fn nothing() -> Self {
+        Self { kind: Kind::Nothing, names: Vec::new(), trainable_parameters: 0 }
+    }
+
     /// Every trained tensor with its gradient, always in the same order.
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = Parameter<'_, B>> {
         let pairs: Vec<(&mut B::Rows, &mut B::Rows)> = match &mut self.kind {
+            Kind::Nothing => Vec::new(),
             Kind::Full { values, gradients } => values.iter_mut().zip(gradients).collect(),
             Kind::Adapter { adapter, gradients, .. } => {
                 let sites = adapter.sites.iter_mut().zip(gradients);
@@ -117,7 +124,7 @@ impl<B: Backend> Trainee<B> {
         }
     }
 
-    /// The adapter as it stands, under the name `key`; `None` when every weight is trained.
+    /// The adapter as it stands, under the name `key`; `None` when it is not one that is trained.
     pub fn adapter_weights(&self, b: &B, key: String, dropout: f32) -> Option<AdapterWeights> {
         let Kind::Adapter { adapter, modules, .. } = &self.kind else { return None };
         let sites = modules.iter().zip(&adapter.sites).filter_map(|(module, site)| {
@@ -138,16 +145,18 @@ impl<B: Backend> Trainee<B> {
     pub fn refresh(&self, b: &mut B, model: &mut Model<B>) {
         let Kind::Full { values, .. } = &self.kind else { return };
         let kinds: Vec<TensorKind> = model.specs.iter().map(|spec| spec.kind).collect();
-        model.visit_tensors(&mut |slot, tensor| {
-            let new = b.download(&values[slot]);
-            match (tensor, kinds[slot]) {
-                (TensorMut::Rows(rows), _) => b.overwrite(rows, &new),
+        let mut new = values.iter().zip(kinds);
+        model.visit_tensors(&mut |tensor| {
+            let (value, kind) = new.next().expect("as many values as the model has tensors");
+            let value = b.download(value);
+            match (tensor, kind) {
+                (TensorMut::Rows(rows), _) => b.overwrite(rows, &value),
                 (TensorMut::Weight(weight), TensorKind::Weight(format)) => {
                     let (out_features, in_features) = b.weight_shape(weight);
-                    let host = HostWeight { values: &new, out_features, in_features };
+                    let host = HostWeight { values: &value, out_features, in_features };
                     *weight = b.pack(host, format);
                 }
-                _ => unreachable!("a packed tensor is a weight"),
+                _ => unreachable!("what is packed is a weight"),
             }
         });
     }
@@ -155,6 +164,7 @@ impl<B: Backend> Trainee<B> {
     /// Gives the memory of values and gradients back.
     pub fn release(self, b: &mut B) {
         let rows: Vec<B::Rows> = match self.kind {
+            Kind::Nothing => Vec::new(),
             Kind::Full { values, gradients } => values.into_iter().chain(gradients).collect(),
             Kind::Adapter { adapter, gradients, .. } => {
                 let sites = adapter.sites.into_iter().flatten().flat_map(|site| [site.a, site.b]);
@@ -173,13 +183,15 @@ impl<B: Backend> Trainee<B> {
                 (Some(worn), Gradients::Adapter(gradients))
             }
             Kind::Full { gradients, .. } => (None, Gradients::Full(gradients)),
+            Kind::Nothing => (None, Gradients::Adapter(&mut [])),
         }
     }
 
-    /// The first layer anything is trained in or below; `None` if only the head is.
+    /// The lowest layer in which anything is trained; `None` if there is none.
     pub(super) fn first_layer(&self, model: &Model<B>) -> Option<usize> {
         match &self.kind {
             Kind::Full { .. } => Some(0),
+            Kind::Nothing => None,
             Kind::Adapter { adapter, .. } => {
                 let sites = model.info.modules.iter().zip(&adapter.sites);
                 sites

@@ -119,7 +119,7 @@ impl ChatTemplate {
         ];
         let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
         let extra = extra.iter().map(|(key, value)| (key.clone(), Value::from(Serde(value))));
-        let context: Value = extra.chain(own).collect();
+        let context = Value::from_pairs(extra.chain(own));
         let mut output = Bounded { text: Vec::new(), overflow: false };
         let template = self.environment.get_template(NAME).map_err(|e| self.failed(&e))?;
         match template.render_captured_to(context, &mut output) {
