@@ -14,6 +14,33 @@ fn main() {
             }
         }
     }
+    if mode == "train" {
+        let a: Vec<String> = std::env::args().collect();
+        let steps: usize = a[2].parse().unwrap();
+        let out = std::path::PathBuf::from(&a[3]);
+        let threads: usize = a[4].parse().unwrap();
+        let mut b = tandem::backend::cpu::CpuBackend::new(threads);
+        let mut o = tandem::demo::Options::new(out); o.steps = steps; o.threads = threads;
+        if let Some(x) = a.get(5) { o.learning_rate = x.parse().unwrap(); }
+        let s = tandem::demo::scratch::train_on(&mut b, &o, &mut |p| {
+            if p.step % 10 == 0 || p.step < 5 { println!("{}/{} loss {:.4} lr {:.5} norm {:.3} tok/s {:.0} elapsed {:.0}", p.step, p.total_steps, p.loss, p.learning_rate, p.grad_norm, p.tokens as f64 / p.elapsed.as_secs_f64(), p.elapsed.as_secs_f64()); }
+        }).unwrap();
+        println!("{s:?}");
+    }
+    if mode == "ask" {
+        use tandem::model::*;
+        let a: Vec<String> = std::env::args().collect();
+        let mut b = tandem::backend::cpu::CpuBackend::new(1);
+        let model = Model::load(&mut b, &ModelSource::Folder(a[2].clone().into()), &LoadOptions { name: "demo".into(), format: None }).unwrap();
+        let tok = tokenizers::Tokenizer::from_file(format!("{}/tokenizer.json", a[2])).unwrap();
+        let mut right = 0;
+        for (q, e) in tandem::demo::exam::QUESTIONS { let (t, end) = tandem::demo::exam::answer(&mut b, &model, &tok, q).unwrap(); let ok = end && t.contains(e); right += ok as usize; println!("{} {q} => {t} [{end}]", if ok {"OK "} else {"BAD"}); }
+        println!("{right}/{}", tandem::demo::exam::QUESTIONS.len());
+        for p in ["Once upon a time", "Tell me a story about a fox.", "Tell me a story.", "what is the capital of italy", "2 + 2 =", "The capital of France is", "Erzähl mir eine Geschichte.", "Can you help me?", "What is the meaning of life?"] {
+            println!("TEXT {p} => {:?}", tandem::demo::exam::complete(&mut b, &model, &tok, p).unwrap());
+            println!("CHAT {p} => {:?}", tandem::demo::exam::answer(&mut b, &model, &tok, p).unwrap());
+        }
+    }
     if mode == "tok" {
         let v: usize = std::env::args().nth(2).unwrap().parse().unwrap();
         let t = std::time::Instant::now();
