@@ -23,11 +23,18 @@ struct Running {
     server: JoinHandle<std::io::Result<()>>,
 }
 
-async fn listen(app: &TestApp, shutdown_timeout: Duration) -> Running {
+/// Stops after a while that no test waits for.
+const PATIENT: ServerOptions = ServerOptions {
+    max_connections: 16,
+    shutdown_timeout: Duration::from_secs(600),
+    header_timeout: Duration::from_secs(600),
+    write_timeout: Duration::from_secs(600),
+};
+
+async fn listen(app: &TestApp, options: ServerOptions) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("an address").to_string();
     let stop = CancellationToken::new();
-    let options = ServerOptions { shutdown_timeout, ..ServerOptions::default() };
     let lifecycle = app.state.lifecycle.clone();
     let server = api::serve(listener, app.router.clone(), lifecycle, options, stop.clone());
     Running { url: format!("http://{address}"), address, stop, server: tokio::spawn(server) }
@@ -79,7 +86,7 @@ async fn rest(response: reqwest::Response) -> String {
 async fn stopping_lets_a_stream_end_and_refuses_new_work() {
     let go_on = CancellationToken::new();
     let app = hesitates(go_on.clone()).start().await;
-    let running = listen(&app, Duration::from_secs(600)).await;
+    let running = listen(&app, PATIENT).await;
     let client = reqwest::Client::new();
     let response = stream(&client, &running.url).await;
     running.stop.cancel();
@@ -96,7 +103,8 @@ async fn stopping_lets_a_stream_end_and_refuses_new_work() {
 #[tokio::test]
 async fn a_stream_that_outlasts_the_drain_ends_with_an_error() {
     let app = hesitates(CancellationToken::new()).start().await;
-    let running = listen(&app, Duration::from_millis(50)).await;
+    let options = ServerOptions { shutdown_timeout: Duration::from_millis(50), ..PATIENT };
+    let running = listen(&app, options).await;
     let response = stream(&reqwest::Client::new(), &running.url).await;
     running.stop.cancel();
     let text = rest(response).await;
@@ -107,7 +115,7 @@ async fn a_stream_that_outlasts_the_drain_ends_with_an_error() {
 #[tokio::test]
 async fn an_idle_server_stops_at_once() {
     let app = TestApp::answering("x").await;
-    let running = listen(&app, Duration::from_secs(600)).await;
+    let running = listen(&app, PATIENT).await;
     let _idle = TcpStream::connect(&running.address).await.expect("a connection");
     running.stop.cancel();
     running.server.await.expect("no panic").expect("a clean end");
@@ -116,10 +124,10 @@ async fn an_idle_server_stops_at_once() {
 #[tokio::test]
 async fn a_client_who_never_ends_its_headers_is_let_go() {
     let app = TestApp::answering("x").await;
-    let running = listen(&app, Duration::from_secs(1)).await;
+    let options = ServerOptions { header_timeout: Duration::from_millis(50), ..PATIENT };
+    let running = listen(&app, options).await;
     let mut socket = TcpStream::connect(&running.address).await.expect("a connection");
     socket.write_all(b"GET /health/live HTTP/1.1\r\nhost: loc").await.expect("room");
-    tokio::time::pause();
     let mut answer = Vec::new();
     socket.read_to_end(&mut answer).await.expect("the end of the connection");
     assert!(!answer.starts_with(b"HTTP/1.1 200"));
@@ -128,7 +136,7 @@ async fn a_client_who_never_ends_its_headers_is_let_go() {
 #[tokio::test]
 async fn headers_without_end_are_refused() {
     let app = TestApp::answering("x").await;
-    let running = listen(&app, Duration::from_secs(1)).await;
+    let running = listen(&app, PATIENT).await;
     let mut socket = TcpStream::connect(&running.address).await.expect("a connection");
     let head = format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "y".repeat(100_000));
     // The server may close before it has read it all.
