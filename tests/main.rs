@@ -1,9 +1,14 @@
 //! Behaviour, by theme; one target, so that it links once.
 
 mod architecture;
+mod chat;
+mod completions;
 mod crash;
 mod engine_equality;
+mod http;
 mod leases;
+mod listener;
+mod openapi;
 mod parity;
 mod runner;
 mod store;
