@@ -1,4 +1,5 @@
 //! What the themes share.
 
+pub mod app;
 pub mod database;
 pub mod postgres;
