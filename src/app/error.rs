@@ -25,7 +25,9 @@ pub enum AppError {
     Adapter { name: String, source: CatalogError },
     #[error("`--adapter {name}` names the base model `{base}`, which is not served")]
     AdapterBase { name: String, base: String },
-    #[error("the device thread ended unexpectedly; the log says why, and a restart resumes the jobs")]
+    #[error(
+        "the device thread ended unexpectedly; the log says why, and a restart resumes the jobs"
+    )]
     DeviceLost,
     #[error("a task of the start-up failed: {0}")]
     Task(#[from] tokio::task::JoinError),
@@ -35,7 +37,10 @@ impl AppError {
     /// 78 for model and adapter files, 70 for a lost device, 1 for the rest.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Model(_) | Self::Text { .. } | Self::Adapter { .. } | Self::AdapterBase { .. } => 78,
+            Self::Model(_)
+            | Self::Text { .. }
+            | Self::Adapter { .. }
+            | Self::AdapterBase { .. } => 78,
             Self::DeviceLost => 70,
             Self::Artifacts(_) | Self::Store(_) | Self::Listen { .. } | Self::Task(_) => 1,
         }

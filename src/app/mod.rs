@@ -3,7 +3,6 @@
 //! Order of building: the data folder is locked, the store opened, the port bound; then the models
 //! are loaded on the device thread, and what serves requests and jobs is put around its handle.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -16,12 +15,14 @@ use crate::artifacts::{Artifacts, DataDir};
 use crate::catalog::{Catalog, CatalogOptions, ServedBase};
 use crate::config::{Config, Database};
 use crate::engine::Engine;
+use crate::jobs::{LeaseTiming, Preparation, Runner};
 use crate::store::Store;
 use crate::worker::{Worker, WorkerHandle};
 
+mod adapters;
 mod bases;
 mod error;
-mod models;
+
 mod signals;
 
 pub use error::AppError;
@@ -33,6 +34,7 @@ pub struct App {
     /// Ends the listener and the runner.
     stop: CancellationToken,
     server: JoinHandle<std::io::Result<()>>,
+    runner: JoinHandle<()>,
     worker: Worker,
     store: Store,
     /// Held to the end, so that no second server uses the folder.
@@ -52,9 +54,9 @@ impl App {
         let address = listener.local_addr().map_err(|source| in_use(config.listen, source))?;
         let (handle, worker, served) = bases::load(config).await?;
 
-        let catalog = catalog(config, &store, &artifacts, served.clone());
-        models::register(&catalog, config).await?;
-        let engine = engine(handle.clone(), &catalog, &served);
+        let catalog = catalog(config, &store, &artifacts, served);
+        adapters::register(&catalog, config).await?;
+        let engine = Engine::new(handle.clone(), catalog.clone());
         let lifecycle = Lifecycle::default();
         let state = AppState {
             engine,
@@ -63,11 +65,14 @@ impl App {
             lifecycle: lifecycle.clone(),
         };
         let stop = CancellationToken::new();
-        let options = ServerOptions { shutdown_timeout: config.shutdown_timeout, ..Default::default() };
+        let runner = runner(&store, &artifacts, handle, catalog, &data);
+        let runner = tokio::spawn(runner.run(stop.clone()));
+        let options =
+            ServerOptions { shutdown_timeout: config.shutdown_timeout, ..Default::default() };
         lifecycle.set_ready();
         let server = api::serve(listener, api::router(state), lifecycle, options, stop.clone());
         let server = tokio::spawn(server);
-        Ok(Self { address, stop, server, worker, store, _data: data })
+        Ok(Self { address, stop, server, runner, worker, store, _data: data })
     }
 
     /// Where it listens.
@@ -102,6 +107,7 @@ impl App {
     /// Stops every part: the listener, the runner, the device thread, the store.
     pub async fn shut_down(self) {
         self.stop.cancel();
+        let _ = self.runner.await;
         let _ = self.server.await;
         self.worker.stop();
         let worker = self.worker;
@@ -138,8 +144,19 @@ fn catalog(
     Catalog::new(store.clone(), artifacts.clone(), served, options)
 }
 
-fn engine(worker: WorkerHandle, catalog: &Catalog, served: &[ServedBase]) -> Engine {
-    let texts: HashMap<_, _> =
-        served.iter().map(|base| (Arc::clone(&base.info.name), Arc::clone(&base.text))).collect();
-    Engine::new(worker, Arc::new(models::CatalogModels(catalog.clone())), texts)
+fn runner(
+    store: &Store,
+    artifacts: &Artifacts,
+    worker: WorkerHandle,
+    catalog: Catalog,
+    data: &DataDir,
+) -> Runner {
+    Runner {
+        store: store.clone(),
+        artifacts: artifacts.clone(),
+        worker,
+        prepare: Arc::new(Preparation::new(catalog)),
+        server_id: data.server_id().to_owned(),
+        timing: LeaseTiming::default(),
+    }
 }

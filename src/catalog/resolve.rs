@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::error::{CatalogError, CatalogResult};
 use super::{Catalog, ServedBase};
 use crate::artifacts::ArtifactError;
-use crate::domain::{AdapterWeights, BaseInfo};
+use crate::domain::{AdapterWeights, BaseInfo, LoraSpec};
 use crate::peft::{self, AdapterFiles, CheckedAdapter};
 use crate::store::{Adapter, Listed, Page};
 use crate::text::TextModel;
@@ -55,6 +55,35 @@ impl From<CheckedAdapter> for LoadedAdapter {
             use_rslora: checked.config.use_rslora,
             notes: checked.notes,
         }
+    }
+}
+
+impl LoadedAdapter {
+    /// The shape a run has that goes on from this adapter.
+    ///
+    /// # Errors
+    /// A sentence, if one `alpha` does not describe it.
+    pub fn lora_spec(&self, dropout: f64) -> Result<LoraSpec, String> {
+        let sites = &self.weights.sites;
+        let scaling = |r: usize| {
+            let r = r as f64;
+            (self.alpha / if self.use_rslora { r.sqrt() } else { r }) as f32
+        };
+        if let Some(site) = sites.iter().find(|site| site.scaling != scaling(site.r)) {
+            return Err(format!(
+                "it has an alpha of its own at {}, and training goes on only from adapters with one",
+                site.module
+            ));
+        }
+        let same = sites.iter().all(|site| site.r == self.r);
+        Ok(LoraSpec {
+            r: self.r,
+            alpha: self.alpha,
+            dropout,
+            modules: sites.iter().map(|site| site.module.clone()).collect(),
+            ranks: if same { Vec::new() } else { sites.iter().map(|site| site.r).collect() },
+            use_rslora: self.use_rslora,
+        })
     }
 }
 

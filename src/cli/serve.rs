@@ -18,7 +18,8 @@ pub(super) fn run(options: ServeOptions) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::new(1, format!("cannot start the runtime: {error}")))?;
     runtime.block_on(async {
-        let app = App::start(&config).await.map_err(|error| Failure::new(error.exit_code(), error))?;
+        let app =
+            App::start(&config).await.map_err(|error| Failure::new(error.exit_code(), error))?;
         print_welcome(&config, &app);
         app.run_until_signal().await.map_err(|error| Failure::new(error.exit_code(), error))
     })
@@ -28,7 +29,11 @@ pub(super) fn run(options: ServeOptions) -> Result<(), Failure> {
 fn print_welcome(config: &Config, app: &App) {
     let url = format!("http://{}", app.address());
     let model = &config.models[0].name;
-    let key = if config.api_keys.is_empty() { "" } else { " \\\n    -H \"Authorization: Bearer $TANDEM_API_KEY\"" };
+    let key = if config.api_keys.is_empty() {
+        ""
+    } else {
+        " \\\n    -H \"Authorization: Bearer $TANDEM_API_KEY\""
+    };
     println!(
         r#"
 Tandem serves `{model}` on {url}

@@ -160,7 +160,6 @@ pub(crate) use kernel;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::kernels::cpu::Cpu;
 
     kernel! {

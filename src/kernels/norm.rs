@@ -48,6 +48,12 @@ pub(crate) fn normalise<S: Simd>(s: S, x: &[f32], norm: &NormRow<'_>, y: &mut [f
     }
 }
 
+/// `(x − mean) · rstd` of up to sixteen values.
+#[inline(always)]
+fn xhat<S: Simd>(s: S, x: &[f32], mean: f32, rstd: f32) -> S::V {
+    s.mul(s.sub(s.load_part(x), s.splat(mean)), s.splat(rstd))
+}
+
 /// `dx += rstd (g − mean(g) − xhat mean(g xhat))`, `g = dy w`; without `mean(g)` for RMSNorm.
 /// Returns mean and rstd.
 #[inline(always)]
@@ -60,12 +66,11 @@ pub(crate) fn denormalise<S: Simd>(
 ) -> (f32, f32) {
     let (mean, rstd) = moments(s, x, norm);
     let (mut g_sum, mut gx_sum) = (s.splat(0.0), s.splat(0.0));
-    let xhat_of = |x: &[f32]| s.mul(s.sub(s.load_part(x), s.splat(mean)), s.splat(rstd));
     for (i, dy) in dy.chunks(LANES).enumerate() {
         let part = i * LANES..i * LANES + dy.len();
         let g = s.mul(s.load_part(dy), s.load_part(&norm.weight[part.clone()]));
         g_sum = s.add(g_sum, g);
-        gx_sum = s.fma(g, xhat_of(&x[part]), gx_sum); // g is zero past the row
+        gx_sum = s.fma(g, xhat(s, &x[part], mean, rstd), gx_sum); // g is zero past the row
     }
     let n = x.len() as f32;
     let g_mean = s.splat(if norm.centred { s.sum(g_sum) / n } else { 0.0 });
@@ -73,7 +78,7 @@ pub(crate) fn denormalise<S: Simd>(
     for (i, dx) in dx.chunks_mut(LANES).enumerate() {
         let part = i * LANES..i * LANES + dx.len();
         let g = s.mul(s.load_part(&dy[part.clone()]), s.load_part(&norm.weight[part.clone()]));
-        let centred = s.sub(s.sub(g, g_mean), s.mul(xhat_of(&x[part]), gx_mean));
+        let centred = s.sub(s.sub(g, g_mean), s.mul(xhat(s, &x[part], mean, rstd), gx_mean));
         let value = s.fma(s.splat(rstd), centred, s.load_part(dx));
         s.store_part(dx, value);
     }

@@ -36,8 +36,6 @@ pub struct DecoderConfig {
     /// The head is the embedding.
     pub tied: bool,
     pub eos_token_ids: Vec<u32>,
-    /// Standard deviation of fresh weights.
-    pub initializer_range: f32,
     /// `target_modules` where a request names none, as PEFT chooses.
     pub default_targets: &'static [&'static str],
     pub names: Names,

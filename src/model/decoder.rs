@@ -150,6 +150,11 @@ impl<B: Backend> Model<B> {
         rows: &[usize],
     ) -> B::Rows {
         let (_, d) = b.shape(&x);
+        if rows.is_empty() {
+            // A chunk of a prompt that is not its last.
+            b.recycle(x);
+            return b.zeros(0, self.head.vocab_size);
+        }
         let mut asked = b.zeros(rows.len(), d);
         b.gather(&x, rows, &mut asked);
         b.recycle(x);

@@ -82,6 +82,45 @@ pub fn resolve_targets<'a>(
     if chosen.is_empty() { Err(no_module(filter, base)) } else { Ok(chosen) }
 }
 
+/// The modules a new adapter covers, and its rank at each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoraRanks {
+    /// In forward order.
+    pub modules: Vec<String>,
+    /// Beside `modules`; empty where all are the same.
+    pub ranks: Vec<usize>,
+}
+
+impl LoraRanks {
+    /// Chooses modules of `base`; `rank_pattern` overrides `r` where one of its patterns fits.
+    ///
+    /// # Errors
+    /// As [`resolve_targets`]; also for a pattern in `rank_pattern` that cannot be used.
+    pub fn resolve(
+        targets: &Targets,
+        r: usize,
+        rank_pattern: &[(String, usize)],
+        base: &BaseInfo,
+    ) -> Result<Self> {
+        let chosen = resolve_targets(&targets.clone().into(), base)?;
+        if let Targets::Names(names) = targets {
+            let unused =
+                |entry: &&String| !chosen.iter().any(|module| ends_with_name(&module.name, entry));
+            if let Some(entry) = names.iter().find(unused) {
+                return Err(no_module(&Targets::Names(vec![entry.clone()]).into(), base));
+            }
+        }
+        let patterns = compile_patterns(rank_pattern)?;
+        let rank = |module: &&ModuleShape| by_pattern(&patterns, &module.name).unwrap_or(r);
+        let ranks: Vec<usize> = chosen.iter().map(rank).collect();
+        let same = ranks.iter().all(|&rank| rank == r);
+        Ok(Self {
+            modules: chosen.into_iter().map(|module| module.name.clone()).collect(),
+            ranks: if same { Vec::new() } else { ranks },
+        })
+    }
+}
+
 impl ModuleFilter {
     fn admits_layer(&self, module: &ModuleShape) -> bool {
         let Some(layers) = &self.layers else { return true };

@@ -63,6 +63,14 @@ impl StopMatcher {
         Ok(Self { stops, held: String::new(), matched: None })
     }
 
+    /// Watches for `stop` as well, which the request did not name; nothing if it is empty.
+    pub fn also(mut self, stop: &str) -> Self {
+        if !stop.is_empty() {
+            self.stops.push(Pattern::new(stop));
+        }
+        self
+    }
+
     /// Takes the next piece of text; returns what may be shown now. After a match, nothing more.
     pub fn push(&mut self, delta: &str) -> String {
         if self.matched.is_some() {
@@ -178,6 +186,13 @@ mod tests {
         assert_eq!(stop.push("🙁"), "é🙁");
         assert_eq!(stop.push("é🙂!"), "");
         assert_eq!(stop.matched(), Some(MatchedStop(0)));
+    }
+
+    #[test]
+    fn the_stop_string_of_a_template_counts_beside_those_of_the_request() {
+        let mut stop = matcher(&["a", "b", "c", "d"]).also("### Human:").also("");
+        assert_eq!(stop.push("Yes.### Hum") + &stop.push("an: "), "Yes.");
+        assert_eq!(stop.matched(), Some(MatchedStop(4)));
     }
 
     #[test]

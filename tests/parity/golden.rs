@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use tandem::backend::Backend;
-use tandem::domain::{AdapterSite, AdapterWeights};
-use tandem::model::{LoadOptions, Model, ModelSource};
+use tandem::backend::{Backend, LossSum};
+use tandem::domain::{AdapterSite, AdapterWeights, Example};
+use tandem::model::{
+    LoadOptions, MicroBatch, MicroBatchOptions, Model, ModelSource, TrainBatch, Trainee,
+};
 
 /// `tests/golden/<path>`.
 pub fn path(path: &str) -> PathBuf {
@@ -79,6 +81,32 @@ pub fn adapter(name: &str) -> AdapterWeights {
     AdapterWeights { key: name.to_owned(), sites, dropout: 0.0 }
 }
 
+/// The examples of a LoRA case.
+pub fn examples(name: &str) -> Vec<Example> {
+    let io = tensors(&path(&format!("lora/{name}/io.safetensors")));
+    let labels = io["labels"].1.chunks(io["labels"].0[1]);
+    let rows = ids(&io["input_ids"]).into_iter().zip(labels);
+    rows.map(|(ids, labels)| Example { ids, labels: labels.iter().map(|&l| l as i32).collect() })
+        .collect()
+}
+
+/// A micro-batch from start to end.
+pub fn run<B: Backend>(
+    b: &mut B,
+    model: &Model<B>,
+    trainee: &mut Trainee<B>,
+    batch: &TrainBatch,
+    options: MicroBatchOptions,
+) -> LossSum {
+    let mut micro_batch = MicroBatch::start(batch.clone(), options);
+    for _ in 0..micro_batch.units(model) {
+        if let Some(sum) = micro_batch.advance(b, model, trainee) {
+            return sum;
+        }
+    }
+    panic!("a micro-batch ends within its units");
+}
+
 /// Largest absolute difference.
 pub fn max_error(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
@@ -93,4 +121,9 @@ pub fn relative_l2(found: &[f32], expected: &[f32]) -> f64 {
     let square = |x: f32| f64::from(x) * f64::from(x);
     let error: f64 = found.iter().zip(expected).map(|(x, y)| square(x - y)).sum();
     (error / expected.iter().map(|&y| square(y)).sum::<f64>()).sqrt()
+}
+
+/// `‖x‖`.
+pub fn norm(x: &[f32]) -> f64 {
+    x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
 }

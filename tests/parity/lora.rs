@@ -1,9 +1,9 @@
 //! Adapters: logits, loss and gradients of peft.
 
 use tandem::backend::Backend;
+use tandem::backend::cpu::CpuBackend;
 use tandem::backend::reference::ReferenceBackend;
-use tandem::domain::Example;
-use tandem::model::{AdapterRows, MicroBatch, MicroBatchOptions, TrainBatch, Trainee};
+use tandem::model::{AdapterRows, MicroBatchOptions, TrainBatch, Trainee};
 
 use super::golden;
 
@@ -15,14 +15,6 @@ const CASES: [(&str, &str); 5] = [
     ("mpt_lora", "mpt_alibi"),
     ("phi3_lora", "phi3"),
 ];
-
-fn examples(name: &str) -> Vec<Example> {
-    let io = golden::tensors(&golden::path(&format!("lora/{name}/io.safetensors")));
-    let labels = io["labels"].1.chunks(io["labels"].0[1]);
-    let rows = golden::ids(&io["input_ids"]).into_iter().zip(labels);
-    rows.map(|(ids, labels)| Example { ids, labels: labels.iter().map(|&l| l as i32).collect() })
-        .collect()
-}
 
 /// One batch: its first sequence wears the adapter, its second does not.
 fn an_adapter_changes_the_rows_that_wear_it_and_no_others<B: Backend>(b: &mut B) {
@@ -49,15 +41,10 @@ fn loss_and_every_gradient_are_those_of_peft<B: Backend>(b: &mut B) {
     for (name, base) in CASES {
         let model = golden::load(b, base);
         let mut trainee = Trainee::adapter(b, &model, &golden::adapter(name)).unwrap();
-        let batch = TrainBatch::new(&examples(name));
+        let batch = TrainBatch::new(&golden::examples(name));
         let labels = batch.trained_tokens();
         let options = MicroBatchOptions { weight: 1.0 / labels as f32, ..Default::default() };
-        let mut micro_batch = MicroBatch::start(batch, options);
-        let sum = loop {
-            if let Some(sum) = micro_batch.advance(b, &model, &mut trainee) {
-                break sum;
-            }
-        };
+        let sum = golden::run(b, &model, &mut trainee, &batch, options);
         let case = golden::json(&golden::path(&format!("lora/{name}/case.json")));
         let loss = sum.loss / sum.tokens as f64;
         assert_eq!(sum.tokens, labels);
@@ -85,6 +72,16 @@ fn logits_on_the_reference_backend() {
 }
 
 #[test]
+fn logits_on_the_cpu_backend() {
+    an_adapter_changes_the_rows_that_wear_it_and_no_others(&mut CpuBackend::new(2));
+}
+
+#[test]
 fn gradients_on_the_reference_backend() {
     loss_and_every_gradient_are_those_of_peft(&mut ReferenceBackend);
+}
+
+#[test]
+fn gradients_on_the_cpu_backend() {
+    loss_and_every_gradient_are_those_of_peft(&mut CpuBackend::new(2));
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use tandem::backend::cpu::CpuBackend;
 use tandem::backend::reference::ReferenceBackend;
 use tandem::backend::{BLOCK_TOKENS, Backend, SequenceRows};
 use tandem::model::{LoadOptions, Model, ModelSource, Step};
@@ -35,13 +36,13 @@ fn served<B: Backend>(b: &mut B, model: &Model<B>, tokens: &[u32], ends: &[usize
     let (mut logits, mut start) = (Vec::new(), 0);
     for &end in ends {
         let rows: Vec<usize> = (0..end - start).collect();
-        let step = Step {
-            tokens: &tokens[start..end],
-            sequences: &[sequence(0..end - start, start, 0)],
-            adapters: &[],
-            logits: &rows,
-        };
-        let z = model.forward(b, &mut cache, &step);
+        let sequences = [sequence(0..end - start, start, 0)];
+        let tokens = &tokens[start..end];
+        // Without logits first, as for a chunk of a prompt: the second time overwrites the first.
+        let step = Step { tokens, sequences: &sequences, adapters: &[], logits: &[] };
+        let none = model.forward(b, &mut cache, &step);
+        assert!(b.download(&none).is_empty());
+        let z = model.forward(b, &mut cache, &Step { logits: &rows, ..step });
         logits.extend(b.download(&z));
         start = end;
     }
@@ -147,8 +148,18 @@ fn logits_on_the_reference_backend() {
 }
 
 #[test]
+fn logits_on_the_cpu_backend() {
+    every_family_gives_the_logits_of_transformers(&mut CpuBackend::new(2));
+}
+
+#[test]
 fn ragged_batches_on_the_reference_backend() {
     a_ragged_batch_gives_each_sequence_its_own_logits(&mut ReferenceBackend);
+}
+
+#[test]
+fn ragged_batches_on_the_cpu_backend() {
+    a_ragged_batch_gives_each_sequence_its_own_logits(&mut CpuBackend::new(2));
 }
 
 #[test]
@@ -157,8 +168,18 @@ fn greedy_tokens_on_the_reference_backend() {
 }
 
 #[test]
+fn greedy_tokens_on_the_cpu_backend() {
+    greedy_tokens_are_those_of_transformers(&mut CpuBackend::new(2));
+}
+
+#[test]
 fn same_bits_on_the_reference_backend() {
     chunks_batches_and_the_cache_leave_every_bit_as_it_is(&mut ReferenceBackend);
+}
+
+#[test]
+fn same_bits_on_the_cpu_backend() {
+    chunks_batches_and_the_cache_leave_every_bit_as_it_is(&mut CpuBackend::new(2));
 }
 
 #[test]

@@ -151,6 +151,16 @@ fn a_template_that_rewrites_history_is_refused_by_name() {
 }
 
 #[test]
+fn a_template_that_ends_turns_in_text_tells_where_to_stop() {
+    assert_eq!(model("metaspace", Some("guanaco")).turn_stop(), Some("### Human:"));
+    for closed in ["vicuna", "llama2", "alpaca", "dolly", "mistral"] {
+        assert_eq!(model("metaspace", Some(closed)).turn_stop(), None, "{closed}");
+    }
+    assert_eq!(chatml_model().turn_stop(), None);
+    assert_eq!(model("metaspace", Some("chatml")).turn_stop(), Some("<|im_end|>"));
+}
+
+#[test]
 fn tool_calls_are_answers_too() {
     let tools = r#"{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"#;
     let folder = tempfile::tempdir().unwrap();

@@ -98,6 +98,12 @@ fn python_idioms_of_real_templates_work() {
 }
 
 #[test]
+fn the_tags_of_training_templates_change_nothing() {
+    let source = "{% for m in messages %}\n  {%- generation -%}\n  {{ m.content }}\n  {%- endgeneration %}\n{% endfor %}";
+    assert_eq!(render(source, &[json!({"content": "A"})]).unwrap(), "A");
+}
+
+#[test]
 fn a_template_that_does_not_compile_names_the_line() {
     let error = render("one\ntwo {% if %}\n", &[]).unwrap_err();
     assert!(matches!(error, TemplateError::Syntax { line: 2, .. }), "{error}");

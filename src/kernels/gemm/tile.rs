@@ -44,26 +44,26 @@ pub(crate) unsafe fn multiply(cpu: Cpu, block: &Block) {
     }
     let _ = cpu;
     // SAFETY: by this function's contract.
-    unsafe { tiles(Scalar, block, small_tile) }
+    unsafe { tiles(Scalar, block) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
 unsafe fn wide(s: crate::kernels::lanes::Avx512, block: &Block) {
     // SAFETY: by the contract of `multiply`.
-    unsafe { tiles(s, block, large_tile) }
+    unsafe { tiles(s, block) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn narrow(s: crate::kernels::lanes::Avx2, block: &Block) {
     // SAFETY: by the contract of `multiply`.
-    unsafe { tiles(s, block, small_tile) }
+    unsafe { tiles(s, block) }
 }
 
 /// Cuts a block into tiles that fit the registers.
 #[inline(always)]
-unsafe fn tiles<S: Simd>(s: S, block: &Block, tile: impl Fn(S, &Block)) {
+unsafe fn tiles<S: Simd>(s: S, block: &Block) {
     let width = LANES * S::TILE_VECTORS;
     let groups = RowGroups::new(block.rows, S::TILE_ROWS);
     for index in 0..groups.count() {
@@ -78,27 +78,27 @@ unsafe fn tiles<S: Simd>(s: S, block: &Block, tile: impl Fn(S, &Block)) {
                 columns: (block.columns - column).min(width),
                 ..*block
             };
-            tile(s, &part);
+            // SAFETY: a tile is part of its block.
+            unsafe {
+                if S::TILE_VECTORS == 2 && part.columns > LANES {
+                    any_rows::<S, 2>(s, &part);
+                } else {
+                    any_rows::<S, 1>(s, &part);
+                }
+            }
             column += width;
         }
     }
 }
 
-/// Up to twelve rows by 32 columns.
-#[cfg(target_arch = "x86_64")]
+/// Up to twelve rows where the registers hold them, else up to six.
 #[inline(always)]
-fn large_tile<S: Simd>(s: S, t: &Block) {
-    if t.columns <= LANES {
-        return large_tile_of::<S, 1>(s, t);
-    }
-    large_tile_of::<S, 2>(s, t);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn large_tile_of<S: Simd, const NV: usize>(s: S, t: &Block) {
-    // SAFETY: a tile is part of a block, whose addresses `multiply` was promised.
+unsafe fn any_rows<S: Simd, const NV: usize>(s: S, t: &Block) {
+    // SAFETY: by the contract of `multiply`.
     unsafe {
+        if S::TILE_ROWS < 12 {
+            return few_rows::<S, NV>(s, t);
+        }
         match t.rows {
             7 => tile::<S, 7, NV>(s, t),
             8 => tile::<S, 8, NV>(s, t),
@@ -109,13 +109,6 @@ fn large_tile_of<S: Simd, const NV: usize>(s: S, t: &Block) {
             _ => few_rows::<S, NV>(s, t),
         }
     }
-}
-
-/// Up to six rows by sixteen columns.
-#[inline(always)]
-fn small_tile<S: Simd>(s: S, t: &Block) {
-    // SAFETY: a tile is part of a block, whose addresses `multiply` was promised.
-    unsafe { few_rows::<S, 1>(s, t) }
 }
 
 #[inline(always)]
@@ -140,8 +133,10 @@ const AHEAD: usize = 8192;
 
 #[inline(always)]
 unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(s: S, t: &Block) {
-    let masks: [S::Mask; NV] =
-        std::array::from_fn(|v| s.mask(t.columns.saturating_sub(v * LANES).min(LANES)));
+    let mut masks = [s.mask(0); NV];
+    for v in 0..NV {
+        masks[v] = s.mask(t.columns.saturating_sub(v * LANES).min(LANES));
+    }
     let mut sums = [[s.splat(0.0); NV]; MR];
     // SAFETY: the masks cover the columns of the tile, and every address is one of its elements.
     unsafe {

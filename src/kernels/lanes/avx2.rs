@@ -125,10 +125,15 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn pow2(self, a: Pair) -> Pair {
         // SAFETY: see above.
-        a.map(|a| unsafe {
-            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
-        })
+        unsafe {
+            let bias = _mm256_set1_epi32(127);
+            let low = _mm256_add_epi32(_mm256_cvtps_epi32(a[0]), bias);
+            let high = _mm256_add_epi32(_mm256_cvtps_epi32(a[1]), bias);
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(high)),
+            ]
+        }
     }
     #[inline(always)]
     fn select_lt(self, a: Pair, b: Pair, x: Pair, y: Pair) -> Pair {
@@ -142,9 +147,16 @@ impl Simd for Avx2 {
     /// Through memory: sixteen registers cannot hold 16 × 16 values.
     #[inline(always)]
     fn transpose(self, v: &mut [Pair; LANES]) {
-        let rows = v.map(|v| self.lanes(v));
-        for (i, v) in v.iter_mut().enumerate() {
-            *v = self.load(&std::array::from_fn(|j| rows[j][i]));
+        let mut rows = [[0.0; LANES]; LANES];
+        for i in 0..LANES {
+            self.store(&mut rows[i], v[i]);
+        }
+        for i in 0..LANES {
+            let mut column = [0.0; LANES];
+            for j in 0..LANES {
+                column[j] = rows[j][i];
+            }
+            v[i] = self.load(&column);
         }
     }
     #[inline(always)]

@@ -121,7 +121,8 @@ impl Simd for Avx512 {
     /// Four rounds; each exchanges one bit of the row number with the same bit of the lane.
     #[inline(always)]
     fn transpose(self, v: &mut [__m512; LANES]) {
-        for (bit, [clear, set]) in EXCHANGE.iter().enumerate() {
+        for bit in 0..4 {
+            let [clear, set] = &EXCHANGE[bit];
             // SAFETY: see above; each selector is 64 readable bytes.
             let (clear, set) = unsafe {
                 (_mm512_loadu_si512(clear.as_ptr().cast()), _mm512_loadu_si512(set.as_ptr().cast()))

@@ -103,10 +103,6 @@ fn causal(fields: &Fields<'_>) -> Result<(), ModelError> {
     fields.only("use_bidirectional_attention", &[json!(false)])
 }
 
-fn initializer_range(fields: &Fields<'_>) -> Result<f32, ModelError> {
-    Ok(fields.optional_f32("initializer_range")?.unwrap_or(0.02))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -115,7 +115,7 @@ fn decoding_chunked_prefill_and_recomputation_agree_to_the_bit() {
 
             let (q, k, v) = (seeded(b, 1, t, qw), seeded(b, 2, t, kw), seeded(b, 3, t, kw));
             let (mut o, mut lse) = (b.zeros(t, qw), b.zeros(t, spec.heads));
-            b.attention(&q, &k, &v, &[0..t], &spec, &mut o, &mut lse);
+            b.attention(&q, &k, &v, std::slice::from_ref(&(0..t)), &spec, &mut o, &mut lse);
             assert_eq!(b.download(&o), whole);
         }
     }
