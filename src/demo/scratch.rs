@@ -23,6 +23,8 @@ pub struct Options {
     pub seed: u64,
     /// Optimiser steps, of about [`BATCH_TOKENS`] tokens each.
     pub steps: usize,
+    /// The peak rate.
+    pub learning_rate: f64,
     /// Threads of the device; 0: one per core.
     pub threads: usize,
     /// The folder is written anew after so long, so that a run cut short leaves a model.
@@ -32,7 +34,14 @@ pub struct Options {
 impl Options {
     /// What the embedded model was made with.
     pub fn new(out: PathBuf) -> Self {
-        Self { out, seed: 1, steps: STEPS, threads: 0, save_every: Duration::from_secs(240) }
+        Self {
+            out,
+            seed: 1,
+            steps: STEPS,
+            learning_rate: 4e-3,
+            threads: 0,
+            save_every: Duration::from_secs(240),
+        }
     }
 }
 
@@ -133,7 +142,7 @@ impl<'a, B: Backend> Run<'a, B> {
             trainee,
             optimizer,
             documents: Documents { tokenizer, seed: options.seed, next: 0 },
-            hyperparameters: hyperparameters(options.steps),
+            hyperparameters: hyperparameters(options.steps, options.learning_rate),
             step: 0,
             steps: options.steps,
             tokens: 0,
@@ -269,13 +278,13 @@ fn evaluate<B: Backend>(
 }
 
 /// AdamW as for small GPTs: a short warm-up, a cosine to 0, decay on matrices alone.
-fn hyperparameters(steps: usize) -> Hyperparameters {
+fn hyperparameters(steps: usize, learning_rate: f64) -> Hyperparameters {
     Hyperparameters {
         n_epochs: 1,
         batch_size: 1,
         micro_batch_size: 1,
         gradient_accumulation_steps: 1,
-        learning_rate: 4e-3,
+        learning_rate,
         learning_rate_multiplier: 1.0,
         lr_scheduler: LrScheduler::Cosine,
         warmup_steps: (steps / 20).min(100),
