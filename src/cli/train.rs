@@ -1,7 +1,6 @@
 //! `tandem train`: training without a server. Today that is the demo model, from nothing.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args;
 
@@ -37,11 +36,10 @@ pub struct TrainOptions {
 pub(super) fn run(options: TrainOptions) -> Result<(), Failure> {
     telemetry::init(false);
     let options = Options {
-        out: options.out,
         seed: options.seed,
         steps: options.steps,
         threads: options.threads,
-        save_every: Duration::from_secs(240),
+        ..Options::new(options.out)
     };
     let mut backend = CpuBackend::new(threads(options.threads));
     let mut bar = demo::bar::bar(options.steps);
