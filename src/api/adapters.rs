@@ -183,7 +183,7 @@ async fn create_adapter(
         let ApiJson(body) = ApiJson::<RegisterAdapter>::from_request(request, &app).await?;
         let base = body.base_model.as_deref();
         let if_taken = if_taken(body.replace);
-        app.jobs.catalog().register_path(&body.name, base, &body.path, if_taken).await?
+        app.engine.catalog().register_path(&body.name, base, &body.path, if_taken).await?
     };
     Ok(Json(registered.into()))
 }
@@ -208,7 +208,7 @@ async fn register_form(app: &AppState, mut form: Multipart) -> Result<Registered
         }
     }
     let name = name.ok_or_else(|| missing("name"))?;
-    let catalog = app.jobs.catalog();
+    let catalog = app.engine.catalog();
     Ok(catalog.register_upload(&name, base.as_deref(), files, if_taken(replace)).await?)
 }
 
@@ -264,7 +264,7 @@ async fn list_adapters(
     ApiQuery(query): ApiQuery<ListAdapters>,
 ) -> Result<Json<AdapterList>, ApiError> {
     let page = page(query.after, query.limit, 100, 1000)?;
-    let listed = app.jobs.catalog().adapter_rows(&page).await?;
+    let listed = app.engine.catalog().adapter_rows(&page).await?;
     let data: Vec<_> = listed.rows.into_iter().map(AdapterObject::from).collect();
     Ok(Json(AdapterList {
         object: "list",
@@ -288,7 +288,7 @@ async fn retrieve_adapter(
     State(app): State<AppState>,
     ApiPath(name): ApiPath<String>,
 ) -> Result<Json<AdapterObject>, ApiError> {
-    Ok(Json(app.jobs.catalog().adapter_row(&name).await?.into()))
+    Ok(Json(app.engine.catalog().adapter_row(&name).await?.into()))
 }
 
 /// `DELETE /v1/adapters/{name}`: takes the name away. Requests that use the adapter go on.
@@ -304,7 +304,7 @@ async fn delete_adapter(
     State(app): State<AppState>,
     ApiPath(name): ApiPath<String>,
 ) -> Result<Json<DeletedAdapter>, ApiError> {
-    let catalog = app.jobs.catalog();
+    let catalog = app.engine.catalog();
     let id = catalog.adapter_row(&name).await?.id.to_string();
     catalog.delete_model(&name).await?;
     Ok(Json(DeletedAdapter { id, name, object: "adapter", deleted: true }))
@@ -325,7 +325,7 @@ async fn load_lora_adapter(
 ) -> Result<String, ApiError> {
     let if_taken = if_taken(body.load_inplace);
     let base = body.base_model_name.as_deref();
-    let catalog = app.jobs.catalog();
+    let catalog = app.engine.catalog();
     catalog.register_path(&body.lora_name, base, &body.lora_path, if_taken).await?;
     Ok(format!("Success: LoRA adapter '{}' added successfully.", body.lora_name))
 }
@@ -343,7 +343,7 @@ async fn unload_lora_adapter(
     State(app): State<AppState>,
     ApiJson(body): ApiJson<UnloadLoraAdapter>,
 ) -> Result<String, ApiError> {
-    app.jobs.catalog().delete_model(&body.lora_name).await?;
+    app.engine.catalog().delete_model(&body.lora_name).await?;
     Ok(format!("Success: LoRA adapter '{}' removed successfully.", body.lora_name))
 }
 
@@ -355,7 +355,10 @@ mod tests {
     fn parts_are_files_by_their_own_name_or_by_their_files() {
         let name = |part, file| file_of(part, file).map(|(name, _)| name);
         assert_eq!(name("adapter_config.json", None), Some("adapter_config.json"));
-        assert_eq!(name("file", Some("adapter_model.safetensors")), Some("adapter_model.safetensors"));
+        assert_eq!(
+            name("file", Some("adapter_model.safetensors")),
+            Some("adapter_model.safetensors")
+        );
         assert_eq!(name("file", Some("../adapter_config.json")), None);
         assert_eq!(name("adapter_model.bin", Some("adapter_model.bin")), None);
     }

@@ -17,7 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::ErrorBody;
-use super::lists::{idempotency_key, order, page};
+use super::lists::{idempotency_key, known, order, page};
 use super::{ApiError, ApiPath, ApiQuery, AppState, Caller};
 use crate::artifacts::Blob;
 use crate::catalog::{CatalogError, MAX_FILE_BYTES, Upload};
@@ -192,7 +192,7 @@ async fn create_file(
     let key = idempotency_key(&headers)?;
     refuse_encoding(&headers)?;
     let form = form.map_err(|_| not_a_form())?;
-    let catalog = app.jobs.catalog();
+    let catalog = app.engine.catalog();
     let mut parts = Parts::default();
     let read = parts.read(&app, form).await;
     let ready = match read {
@@ -234,7 +234,7 @@ impl Parts {
             match name.as_str() {
                 "file" if self.blob.is_none() => {
                     self.filename = Some(plain_name(field.file_name().unwrap_or_default()));
-                    self.blob = Some(app.jobs.catalog().receive_file(field).await?);
+                    self.blob = Some(app.engine.catalog().receive_file(field).await?);
                 }
                 "file" => return Err(ApiError::invalid("file", "`file` was sent twice")),
                 "purpose" => self.purpose = Some(text(field).await?),
@@ -341,6 +341,10 @@ fn plain_name(name: &str) -> String {
     last.chars().filter(|c| !c.is_control()).take(255).collect()
 }
 
+fn file_id(id: String) -> Result<FileId, ApiError> {
+    known("file_id", id).map(FileId::from)
+}
+
 /// `GET /v1/files`: newest first.
 #[utoipa::path(
     get, path = "/v1/files", tag = "files", params(ListFiles),
@@ -353,7 +357,8 @@ async fn list_files(
 ) -> Result<Json<FileList>, ApiError> {
     let order = order(query.order.as_deref())?;
     let page = Page { order, ..page(query.after, query.limit, 10_000, 10_000)? };
-    let listed = app.jobs.catalog().files(&caller.tenant, query.purpose.as_deref(), &page).await?;
+    let listed =
+        app.engine.catalog().files(&caller.tenant, query.purpose.as_deref(), &page).await?;
     let data: Vec<FileObject> = listed.rows.into_iter().map(FileObject::from).collect();
     Ok(Json(FileList {
         object: "list",
@@ -378,7 +383,7 @@ async fn retrieve_file(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Json<FileObject>, ApiError> {
-    Ok(Json(app.jobs.catalog().file(&caller.tenant, &FileId::from(id)).await?.into()))
+    Ok(Json(app.engine.catalog().file(&caller.tenant, &file_id(id)?).await?.into()))
 }
 
 /// `DELETE /v1/files/{file_id}`: a job that still needs the file will fail.
@@ -395,7 +400,7 @@ async fn delete_file(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Json<DeletedFile>, ApiError> {
-    app.jobs.catalog().delete_file(&caller.tenant, &FileId::from(&*id)).await?;
+    app.engine.catalog().delete_file(&caller.tenant, &file_id(id.clone())?).await?;
     Ok(Json(DeletedFile { id, object: "file", deleted: true }))
 }
 
@@ -413,13 +418,10 @@ async fn download_file(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Response, ApiError> {
-    let found = app.jobs.catalog().file_content(&caller.tenant, &FileId::from(id)).await?;
+    let found = app.engine.catalog().file_content(&caller.tenant, &file_id(id)?).await?;
     let mut response = Body::from_stream(ReaderStream::new(found.content)).into_response();
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/octet-stream"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(found.file.bytes));
     if let Ok(value) = HeaderValue::from_str(&attachment(&found.file.filename)) {
         headers.insert(header::CONTENT_DISPOSITION, value);

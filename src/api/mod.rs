@@ -3,11 +3,14 @@
 //! A handler decodes, hands over and encodes: ranges are settled where a body becomes a request,
 //! meaning lives in `engine` and `jobs`, and [`ApiError`] decides once what an error is on the wire.
 
+pub mod adapters;
 pub mod auth;
 pub mod chat;
 pub mod completions;
 pub mod docs;
 pub mod error;
+pub mod files;
+pub mod fine_tuning;
 pub mod health;
 pub mod json;
 pub mod lifecycle;
@@ -19,6 +22,8 @@ pub mod sse;
 pub mod tokenize;
 
 mod dashboard;
+mod jobs;
+mod lists;
 mod middleware;
 mod options;
 mod refused;

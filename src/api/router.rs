@@ -9,7 +9,8 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::{ApiError, AppState, auth, middleware};
-use super::{chat, completions, dashboard, docs, health, json, metrics, models, tokenize};
+use super::{adapters, chat, completions, dashboard, docs, files, fine_tuning, health, json};
+use super::{metrics, models, tokenize};
 
 /// Every documented route. A resource owns its own.
 fn documented() -> OpenApiRouter<AppState> {
@@ -17,6 +18,9 @@ fn documented() -> OpenApiRouter<AppState> {
         .merge(completions::routes())
         .merge(chat::routes())
         .merge(models::routes())
+        .merge(files::routes())
+        .merge(fine_tuning::routes())
+        .merge(adapters::routes())
         .merge(tokenize::routes())
         .merge(health::routes())
         .merge(metrics::routes())

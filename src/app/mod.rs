@@ -4,6 +4,7 @@
 //! are loaded on the device thread, and what serves requests and jobs is put around its handle.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -14,8 +15,9 @@ use crate::artifacts::{Artifacts, DataDir};
 use crate::catalog::{Catalog, CatalogOptions, ServedBase};
 use crate::config::{Config, Database};
 use crate::engine::Engine;
+use crate::jobs::{LeaseTiming, Preparation, Runner};
 use crate::store::Store;
-use crate::worker::Worker;
+use crate::worker::{Worker, WorkerHandle};
 
 mod adapters;
 mod bases;
@@ -32,6 +34,7 @@ pub struct App {
     /// Ends the listener and the runner.
     stop: CancellationToken,
     server: JoinHandle<std::io::Result<()>>,
+    runner: JoinHandle<()>,
     worker: Worker,
     store: Store,
     /// Held to the end, so that no second server uses the folder.
@@ -62,12 +65,14 @@ impl App {
             lifecycle: lifecycle.clone(),
         };
         let stop = CancellationToken::new();
+        let runner = runner(&store, &artifacts, handle, catalog, &data);
+        let runner = tokio::spawn(runner.run(stop.clone()));
         let options =
             ServerOptions { shutdown_timeout: config.shutdown_timeout, ..Default::default() };
         lifecycle.set_ready();
         let server = api::serve(listener, api::router(state), lifecycle, options, stop.clone());
         let server = tokio::spawn(server);
-        Ok(Self { address, stop, server, worker, store, _data: data })
+        Ok(Self { address, stop, server, runner, worker, store, _data: data })
     }
 
     /// Where it listens.
@@ -102,6 +107,7 @@ impl App {
     /// Stops every part: the listener, the runner, the device thread, the store.
     pub async fn shut_down(self) {
         self.stop.cancel();
+        let _ = self.runner.await;
         let _ = self.server.await;
         self.worker.stop();
         let worker = self.worker;
@@ -136,4 +142,21 @@ fn catalog(
         adapter_root: config.adapter_root.clone(),
     };
     Catalog::new(store.clone(), artifacts.clone(), served, options)
+}
+
+fn runner(
+    store: &Store,
+    artifacts: &Artifacts,
+    worker: WorkerHandle,
+    catalog: Catalog,
+    data: &DataDir,
+) -> Runner {
+    Runner {
+        store: store.clone(),
+        artifacts: artifacts.clone(),
+        worker,
+        prepare: Arc::new(Preparation::new(catalog)),
+        server_id: data.server_id().to_owned(),
+        timing: LeaseTiming::default(),
+    }
 }

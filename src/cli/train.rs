@@ -1,7 +1,6 @@
 //! `tandem train`: training without a server. Today that is the demo model, from nothing.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args;
 
@@ -22,7 +21,7 @@ pub struct TrainOptions {
     /// Seed of the corpus, the tokenizer and the first weights.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Optimiser steps of about 4,096 tokens.
+    /// Optimiser steps of about 2,048 tokens.
     #[arg(long, default_value_t = demo::scratch::STEPS)]
     steps: usize,
     /// Compute threads; 0: one per core.
@@ -37,11 +36,10 @@ pub struct TrainOptions {
 pub(super) fn run(options: TrainOptions) -> Result<(), Failure> {
     telemetry::init(false);
     let options = Options {
-        out: options.out,
         seed: options.seed,
         steps: options.steps,
         threads: options.threads,
-        save_every: Duration::from_secs(240),
+        ..Options::new(options.out)
     };
     let mut backend = CpuBackend::new(threads(options.threads));
     let mut bar = demo::bar::bar(options.steps);

@@ -24,6 +24,8 @@ pub(super) struct Device<B: Backend> {
     lanes: Vec<Lane<B>>,
     /// The lane whose turn it is.
     turn: usize,
+    /// When the last step ended, while steps follow one another.
+    last_step: Option<Instant>,
     training: Training<B>,
     commands: mpsc::Receiver<Command>,
     stopping: Arc<AtomicBool>,
@@ -42,7 +44,7 @@ impl<B: Backend> Device<B> {
         let blocks = lanes.iter().map(|lane| lane.scheduler.room.total()).sum();
         stats.blocks_total.store(blocks, Relaxed);
         let training = Training::new(training_budget);
-        Self { backend, lanes, turn: 0, training, commands, stopping, stats }
+        Self { backend, lanes, turn: 0, last_step: None, training, commands, stopping, stats }
     }
 
     /// Runs until every handle is gone and all work is done, or until it is stopped.
@@ -155,13 +157,20 @@ impl<B: Backend> Device<B> {
         let count = self.lanes.len();
         let order = (self.turn..self.turn + count).map(|turn| turn % count);
         let next = order.into_iter().find(|&lane| self.lanes[lane].scheduler.has_work());
-        let Some(next) = next else { return };
+        let Some(next) = next else {
+            self.last_step = None;
+            return;
+        };
         self.turn = (next + 1) % count;
         let (lane, backend, stats) = (&mut self.lanes[next], &mut self.backend, &self.stats);
         let started = Instant::now();
         match catch_unwind(AssertUnwindSafe(|| lane.step(backend, stats))) {
             Ok(0) => {}
-            Ok(rows) => stats.note_step(rows, started.elapsed()),
+            Ok(rows) => {
+                let interval = self.last_step.unwrap_or(started).elapsed();
+                stats.note_step(rows, started.elapsed(), interval);
+                self.last_step = Some(Instant::now());
+            }
             Err(panic) => {
                 let reason = panic_message(&*panic);
                 stats.panics.fetch_add(1, Relaxed);

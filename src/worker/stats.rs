@@ -64,11 +64,11 @@ impl WorkerStats {
         }
     }
 
-    /// Notes a step of `rows` tokens that took `elapsed`.
-    pub(super) fn note_step(&self, rows: usize, elapsed: Duration) {
+    /// Notes a step of `rows` tokens that took `elapsed`, and `interval` with the training before it.
+    pub(super) fn note_step(&self, rows: usize, elapsed: Duration, interval: Duration) {
         self.steps.fetch_add(1, Relaxed);
         self.serving_micros.fetch_add(elapsed.as_micros() as u64, Relaxed);
-        let now = (rows as f64 * 1e3 / elapsed.as_secs_f64().max(1e-6)) as u64;
+        let now = (rows as f64 * 1e3 / interval.as_secs_f64().max(1e-6)) as u64;
         let before = self.milli_tokens_per_second.load(Relaxed);
         let smooth = if before == 0 { now } else { (before * 15 + now) / 16 };
         self.milli_tokens_per_second.store(smooth, Relaxed);
@@ -90,7 +90,7 @@ mod tests {
     fn a_full_queue_says_how_long_it_takes_at_the_measured_speed() {
         let stats = WorkerStats::default();
         stats.max_waiting.store(2, Relaxed);
-        stats.note_step(100, Duration::from_secs(1));
+        stats.note_step(100, Duration::from_millis(500), Duration::from_secs(1));
         stats.enter(1000).unwrap();
         stats.enter(500).unwrap();
         let full = WorkerError::Overloaded { waiting: 2, retry_after_secs: 15 };

@@ -27,7 +27,7 @@ pub(super) async fn stream_events(
         Some(id) => number(id.to_str().unwrap_or("?"), "Last-Event-ID")?,
         None => after.map_or(Ok(0), |after| number(after, "after"))?,
     };
-    let events = app.jobs.follow(&caller.tenant, job, after).await?;
+    let events = app.jobs().follow(&caller.tenant, job, after).await?;
     let done = stream::once(async { Event::default().data("[DONE]") });
     // A server that drains ends its streams; the client comes back with the last number it saw.
     let frames = events.map(frame).chain(done);

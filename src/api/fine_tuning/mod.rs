@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::ErrorBody;
-use super::lists::{idempotency_key, page};
+use super::lists::{idempotency_key, known, page};
 use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Caller};
 use crate::domain::JobId;
 use crate::store::{Job, MetadataFilter};
@@ -40,8 +40,12 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(list_checkpoints))
 }
 
+fn job_id(id: String) -> Result<JobId, ApiError> {
+    known("fine_tuning_job_id", id).map(JobId::from)
+}
+
 fn object(app: &AppState, job: Job) -> Result<FineTuningJob, ApiError> {
-    FineTuningJob::of(job, &app.jobs).map_err(ApiError::internal)
+    FineTuningJob::of(job, &app.jobs()).map_err(ApiError::internal)
 }
 
 /// `POST /v1/fine_tuning/jobs`: queues a job. With `dry_run` it starts nothing and answers with the
@@ -64,10 +68,10 @@ async fn create_job(
     ApiJson(body): ApiJson<Map<String, Value>>,
 ) -> Result<Response, ApiError> {
     if body.get("dry_run") == Some(&Value::Bool(true)) {
-        return Ok(Json(app.jobs.preflight(&caller.tenant, body).await?).into_response());
+        return Ok(Json(app.jobs().preflight(&caller.tenant, body).await?).into_response());
     }
     let key = idempotency_key(&headers)?;
-    let job = app.jobs.create(&caller.tenant, body, key).await?.into_inner();
+    let job = app.jobs().create(&caller.tenant, body, key).await?.into_inner();
     Ok(Json(object(&app, job)?).into_response())
 }
 
@@ -86,7 +90,7 @@ async fn preflight(
     caller: Caller,
     ApiJson(body): ApiJson<Map<String, Value>>,
 ) -> Result<Response, ApiError> {
-    Ok(Json(app.jobs.preflight(&caller.tenant, body).await?).into_response())
+    Ok(Json(app.jobs().preflight(&caller.tenant, body).await?).into_response())
 }
 
 /// `GET /v1/fine_tuning/jobs`: newest first; `metadata[key]=value` keeps jobs that carry the pair,
@@ -107,6 +111,7 @@ async fn list_jobs(
 ) -> Result<Json<FineTuningJobList>, ApiError> {
     let (mut after, mut limit, mut filter) = (None, None, MetadataFilter::All);
     for (name, value) in query {
+        let value = known("metadata", value)?;
         match (name.as_str(), metadata_key(&name)) {
             ("after", _) => after = Some(value),
             ("limit", _) => limit = Some(value.parse().map_err(|_| not_a_number())?),
@@ -118,7 +123,9 @@ async fn list_jobs(
                 MetadataFilter::All => {
                     filter = MetadataFilter::Pairs(vec![(key.to_owned(), value)]);
                 }
-                _ => return Err(ApiError::invalid("metadata", "too many conditions on `metadata`")),
+                _ => {
+                    return Err(ApiError::invalid("metadata", "too many conditions on `metadata`"));
+                }
             },
             _ => {
                 let name: String = name.chars().take(100).collect();
@@ -128,13 +135,13 @@ async fn list_jobs(
         }
     }
     let page = page(after, limit, 20, MOST)?;
-    let listed = app.jobs.list(&caller.tenant, &filter, &page).await?;
+    let listed = app.jobs().list(&caller.tenant, &filter, &page).await?;
     let data = listed.rows.into_iter().map(|job| object(&app, job)).collect::<Result<_, _>>()?;
     Ok(Json(FineTuningJobList { object: "list", data, has_more: listed.has_more }))
 }
 
 fn metadata_key(name: &str) -> Option<&str> {
-    name.strip_prefix("metadata[")?.strip_suffix(']')
+    name.strip_prefix("metadata[")?.strip_suffix(']').filter(|key| !key.contains('\0'))
 }
 
 fn not_a_number() -> ApiError {
@@ -155,7 +162,7 @@ async fn retrieve_job(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Json<FineTuningJob>, ApiError> {
-    let job = app.jobs.job(&caller.tenant, &JobId::from(id)).await?;
+    let job = app.jobs().job(&caller.tenant, &job_id(id)?).await?;
     Ok(Json(object(&app, job)?))
 }
 
@@ -174,7 +181,7 @@ async fn cancel_job(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Json<FineTuningJob>, ApiError> {
-    let job = app.jobs.cancel(&caller.tenant, &JobId::from(id)).await?;
+    let job = app.jobs().cancel(&caller.tenant, &job_id(id)?).await?;
     Ok(Json(object(&app, job)?))
 }
 
@@ -193,7 +200,7 @@ async fn pause_job(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Json<FineTuningJob>, ApiError> {
-    let job = app.jobs.pause(&caller.tenant, &JobId::from(id)).await?;
+    let job = app.jobs().pause(&caller.tenant, &job_id(id)?).await?;
     Ok(Json(object(&app, job)?))
 }
 
@@ -212,7 +219,7 @@ async fn resume_job(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Json<FineTuningJob>, ApiError> {
-    let job = app.jobs.resume(&caller.tenant, &JobId::from(id)).await?;
+    let job = app.jobs().resume(&caller.tenant, &job_id(id)?).await?;
     Ok(Json(object(&app, job)?))
 }
 
@@ -248,12 +255,12 @@ async fn list_events(
     ApiPath(id): ApiPath<String>,
     ApiQuery(query): ApiQuery<ListEvents>,
 ) -> Result<Response, ApiError> {
-    let id = JobId::from(id);
+    let id = job_id(id)?;
     if query.stream {
         return follow::stream_events(app, &caller, &id, query.after.as_deref(), &headers).await;
     }
     let page = page(query.after, query.limit, 20, MOST)?;
-    let listed = app.jobs.events(&caller.tenant, &id, &page).await?;
+    let listed = app.jobs().events(&caller.tenant, &id, &page).await?;
     let data = listed.rows.into_iter().map(FineTuningEvent::from).collect();
     let list = FineTuningEventList { object: "list", data, has_more: listed.has_more };
     Ok(Json(list).into_response())
@@ -287,7 +294,7 @@ async fn list_checkpoints(
     ApiQuery(query): ApiQuery<ListCheckpoints>,
 ) -> Result<Json<FineTuningCheckpointList>, ApiError> {
     let page = page(query.after, query.limit, 10, MOST)?;
-    let listed = app.jobs.checkpoints(&caller.tenant, &JobId::from(id), &page).await?;
+    let listed = app.jobs().checkpoints(&caller.tenant, &job_id(id)?, &page).await?;
     let data: Vec<_> = listed.rows.into_iter().map(FineTuningCheckpoint::from).collect();
     Ok(Json(FineTuningCheckpointList {
         object: "list",

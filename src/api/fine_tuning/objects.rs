@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::domain::JobStatus;
-use crate::jobs::{Jobs, JobSpec, shown_hyperparameters};
+use crate::jobs::{JobSpec, Jobs, shown_hyperparameters};
 use crate::store::{Checkpoint, Job, JobError, JobEvent};
 
 /// Why a job failed.

@@ -10,11 +10,11 @@ use crate::kernels::pool::Pool;
 use crate::kernels::rows::{piece, pieces};
 use crate::kernels::scratch::with_values;
 
-/// Rows of `B` per pass: a panel of 64 KiB, which streams from L2 while row groups pass by.
-const K_PER_PASS: usize = 512;
+/// Rows of `B` per pass: a panel of 32 KiB, which stays near while row groups pass by.
+const K_PER_PASS: usize = 256;
 
-/// Rows of `A` per work item, at most: 288 × 512 values are 576 KiB of L2.
-const ROWS_PER_ITEM: usize = 288;
+/// Rows of `A` per work item, at most: 576 × 256 values are 576 KiB of L2.
+const ROWS_PER_ITEM: usize = 576;
 
 /// The left operand `A (m, k)`: element `(i, p)` is `values[i · row + p · step]`.
 #[derive(Clone, Copy, Debug)]
@@ -49,23 +49,47 @@ pub fn gemm(cpu: Cpu, pool: &Pool, a: Left<'_>, b: &impl Panels, c: &Output<'_>)
     c.check(a.m, n);
     let reach = if k == 0 { 0 } else { (a.m - 1) * a.row + (k - 1) * a.step + 1 };
     assert!(reach <= a.values.len(), "A must hold m · k values");
-    let panels = n.div_ceil(PANEL);
-    let grain = pool.grain(panels, 4);
-    let columns = panels.div_ceil(grain);
-    let rows = rows_per_item(a.m, columns, pool.threads());
-    pool.run(columns * a.m.div_ceil(rows), &|item| {
-        let panels = piece(panels, grain, item % columns);
-        let rows = piece(a.m, rows, item / columns);
+    let cut = Cut::new(pool, a.m, n.div_ceil(PANEL));
+    pool.run(cut.items(), &|item| {
+        let (panels, rows) = cut.item(item);
         // SAFETY: items differ in their panels or in their rows, so no two share outputs, and
         // `reach` showed that every element of `A` exists.
         unsafe { work_item(cpu, a, b, panels, rows, c) };
     });
 }
 
-/// Enough items for every thread, in whole row groups.
-fn rows_per_item(m: usize, columns: usize, threads: usize) -> usize {
-    let wanted = (4 * threads).div_ceil(columns);
-    m.div_ceil(wanted).next_multiple_of(12).clamp(24, ROWS_PER_ITEM)
+/// How a product is cut into work items: row chunks by runs of panels.
+struct Cut {
+    m: usize,
+    panels: usize,
+    /// Rows and panels per item.
+    rows: usize,
+    grain: usize,
+}
+
+impl Cut {
+    /// Rows are cut first, since the items of one row chunk each copy it; then panels, until every
+    /// thread has a few items.
+    fn new(pool: &Pool, m: usize, panels: usize) -> Self {
+        let row_chunks = m.div_ceil(ROWS_PER_ITEM);
+        let columns = (6 * pool.threads()).div_ceil(row_chunks).min(panels);
+        let grain = panels.div_ceil(columns);
+        let columns = panels.div_ceil(grain);
+        let row_chunks = row_chunks.max((3 * pool.threads()).div_ceil(columns));
+        let rows = m.div_ceil(row_chunks).next_multiple_of(12).max(24);
+        Self { m, panels, rows, grain }
+    }
+
+    fn items(&self) -> usize {
+        self.m.div_ceil(self.rows) * self.panels.div_ceil(self.grain)
+    }
+
+    /// Panels and rows of one item.
+    fn item(&self, item: usize) -> (Range<usize>, Range<usize>) {
+        let columns = self.panels.div_ceil(self.grain);
+        let panels = piece(self.panels, self.grain, item % columns);
+        (panels, piece(self.m, self.rows, item / columns))
+    }
 }
 
 /// Fills the outputs of `panels` × `rows`.
@@ -81,15 +105,20 @@ unsafe fn work_item(
     c: &Output<'_>,
 ) {
     let (n, k) = b.shape();
-    with_values(k.min(K_PER_PASS) * PANEL + 1024, |scratch| {
-        for panel in panels {
-            let columns = panel * PANEL..n.min((panel + 1) * PANEL);
-            let (to, c_row) = c.block(rows.clone(), columns.clone());
-            for pass in passes(k) {
+    let depth = k.min(K_PER_PASS);
+    let room =
+        if a.wants_copy(rows.len()) { (rows.len() + 2 * PAD) * (depth + 2 * PAD) } else { 0 };
+    with_values(room + depth * PANEL + 1024, |scratch| {
+        let (copy, scratch) = scratch.split_at_mut(room);
+        for pass in passes(k) {
+            let a = a.part(&rows, &pass, copy);
+            for panel in panels.clone() {
+                let columns = panel * PANEL..n.min((panel + 1) * PANEL);
+                let (to, c_row) = c.block(rows.clone(), columns.clone());
                 let chunk = b.panel(cpu, panel, pass.clone(), scratch);
                 assert!(chunk.len() >= pass.len() * PANEL, "a panel has 32 columns");
                 let block = Block {
-                    a: a.values.as_ptr().wrapping_add(rows.start * a.row + pass.start * a.step),
+                    a: a.values.as_ptr(),
                     a_row: a.row,
                     a_step: a.step,
                     b: chunk.as_ptr(),
@@ -107,6 +136,41 @@ unsafe fn work_item(
             }
         }
     });
+}
+
+/// Values between copied rows, so that they do not share cache sets.
+const PAD: usize = 16;
+
+impl<'a> Left<'a> {
+    /// Whether the elements lie so that a tile's reads would evict each other: columns far apart,
+    /// or rows a multiple of 4 KiB apart.
+    fn wants_copy(&self, rows: usize) -> bool {
+        rows > 4 && if self.step == 1 { self.row.is_multiple_of(1024) } else { self.step > 64 }
+    }
+
+    /// The elements `rows` × `pass`, copied into `copy` if need be.
+    fn part<'c>(self, rows: &Range<usize>, pass: &Range<usize>, copy: &'c mut [f32]) -> Left<'c>
+    where
+        'a: 'c,
+    {
+        let first = rows.start * self.row + pass.start * self.step;
+        let from = &self.values[first.min(self.values.len())..];
+        if !self.wants_copy(rows.len()) {
+            return Left { values: from, ..self };
+        }
+        let (outer, inner, stride) = match self.step {
+            1 => (rows.len(), pass.len(), self.row),
+            _ => (pass.len(), rows.len(), self.step),
+        };
+        let pitch = inner.next_multiple_of(PAD) + PAD;
+        for i in 0..outer {
+            copy[i * pitch..i * pitch + inner].copy_from_slice(&from[i * stride..][..inner]);
+        }
+        match self.step {
+            1 => Left { values: copy, row: pitch, ..self },
+            _ => Left { values: copy, step: pitch, ..self },
+        }
+    }
 }
 
 /// The passes along `k`; an empty sum still writes its zeros.

@@ -141,14 +141,21 @@ impl<W: Panels> Panels for Turned<'_, W> {
 kernel! {
     /// Exchanges rows and columns of a piece of up to 32 × 32 values, rows of 32.
     fn turn_square(s, from: &[f32], to: &mut [f32]) {
-        for (r, c) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        let (from, _) = from.as_chunks::<LANES>();
+        let (to, _) = to.as_chunks_mut::<LANES>();
+        let (rows, columns) = (from.len() / 2, to.len() / 2);
+        for (r, c) in [(0, 0), (0, LANES), (LANES, 0), (LANES, LANES)] {
             let mut square = [s.splat(0.0); LANES];
-            for (i, row) in from.chunks_exact(PANEL).skip(r * LANES).take(LANES).enumerate() {
-                square[i] = s.load_part(&row[c * LANES..(c + 1) * LANES]);
+            for i in 0..LANES {
+                if r + i < rows {
+                    square[i] = s.load(&from[2 * (r + i) + c / LANES]);
+                }
             }
             s.transpose(&mut square);
-            for (i, row) in to.chunks_exact_mut(PANEL).skip(c * LANES).take(LANES).enumerate() {
-                s.store_part(&mut row[r * LANES..(r + 1) * LANES], square[i]);
+            for i in 0..LANES {
+                if c + i < columns {
+                    s.store(&mut to[2 * (c + i) + r / LANES], square[i]);
+                }
             }
         }
     }

@@ -18,6 +18,25 @@ impl Avx512 {
     }
 }
 
+impl Avx512 {
+    /// A quarter of a transpose: exchanges one bit of the row number with the same bit of the lane.
+    #[inline(always)]
+    fn exchange<const BIT: usize>(self, v: &mut [__m512; LANES]) {
+        let [clear, set] = &EXCHANGE[BIT];
+        for i in 0..LANES / 2 {
+            let a = (i >> BIT << (BIT + 1)) | (i & ((1 << BIT) - 1));
+            let (x, y) = (v[a], v[a | 1 << BIT]);
+            // SAFETY: see below; each selector is 64 readable bytes.
+            unsafe {
+                let clear = _mm512_loadu_si512(clear.as_ptr().cast());
+                let set = _mm512_loadu_si512(set.as_ptr().cast());
+                v[a] = _mm512_permutex2var_ps(x, clear, y);
+                v[a | 1 << BIT] = _mm512_permutex2var_ps(x, set, y);
+            }
+        }
+    }
+}
+
 // SAFETY of every block below: the token says that AVX-512 F was detected.
 impl Simd for Avx512 {
     type V = __m512;
@@ -118,26 +137,12 @@ impl Simd for Avx512 {
         unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x) }
     }
 
-    /// Four rounds; each exchanges one bit of the row number with the same bit of the lane.
     #[inline(always)]
     fn transpose(self, v: &mut [__m512; LANES]) {
-        for bit in 0..4 {
-            let [clear, set] = &EXCHANGE[bit];
-            // SAFETY: see above; each selector is 64 readable bytes.
-            let (clear, set) = unsafe {
-                (_mm512_loadu_si512(clear.as_ptr().cast()), _mm512_loadu_si512(set.as_ptr().cast()))
-            };
-            for a in 0..LANES {
-                if a & (1 << bit) == 0 {
-                    let (x, y) = (v[a], v[a | 1 << bit]);
-                    // SAFETY: see above.
-                    unsafe {
-                        v[a] = _mm512_permutex2var_ps(x, clear, y);
-                        v[a | 1 << bit] = _mm512_permutex2var_ps(x, set, y);
-                    }
-                }
-            }
-        }
+        self.exchange::<0>(v);
+        self.exchange::<1>(v);
+        self.exchange::<2>(v);
+        self.exchange::<3>(v);
     }
 
     #[inline(always)]

@@ -13,7 +13,7 @@ use crate::backend::Backend;
 use crate::backend::reference::ReferenceBackend;
 use crate::domain::{
     AdapterSite, AdapterWeights, BaseInfo, FinishReason, GenerationRequest, PromptToken,
-    SampledToken, SamplingParams,
+    SampledToken, SamplingParams, WeightFormat,
 };
 use crate::model::{LoadOptions, ModelSource};
 use crate::train::rng::{Site, Stream};
@@ -28,11 +28,11 @@ pub const CONTEXT: usize = 160;
 pub const VOCABULARY: usize = 61;
 
 /// Bytes one KV block of the tiny model takes.
-pub const BLOCK_BYTES: usize = 2 * 2 * 2 * 8 * 16 * 4;
+pub const BLOCK_BYTES: usize = 2 * 2 * 2 * 16 * 16 * 4;
 
 /// Two layers, grouped queries, random weights.
 pub fn tiny(name: &str, seed: u64) -> BaseSource {
-    let (d, ff, kv) = (32, 48, 16);
+    let (d, ff, kv) = (64, 128, 32);
     let mut tensors = vec![
         ("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, d]),
         ("model.norm.weight".to_owned(), vec![d]),
@@ -55,7 +55,7 @@ pub fn tiny(name: &str, seed: u64) -> BaseSource {
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama",
         "vocab_size": VOCABULARY, "hidden_size": d, "intermediate_size": ff,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
         "max_position_embeddings": CONTEXT, "hidden_act": "silu", "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "tie_word_embeddings": true, "torch_dtype": "float32",
     });
@@ -83,6 +83,13 @@ fn random_safetensors(tensors: &[(String, Vec<usize>)], seed: u64) -> Vec<u8> {
     let views: Vec<(String, TensorView<'_>)> =
         tensors.iter().zip(bytes.iter().map(Vec::as_slice)).map(view).collect();
     safetensors::serialize(views, None).expect("tensors can be laid out")
+}
+
+/// The same held in another format.
+pub fn tiny_as(format: WeightFormat) -> BaseSource {
+    let mut base = tiny("tiny", 1);
+    base.options.format = Some(format);
+    base
 }
 
 /// Room for everything.
@@ -135,6 +142,13 @@ impl<B: Backend> Bench<B> {
     pub fn answer(&mut self, ask: &GenerationRequest) -> Answer {
         let mut events = self.submit(ask);
         self.drain();
+        Answer::heard(&mut events)
+    }
+
+    /// The request's answer while other work goes on.
+    pub fn answer_beside(&mut self, ask: &GenerationRequest) -> Answer {
+        let mut events = self.submit(ask);
+        (0..200).for_each(|_| self.device.turn());
         Answer::heard(&mut events)
     }
 

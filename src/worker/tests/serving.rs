@@ -3,10 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::harness::{Answer, BLOCK_BYTES, Bench, CONTEXT, Dice, adapter, ask, roomy, tiny};
+use super::harness::{
+    Answer, BLOCK_BYTES, Bench, CONTEXT, Dice, adapter, ask, roomy, tiny, tiny_as,
+};
+use crate::backend::Backend;
+use crate::backend::cpu::CpuBackend;
 use crate::backend::reference::ReferenceBackend;
-use crate::domain::{AdapterWeights, FinishReason, GenerationRequest, SamplingParams};
-use crate::worker::{GenerationEvents, WorkerError, WorkerSettings};
+use crate::domain::{
+    AdapterWeights, FinishReason, GenerationRequest, SamplingParams, WeightFormat,
+};
+use crate::worker::{BaseSource, GenerationEvents, WorkerError, WorkerSettings};
 
 type Adapters = Vec<Option<Arc<AdapterWeights>>>;
 
@@ -17,8 +23,7 @@ fn adapters() -> Adapters {
 }
 
 /// Each request's answer with nobody else about and nothing cached.
-fn alone(asks: &[GenerationRequest]) -> Vec<Answer> {
-    let mut bench = Bench::new(&roomy());
+fn alone<B: Backend>(mut bench: Bench<B>, asks: &[GenerationRequest]) -> Vec<Answer> {
     let one = |(number, ask): (usize, &GenerationRequest)| {
         let tenant = format!("alone {number}").into();
         let answer = bench.answer(&GenerationRequest { tenant, ..ask.clone() });
@@ -29,8 +34,8 @@ fn alone(asks: &[GenerationRequest]) -> Vec<Answer> {
 }
 
 /// All answers, a new request arriving every few turns.
-fn together(
-    bench: &mut Bench<ReferenceBackend>,
+fn together<B: Backend>(
+    bench: &mut Bench<B>,
     asks: &[GenerationRequest],
     dice: &mut Dice,
 ) -> Vec<Answer> {
@@ -43,12 +48,13 @@ fn together(
     events.iter_mut().map(Answer::heard).collect()
 }
 
-#[test]
-fn a_request_in_any_company_answers_as_it_does_alone() {
+/// Holds that requests in company, under every kind of pressure, answer as they do alone.
+fn assert_company_does_not_show<B: Backend>(count: usize, base: &BaseSource, make: impl Fn() -> B) {
     let adapters = adapters();
     let mut dice = Dice::new(1);
-    let asks: Vec<_> = (0..48).map(|_| dice.request(&adapters)).collect();
-    let expected = alone(&asks);
+    let asks: Vec<_> = (0..count).map(|_| dice.request(&adapters)).collect();
+    let bench = |settings: &WorkerSettings| Bench::with(make(), &[base.clone()], settings);
+    let expected = alone(bench(&roomy()), &asks);
     let two_adapters = 2 * adapters[2].as_ref().expect("an adapter").size_bytes();
     let crowds = [
         roomy(),
@@ -57,7 +63,7 @@ fn a_request_in_any_company_answers_as_it_does_alone() {
         WorkerSettings { adapter_cache_bytes: two_adapters, ..roomy() },
     ];
     for settings in crowds {
-        let mut bench = Bench::new(&settings);
+        let mut bench = bench(&settings);
         let answers = together(&mut bench, &asks, &mut dice);
         for ((answer, expected), ask) in answers.iter().zip(&expected).zip(&asks) {
             assert_eq!(answer, expected, "{settings:?} {ask:?}");
@@ -67,6 +73,25 @@ fn a_request_in_any_company_answers_as_it_does_alone() {
             assert!(bench.stats().preemptions.load(Relaxed) > 0, "nothing had to give way");
         }
         assert!(bench.stats().cached_tokens.load(Relaxed) > 0, "nothing was cached");
+    }
+}
+
+#[test]
+fn a_request_in_any_company_answers_as_it_does_alone() {
+    assert_company_does_not_show(48, &tiny("tiny", 1), || ReferenceBackend);
+}
+
+#[test]
+fn a_request_in_any_company_answers_as_it_does_alone_on_the_cpu_in_every_format() {
+    let formats = [
+        WeightFormat::F32,
+        WeightFormat::Bf16,
+        WeightFormat::Nf4 { double: true },
+        WeightFormat::Q8_0,
+        WeightFormat::Q4_0,
+    ];
+    for format in formats {
+        assert_company_does_not_show(40, &tiny_as(format), || CpuBackend::new(2));
     }
 }
 
