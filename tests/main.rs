@@ -1,10 +1,13 @@
 //! Behaviour, by theme; one target, so that it links once.
 
+mod adapters;
 mod architecture;
 mod chat;
 mod completions;
 mod crash;
 mod engine_equality;
+mod files;
+mod fine_tuning;
 mod http;
 mod leases;
 mod listener;

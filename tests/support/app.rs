@@ -284,7 +284,7 @@ fn byte_vocabulary() -> Value {
         .into()
 }
 
-fn text_model(template: bool) -> TextModel {
+pub fn text_model(template: bool) -> TextModel {
     let special = |id: u32, content: &str| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false,
                "rstrip": false, "normalized": false, "special": true})
