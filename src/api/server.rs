@@ -20,6 +20,7 @@ use super::Lifecycle;
 use super::stall::StallGuard;
 
 const MAX_HEADERS: usize = 64;
+const MAX_HEADER_BYTES: usize = 32 << 10;
 const MAX_BUFFER_BYTES: usize = 64 << 10;
 /// How long streams have to say goodbye once the time for draining is over.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -121,6 +122,7 @@ impl Server {
             .timer(TokioTimer::new())
             .header_read_timeout(self.options.header_timeout)
             .max_headers(MAX_HEADERS)
+            .max_header_size(MAX_HEADER_BYTES)
             .max_buf_size(MAX_BUFFER_BYTES)
             .keep_alive(welcome)
             .serve_connection(io, service);

@@ -171,9 +171,9 @@ def test_errors_are_the_client_s_exceptions():
 
 
 def test_keys_are_checked():
-    with server.running("--api-key", "sk-right") as locked:
+    with server.running("--api-key", "sk-the-right-one-for-this") as locked:
         url = locked.url + "/v1"
-        wrong = openai.OpenAI(base_url=url, api_key="sk-wrong", max_retries=0)
+        wrong = openai.OpenAI(base_url=url, api_key="sk-the-wrong-one-for-this", max_retries=0)
         error = raises(openai.AuthenticationError, wrong.models.list)
         assert error.code == "invalid_api_key"
-        assert MODEL in [model.id for model in openai.OpenAI(base_url=url, api_key="sk-right").models.list()]
+        assert MODEL in [model.id for model in openai.OpenAI(base_url=url, api_key="sk-the-right-one-for-this").models.list()]
