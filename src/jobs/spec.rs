@@ -89,8 +89,7 @@ impl RequestedLora {
     /// # Errors
     /// [`InvalidRequest`] if the targets match nothing.
     pub fn resolve(&self, base: &BaseInfo) -> Result<LoraSpec, InvalidRequest> {
-        let targets = self.target_modules.clone();
-        let targets = targets.unwrap_or_else(|| Targets::Names(base.default_targets.clone()));
+        let targets = self.targets();
         let r = self.r.unwrap_or(8);
         let chosen = LoraRanks::resolve(&targets, r, &self.rank_pattern, base)
             .map_err(|error| InvalidRequest::value("lora.target_modules", error.to_string()))?;
@@ -104,17 +103,22 @@ impl RequestedLora {
         })
     }
 
+    /// Every linear layer of the decoder, if the request names none: at the same rank that learns
+    /// what attention alone does not. Dettmers et al. 2023, "QLoRA", section 4.
+    fn targets(&self) -> Targets {
+        let targets = self.target_modules.clone();
+        targets.unwrap_or_else(|| Targets::Pattern("all-linear".to_owned()))
+    }
+
     /// As the job shows it.
-    pub fn shown(&self, base: Option<&BaseInfo>, settled: Option<&LoraSpec>) -> Value {
-        let default = base.map(|base| Targets::Names(base.default_targets.clone()));
-        let targets = self.target_modules.clone().or(default);
+    pub fn shown(&self, settled: Option<&LoraSpec>) -> Value {
         let ranks = self.rank_pattern.iter().map(|(name, r)| (name.clone(), json!(r)));
         json!({
             "r": settled.map(|lora| lora.r).or(self.r).unwrap_or(8),
             "alpha": settled.map(|lora| lora.alpha).or(self.alpha)
                 .unwrap_or(2.0 * self.r.unwrap_or(8) as f64),
             "dropout": self.dropout.unwrap_or(0.0),
-            "target_modules": targets,
+            "target_modules": self.targets(),
             "rank_pattern": ranks.collect::<Map<_, _>>(),
             "use_rslora": settled.map_or(self.use_rslora.unwrap_or(false), |lora| lora.use_rslora),
         })

@@ -99,7 +99,7 @@ pub struct LoraRequest {
     /// `2 r` if absent.
     alpha: Option<f64>,
     dropout: Option<f64>,
-    /// A list of module names, a pattern for whole names, or `all-linear`.
+    /// A list of module names, a pattern for whole names, or `all-linear`, the default.
     #[schema(value_type = Option<Value>)]
     target_modules: Option<Value>,
     /// Patterns on module names and the rank there.

@@ -135,7 +135,10 @@ pub struct FineTuningCheckpointList {
 }
 
 impl FineTuningJob {
-    /// The object of a row, with what is known of its base.
+    /// The object of a row.
+    ///
+    /// # Errors
+    /// If another version of the program wrote its spec.
     pub(super) fn of(job: Job, jobs: &Jobs) -> Result<Self, serde_json::Error> {
         let spec = JobSpec::of(&job)?;
         let settled = spec.settled.as_ref();
@@ -143,8 +146,7 @@ impl FineTuningJob {
             &spec.hyperparameters,
             settled.map(|settled| &settled.hyperparameters),
         );
-        let base = jobs.catalog().base(&job.base).map(|base| &*base.info);
-        let lora = spec.lora.shown(base, settled.map(|settled| &settled.lora));
+        let lora = spec.lora.shown(settled.map(|settled| &settled.lora));
         let ended = job.status.is_final();
         Ok(Self {
             id: job.id.to_string(),
