@@ -158,7 +158,7 @@ async fn a_wrong_parameter_is_named() {
         ("messages", json!("hi")),
         ("messages[0].role", json!([{"role": "narrator", "content": "x"}])),
         ("messages[0].role", json!([{"content": "x"}])),
-        ("messages[0].content", json!([{"role": "user"}])),
+        ("messages[0]", json!([{"role": "user"}])),
         ("messages[0].content", user(json!(3))),
         ("messages[0].content[0].type", user(image)),
         ("messages[0].content", user(json!("a<end>b"))),

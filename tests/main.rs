@@ -10,6 +10,7 @@ mod files;
 mod fine_tuning;
 mod http;
 mod leases;
+mod listener;
 mod openapi;
 mod parity;
 mod runner;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use tandem::backend::Backend;
+use tandem::backend::cpu::CpuBackend;
 use tandem::backend::reference::ReferenceBackend;
 use tandem::domain::{
     AdapterSite, AdapterWeights, Example, Hyperparameters, IGNORE_INDEX, LoraSpec, LrScheduler,
@@ -254,13 +255,13 @@ fn check_moments(case: &Case, state: &[u8]) {
 
 #[test]
 fn a_run_follows_the_reference_trajectory() {
-    follows_the_reference(&mut ReferenceBackend::default());
+    follows_the_reference(&mut ReferenceBackend);
 }
 
 /// The same pieces under the other normalisation: the mean of the micro-batches' means.
 #[test]
 fn the_pieces_follow_the_reference_when_micro_batches_weigh_alike() {
-    let (case, mut b) = (Case::read("llama_lora_micro"), ReferenceBackend::default());
+    let (case, mut b) = (Case::read("llama_lora_micro"), ReferenceBackend);
     let model = load(&mut b);
     let (lora, h) = (case.lora(&model), case.hyperparameters());
     let mut trainee = Trainee::adapter(&mut b, &model, &case.adapter(&lora)).expect("a trainee");
@@ -326,7 +327,7 @@ fn bits(adapter: &AdapterWeights) -> Vec<u32> {
 
 #[test]
 fn a_run_resumed_at_any_checkpoint_ends_as_if_it_had_never_stopped() {
-    let mut b = ReferenceBackend::default();
+    let mut b = ReferenceBackend;
     let model = load(&mut b);
     let mut run = Run::start(&mut b, &model, lively(&model)).expect("a run");
     let events = drive(&mut b, &model, &mut run);
@@ -353,7 +354,7 @@ fn a_run_resumed_at_any_checkpoint_ends_as_if_it_had_never_stopped() {
 
 #[test]
 fn a_paused_run_goes_on_where_it_stopped() {
-    let mut b = ReferenceBackend::default();
+    let mut b = ReferenceBackend;
     let model = load(&mut b);
     let mut whole = Run::start(&mut b, &model, lively(&model)).expect("a run");
     let expected = drive(&mut b, &model, &mut whole);
@@ -382,7 +383,7 @@ fn a_paused_run_goes_on_where_it_stopped() {
 
 #[test]
 fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused_with_the_reason() {
-    let mut b = ReferenceBackend::default();
+    let mut b = ReferenceBackend;
     let model = load(&mut b);
     let mut run = Run::start(&mut b, &model, lively(&model)).expect("a run");
     let events = drive(&mut b, &model, &mut run);
@@ -413,7 +414,7 @@ fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused_with_the_reason() {
 
 #[test]
 fn accumulating_gradients_changes_nothing_but_memory() {
-    let mut b = ReferenceBackend::default();
+    let mut b = ReferenceBackend;
     let model = load(&mut b);
     let mut norms = Vec::new();
     for (micro, accumulation) in [(8, 1), (4, 2), (1, 8)] {
@@ -433,7 +434,7 @@ fn accumulating_gradients_changes_nothing_but_memory() {
 
 #[test]
 fn a_diverging_run_fails_and_names_step_and_remedy() {
-    let mut b = ReferenceBackend::default();
+    let mut b = ReferenceBackend;
     let model = load(&mut b);
     let case = Case::read("llama_lora_token");
     let mut request = case.request(case.lora(&model));
@@ -448,7 +449,7 @@ fn a_diverging_run_fails_and_names_step_and_remedy() {
 
 #[test]
 fn examples_without_labels_are_refused_or_told() {
-    let mut b = ReferenceBackend::default();
+    let mut b = ReferenceBackend;
     let model = load(&mut b);
     let mut request = lively(&model);
     let masked: Vec<Example> = request
@@ -472,7 +473,7 @@ fn examples_without_labels_are_refused_or_told() {
 
 #[test]
 fn validation_comes_when_due_and_lands_in_the_snapshot() {
-    let mut b = ReferenceBackend::default();
+    let mut b = ReferenceBackend;
     let model = load(&mut b);
     let mut run = Run::start(&mut b, &model, lively(&model)).expect("a run");
     let events = drive(&mut b, &model, &mut run);
@@ -487,4 +488,20 @@ fn validation_comes_when_due_and_lands_in_the_snapshot() {
     let snapshot = finished(&events);
     assert_eq!(snapshot.valid_loss, Some(found[1].1));
     assert_eq!(snapshot.metrics.as_ref().map(|metrics| metrics.step), Some(6));
+}
+
+#[test]
+fn a_run_follows_the_reference_trajectory_on_the_cpu_backend() {
+    follows_the_reference(&mut CpuBackend::new(2));
+}
+
+#[test]
+fn the_threads_of_the_cpu_backend_do_not_change_a_bit() {
+    let finals = [1, 2].map(|threads| {
+        let mut b = CpuBackend::new(threads);
+        let model = load(&mut b);
+        let mut run = Run::start(&mut b, &model, lively(&model)).expect("a run");
+        bits(&finished(&drive(&mut b, &model, &mut run)).adapter)
+    });
+    assert_eq!(finals[0], finals[1]);
 }

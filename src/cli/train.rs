@@ -21,7 +21,7 @@ pub struct TrainOptions {
     /// Seed of the corpus, the tokenizer and the first weights.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Optimiser steps of about 4,096 tokens.
+    /// Optimiser steps of about 2,048 tokens.
     #[arg(long, default_value_t = demo::scratch::STEPS)]
     steps: usize,
     /// Compute threads; 0: one per core.

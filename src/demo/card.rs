@@ -11,6 +11,10 @@ use super::shape::Shape;
 pub fn text(options: &Options, summary: &Summary) -> String {
     let shape = Shape::DEMO;
     let minutes = summary.elapsed.as_secs_f64() / 60.0;
+    let threads = match options.threads {
+        0 => "all cores".to_owned(),
+        n => format!("{n} threads"),
+    };
     let (right, asked) = summary.answered;
     let mut card = format!(
         "# Tandem's demo model\n\n\
@@ -24,7 +28,7 @@ pub fn text(options: &Options, summary: &Summary) -> String {
          no text from anywhere else. One sample in 32, chosen by a hash of what it says, is held \
          out and never trained on.\n\
          - Training: all weights from random ones, {} steps of about {} tokens, AdamW, cosine \
-         schedule; {:.0} minutes on {} threads of a CPU.\n\
+         schedule; {:.0} minutes on {} of a CPU.\n\
          - Made by: `tandem train --from-scratch --seed {} --steps {} --out DIR`\n\
          - It answers {right} of {asked} fixed questions right (greedy; `src/demo/exam.rs`).\n\n\
          Mean loss per token in the last training step: {:.3}. On held-out samples:\n\n\
@@ -43,7 +47,7 @@ pub fn text(options: &Options, summary: &Summary) -> String {
         summary.steps,
         BATCH_TOKENS,
         minutes,
-        options.threads,
+        threads,
         options.seed,
         summary.steps,
         summary.train_loss,

@@ -9,7 +9,7 @@ use tokenizers::Tokenizer;
 use super::corpus::{Kind, Sample};
 use super::shape::Shape;
 use super::{DemoError, exam, files, tokenizer};
-use crate::backend::{Backend, LossSum};
+use crate::backend::{Backend, LossSum, WeightFormat};
 use crate::domain::{Example, Hyperparameters, LrScheduler};
 use crate::model::{LoadOptions, Model, TrainBatch, Trainee};
 use crate::train::{Decay, Evaluation, Optimizer, Window, schedule};
@@ -23,8 +23,6 @@ pub struct Options {
     pub seed: u64,
     /// Optimiser steps, of about [`BATCH_TOKENS`] tokens each.
     pub steps: usize,
-    /// The peak rate.
-    pub learning_rate: f64,
     /// Threads of the device; 0: one per core.
     pub threads: usize,
     /// The folder is written anew after so long, so that a run cut short leaves a model.
@@ -34,22 +32,18 @@ pub struct Options {
 impl Options {
     /// What the embedded model was made with.
     pub fn new(out: PathBuf) -> Self {
-        Self {
-            out,
-            seed: 1,
-            steps: STEPS,
-            learning_rate: 4e-3,
-            threads: 0,
-            save_every: Duration::from_secs(240),
-        }
+        Self { out, seed: 1, steps: STEPS, threads: 0, save_every: Duration::from_secs(240) }
     }
 }
 
 /// Steps the embedded model was trained for.
-pub const STEPS: usize = 1600;
+pub const STEPS: usize = 2100;
 
 /// Tokens per optimiser step, about.
-pub const BATCH_TOKENS: usize = 4096;
+pub const BATCH_TOKENS: usize = 2048;
+
+/// The learning rate after the warm-up.
+const PEAK_RATE: f64 = 3e-3;
 
 /// Samples looked through for held-out ones after training.
 const HELD_OUT_SAMPLES: u64 = 24_000;
@@ -98,7 +92,9 @@ pub fn train_on<B: Backend>(
     let shape = Shape::DEMO;
     let tokenizer = tokenizer::train(options.seed, shape.vocab_size)?;
     files::write_tokenizer(&options.out, &tokenizer, &shape)?;
-    let load = LoadOptions { name: "demo".to_owned(), format: None };
+    // Products run on the weights as they will be served, rounded to bf16; the optimiser moves
+    // the `f32` originals.
+    let load = LoadOptions { name: "demo".to_owned(), format: Some(WeightFormat::Bf16) };
     let mut model = Model::load(b, &shape.initial(options.seed)?, &load)?;
     let mut run = Run::new(b, &mut model, &tokenizer, options)?;
     let mut saved = Instant::now();
@@ -142,7 +138,7 @@ impl<'a, B: Backend> Run<'a, B> {
             trainee,
             optimizer,
             documents: Documents { tokenizer, seed: options.seed, next: 0 },
-            hyperparameters: hyperparameters(options.steps, options.learning_rate),
+            hyperparameters: hyperparameters(options.steps),
             step: 0,
             steps: options.steps,
             tokens: 0,
@@ -192,7 +188,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let elapsed = self.begun.elapsed();
         let load = LoadOptions { name: "demo".to_owned(), format: None };
         let source = crate::model::ModelSource::Folder(options.out.clone());
-        let mut model = Model::load(b, &source, &load)?;
+        let model = Model::load(b, &source, &load)?;
         let mut answered = 0;
         for (question, expected) in exam::QUESTIONS {
             let (text, ended) = exam::answer(b, &model, tokenizer, question)?;
@@ -204,7 +200,7 @@ impl<'a, B: Backend> Run<'a, B> {
             tokens: self.tokens,
             elapsed,
             train_loss: self.loss,
-            held_out: held_out_loss(b, &mut model, tokenizer, options.seed, HELD_OUT_SAMPLES)?,
+            held_out: held_out_loss(b, &model, tokenizer, options.seed, HELD_OUT_SAMPLES)?,
             answered: (answered, exam::QUESTIONS.len()),
         })
     }
@@ -240,7 +236,7 @@ impl Documents<'_> {
 /// [`DemoError`] if the model cannot be evaluated.
 pub fn held_out_loss<B: Backend>(
     b: &mut B,
-    model: &mut Model<B>,
+    model: &Model<B>,
     tokenizer: &Tokenizer,
     seed: u64,
     samples: u64,
@@ -254,37 +250,31 @@ pub fn held_out_loss<B: Backend>(
             by_kind.entry(sample.kind).or_default().push(example);
         }
     }
-    let mut trainee = Trainee::full(b, model)?;
-    let mut losses = BTreeMap::new();
-    for (kind, examples) in by_kind {
-        let sum = evaluate(b, model, &mut trainee, &examples);
-        losses.insert(kind, (sum.loss / sum.tokens as f64, sum.tokens));
-    }
-    Ok(losses)
+    let loss = |(kind, examples): (Kind, Vec<Example>)| {
+        let sum = evaluate(b, model, &examples);
+        (kind, (sum.loss / sum.tokens as f64, sum.tokens))
+    };
+    Ok(by_kind.into_iter().map(loss).collect())
 }
 
-fn evaluate<B: Backend>(
-    b: &mut B,
-    model: &Model<B>,
-    trainee: &mut Trainee<B>,
-    examples: &[Example],
-) -> LossSum {
+fn evaluate<B: Backend>(b: &mut B, model: &Model<B>, examples: &[Example]) -> LossSum {
+    let mut nothing = Trainee::nothing();
     let mut pass = Evaluation::new(examples, model.info.context_length);
     loop {
-        if let Some(sum) = pass.advance(b, model, trainee) {
+        if let Some(sum) = pass.advance(b, model, &mut nothing) {
             return sum;
         }
     }
 }
 
 /// AdamW as for small GPTs: a short warm-up, a cosine to 0, decay on matrices alone.
-fn hyperparameters(steps: usize, learning_rate: f64) -> Hyperparameters {
+fn hyperparameters(steps: usize) -> Hyperparameters {
     Hyperparameters {
         n_epochs: 1,
         batch_size: 1,
         micro_batch_size: 1,
         gradient_accumulation_steps: 1,
-        learning_rate,
+        learning_rate: PEAK_RATE,
         learning_rate_multiplier: 1.0,
         lr_scheduler: LrScheduler::Cosine,
         warmup_steps: (steps / 20).min(100),
