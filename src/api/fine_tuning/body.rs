@@ -94,7 +94,7 @@ pub struct SupervisedHyperparameters {
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes the body")]
 pub struct LoraRequest {
-    /// 1 to 256; 8 if absent.
+    /// 1 to 256; 16 if absent.
     r: Option<u64>,
     /// `2 r` if absent.
     alpha: Option<f64>,
