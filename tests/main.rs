@@ -2,6 +2,7 @@
 
 mod architecture;
 mod crash;
+mod demo;
 mod engine_equality;
 mod leases;
 mod parity;
