@@ -17,7 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::ErrorBody;
-use super::lists::{idempotency_key, order, page};
+use super::lists::{idempotency_key, known, order, page};
 use super::{ApiError, ApiPath, ApiQuery, AppState, Caller};
 use crate::artifacts::Blob;
 use crate::catalog::{CatalogError, MAX_FILE_BYTES, Upload};
@@ -341,6 +341,10 @@ fn plain_name(name: &str) -> String {
     last.chars().filter(|c| !c.is_control()).take(255).collect()
 }
 
+fn file_id(id: String) -> Result<FileId, ApiError> {
+    known("file_id", id).map(FileId::from)
+}
+
 /// `GET /v1/files`: newest first.
 #[utoipa::path(
     get, path = "/v1/files", tag = "files", params(ListFiles),
@@ -379,7 +383,7 @@ async fn retrieve_file(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Json<FileObject>, ApiError> {
-    Ok(Json(app.engine.catalog().file(&caller.tenant, &FileId::from(id)).await?.into()))
+    Ok(Json(app.engine.catalog().file(&caller.tenant, &file_id(id)?).await?.into()))
 }
 
 /// `DELETE /v1/files/{file_id}`: a job that still needs the file will fail.
@@ -396,7 +400,7 @@ async fn delete_file(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Json<DeletedFile>, ApiError> {
-    app.engine.catalog().delete_file(&caller.tenant, &FileId::from(&*id)).await?;
+    app.engine.catalog().delete_file(&caller.tenant, &file_id(id.clone())?).await?;
     Ok(Json(DeletedFile { id, object: "file", deleted: true }))
 }
 
@@ -414,7 +418,7 @@ async fn download_file(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Response, ApiError> {
-    let found = app.engine.catalog().file_content(&caller.tenant, &FileId::from(id)).await?;
+    let found = app.engine.catalog().file_content(&caller.tenant, &file_id(id)?).await?;
     let mut response = Body::from_stream(ReaderStream::new(found.content)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));

@@ -19,7 +19,18 @@ pub(super) fn page(
             .filter(|limit| (1..=most).contains(limit))
             .ok_or_else(|| ApiError::invalid("limit", format!("`limit` must be 1 to {most}")))?,
     };
+    let after = after.map(|id| known("after", id)).transpose()?;
     Ok(Page { after, limit, order: Order::Descending })
+}
+
+/// An id or a word that the databases can look for: they differ on NUL characters.
+pub(super) fn known(param: &'static str, text: String) -> Result<String, ApiError> {
+    match text.contains('\0') {
+        true => {
+            Err(ApiError::invalid(param, format!("`{param}` must not contain a NUL character")))
+        }
+        false => Ok(text),
+    }
 }
 
 /// `asc` or `desc`, by time of creation.

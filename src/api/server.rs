@@ -19,8 +19,6 @@ use tokio_util::task::TaskTracker;
 use super::Lifecycle;
 use super::stall::StallGuard;
 
-const HEADER_DEADLINE: Duration = Duration::from_secs(10);
-const WRITE_STALL: Duration = Duration::from_secs(30);
 const MAX_HEADERS: usize = 64;
 const MAX_BUFFER_BYTES: usize = 64 << 10;
 /// How long streams have to say goodbye once the time for draining is over.
@@ -33,11 +31,20 @@ pub struct ServerOptions {
     pub max_connections: usize,
     /// How long requests at work may go on after the signal to stop.
     pub shutdown_timeout: Duration,
+    /// How long a client may take for its headers.
+    pub header_timeout: Duration,
+    /// How long a client may leave an answer unread.
+    pub write_timeout: Duration,
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { max_connections: 4096, shutdown_timeout: Duration::from_secs(30) }
+        Self {
+            max_connections: 4096,
+            shutdown_timeout: Duration::from_secs(30),
+            header_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(30),
+        }
     }
 }
 
@@ -57,6 +64,7 @@ pub async fn serve(
     let server = Server {
         router,
         lifecycle: lifecycle.clone(),
+        options,
         places: Arc::new(Semaphore::new(options.max_connections)),
         connections: TaskTracker::new(),
         latecomers: TaskTracker::new(),
@@ -81,6 +89,7 @@ pub async fn serve(
 struct Server {
     router: Router,
     lifecycle: Lifecycle,
+    options: ServerOptions,
     places: Arc<Semaphore>,
     connections: TaskTracker,
     /// Connections that came while draining; nobody waits for them.
@@ -106,11 +115,11 @@ impl Server {
 
     fn spawn(&self, socket: TcpStream, place: OwnedSemaphorePermit, welcome: bool) {
         let _ = socket.set_nodelay(true);
-        let io = TokioIo::new(StallGuard::new(socket, WRITE_STALL));
+        let io = TokioIo::new(StallGuard::new(socket, self.options.write_timeout));
         let service = TowerToHyperService::new(self.router.clone());
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_DEADLINE)
+            .header_read_timeout(self.options.header_timeout)
             .max_headers(MAX_HEADERS)
             .max_buf_size(MAX_BUFFER_BYTES)
             .keep_alive(welcome)

@@ -64,6 +64,9 @@ impl Fields {
     pub fn string(&mut self, key: &str) -> Checked<Option<String>> {
         match self.take(key) {
             None => Ok(None),
+            Some(Value::String(text)) if text.contains('\0') => {
+                Err(self.wrong(key, "must not contain a NUL character"))
+            }
             Some(Value::String(text)) => Ok(Some(text)),
             Some(_) => Err(self.wrong(key, "must be a string")),
         }

@@ -190,7 +190,7 @@ fn checkpoints_for(steps_per_epoch: usize, n_epochs: usize) -> Option<usize> {
 /// What a multiplier of 1 means: the customary rate for LoRA, and a higher one for toys, whose
 /// weights are larger and whose adapters have less to say. Hu et al. 2021, table 11.
 fn usual_learning_rate(base: &BaseInfo) -> f64 {
-    if base.parameters < 50_000_000 { 1e-3 } else { 2e-4 }
+    if base.parameters < 50_000_000 { 3e-3 } else { 2e-4 }
 }
 
 fn scheduler(fields: &mut Fields) -> Checked<Option<LrScheduler>> {

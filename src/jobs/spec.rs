@@ -9,6 +9,15 @@ use crate::domain::{AdapterId, BaseInfo, Hyperparameters, LoraSpec};
 use crate::peft::{LoraRanks, Targets};
 use crate::store::Job;
 
+/// The rank where a request names none.
+const USUAL_RANK: usize = 16;
+
+/// Every linear layer but the head, where a request names none: adapters on all of them are what
+/// reaches full fine-tuning. Dettmers et al. 2023, "QLoRA", section 4 and figure 2.
+fn all_linear() -> Targets {
+    Targets::Pattern("all-linear".to_owned())
+}
+
 /// The adapter a request asks for; `None` is the default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -89,9 +98,8 @@ impl RequestedLora {
     /// # Errors
     /// [`InvalidRequest`] if the targets match nothing.
     pub fn resolve(&self, base: &BaseInfo) -> Result<LoraSpec, InvalidRequest> {
-        let targets = self.target_modules.clone();
-        let targets = targets.unwrap_or_else(|| Targets::Names(base.default_targets.clone()));
-        let r = self.r.unwrap_or(8);
+        let targets = self.target_modules.clone().unwrap_or(all_linear());
+        let r = self.r.unwrap_or(USUAL_RANK);
         let chosen = LoraRanks::resolve(&targets, r, &self.rank_pattern, base)
             .map_err(|error| InvalidRequest::value("lora.target_modules", error.to_string()))?;
         Ok(LoraSpec {
@@ -105,14 +113,13 @@ impl RequestedLora {
     }
 
     /// As the job shows it.
-    pub fn shown(&self, base: Option<&BaseInfo>, settled: Option<&LoraSpec>) -> Value {
-        let default = base.map(|base| Targets::Names(base.default_targets.clone()));
-        let targets = self.target_modules.clone().or(default);
+    pub fn shown(&self, settled: Option<&LoraSpec>) -> Value {
+        let targets = self.target_modules.clone().unwrap_or(all_linear());
         let ranks = self.rank_pattern.iter().map(|(name, r)| (name.clone(), json!(r)));
         json!({
-            "r": settled.map(|lora| lora.r).or(self.r).unwrap_or(8),
+            "r": settled.map(|lora| lora.r).or(self.r).unwrap_or(USUAL_RANK),
             "alpha": settled.map(|lora| lora.alpha).or(self.alpha)
-                .unwrap_or(2.0 * self.r.unwrap_or(8) as f64),
+                .unwrap_or(2.0 * self.r.unwrap_or(USUAL_RANK) as f64),
             "dropout": self.dropout.unwrap_or(0.0),
             "target_modules": targets,
             "rank_pattern": ranks.collect::<Map<_, _>>(),

@@ -75,6 +75,3 @@ fn visible<S: Simd>(s: S, spec: &Attention<'_>, distance: S::V, x: S::V, hidden:
         None => x,
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -94,12 +94,6 @@ pub(crate) fn sum<S: Simd>(s: S, x: &[f32]) -> f32 {
     s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
 }
 
-/// A function of one lane from the function of sixteen.
-#[inline(always)]
-pub(crate) fn exp_one<S: Simd>(s: S, x: f32) -> f32 {
-    s.lanes(exp(s, s.splat(x)))[0]
-}
-
 #[cfg(test)]
 mod tests {
     use crate::kernels::cpu::Cpu;

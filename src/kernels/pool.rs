@@ -239,3 +239,44 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_chunk_runs_once_in_each_of_many_regions() {
+        let pool = Pool::new(3);
+        for chunks in (0..40).cycle().take(400) {
+            let counts: Vec<AtomicUsize> = (0..chunks).map(|_| AtomicUsize::new(0)).collect();
+            pool.run(chunks, &|chunk| {
+                counts[chunk].fetch_add(1, Relaxed);
+            });
+            assert!(counts.iter().all(|count| count.load(Relaxed) == 1));
+        }
+    }
+
+    #[test]
+    fn a_panicking_task_leaves_the_pool_usable() {
+        let pool = Pool::new(2);
+        let panics = || pool.run(8, &|chunk| assert!(chunk != 3, "chunk 3 fails"));
+        assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+        let done = AtomicUsize::new(0);
+        pool.run(8, &|_| {
+            done.fetch_add(1, Relaxed);
+        });
+        assert_eq!(done.load(Relaxed), 8);
+    }
+
+    #[test]
+    fn a_nested_region_runs_on_its_own_thread() {
+        let pool = Pool::new(2);
+        let done = AtomicUsize::new(0);
+        pool.run(4, &|_| {
+            pool.run(4, &|_| {
+                done.fetch_add(1, Relaxed);
+            });
+        });
+        assert_eq!(done.load(Relaxed), 16);
+    }
+}

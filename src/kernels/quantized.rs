@@ -237,3 +237,52 @@ fn tile<const BITS: usize, const MR: usize>(
     let _ = cpu;
     scalar::tile::<BITS, MR>(w, x, y, add);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::testing::{Seeded, every_cpu};
+
+    /// Products on every instruction set and with two threads, as bits, and against `f64`.
+    fn check<const BITS: usize>(w: &PackedQ<BITS>, m: usize) {
+        let (n, k) = (w.n, w.k);
+        let x = Seeded(9).values(m * k);
+        let mut all = Vec::new();
+        for (cpu, threads) in every_cpu().into_iter().flat_map(|cpu| [(cpu, 1), (cpu, 2)]) {
+            let (pool, mut rows, mut y) = (Pool::new(threads), Q8Rows::new(), vec![1.0; m * n]);
+            rows.quantize(cpu, &pool, &x, m, k);
+            matmul(cpu, &pool, &rows, w, &Output::new(&mut y, n, 0).adding(true));
+            all.push(y);
+        }
+        assert!(all.iter().all(|y| *y == all[0]), "instruction sets or threads differ");
+        for (i, row) in (0..m).flat_map(|i| (0..n).map(move |row| (i, row))) {
+            let terms = (0..k).map(|c| f64::from(x[i * k + c]) * f64::from(w.weight(row, c)));
+            let sum = 1.0 + terms.sum::<f64>();
+            assert!((f64::from(all[0][i * n + row]) - sum).abs() < 0.06, "row {i}, output {row}");
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_and_thread_count_gives_the_same_bits() {
+        let weights = Seeded(8).values(37 * 96);
+        for m in [1, 2, 5, 8, 9, 17] {
+            check(&PackedQ::<8>::quantize(&weights, 37, 96), m);
+            check(&PackedQ::<4>::quantize(&weights, 37, 96), m);
+        }
+    }
+
+    #[test]
+    fn a_panel_holds_the_weights_of_its_rows() {
+        let w = PackedQ::<4>::quantize(&Seeded(8).values(50 * 64), 50, 64);
+        let mut scratch = vec![0.0; 64 * PANEL + 1024];
+        for panel in 0..2 {
+            let values = w.panel(Cpu::SCALAR, panel, 0..64, &mut scratch);
+            for (column, lane) in (0..64).flat_map(|c| (0..PANEL).map(move |lane| (c, lane))) {
+                let row = panel * PANEL + lane;
+                if row < 50 {
+                    assert_eq!(values[column * PANEL + lane], w.weight(row, column));
+                }
+            }
+        }
+    }
+}

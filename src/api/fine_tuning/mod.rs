@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::ErrorBody;
-use super::lists::{idempotency_key, page};
+use super::lists::{idempotency_key, known, page};
 use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Caller};
 use crate::domain::JobId;
 use crate::store::{Job, MetadataFilter};
@@ -38,6 +38,10 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(resume_job))
         .routes(routes!(list_events))
         .routes(routes!(list_checkpoints))
+}
+
+fn job_id(id: String) -> Result<JobId, ApiError> {
+    known("fine_tuning_job_id", id).map(JobId::from)
 }
 
 fn object(app: &AppState, job: Job) -> Result<FineTuningJob, ApiError> {
@@ -107,6 +111,7 @@ async fn list_jobs(
 ) -> Result<Json<FineTuningJobList>, ApiError> {
     let (mut after, mut limit, mut filter) = (None, None, MetadataFilter::All);
     for (name, value) in query {
+        let value = known("metadata", value)?;
         match (name.as_str(), metadata_key(&name)) {
             ("after", _) => after = Some(value),
             ("limit", _) => limit = Some(value.parse().map_err(|_| not_a_number())?),
@@ -136,7 +141,7 @@ async fn list_jobs(
 }
 
 fn metadata_key(name: &str) -> Option<&str> {
-    name.strip_prefix("metadata[")?.strip_suffix(']')
+    name.strip_prefix("metadata[")?.strip_suffix(']').filter(|key| !key.contains('\0'))
 }
 
 fn not_a_number() -> ApiError {
@@ -157,7 +162,7 @@ async fn retrieve_job(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Json<FineTuningJob>, ApiError> {
-    let job = app.jobs().job(&caller.tenant, &JobId::from(id)).await?;
+    let job = app.jobs().job(&caller.tenant, &job_id(id)?).await?;
     Ok(Json(object(&app, job)?))
 }
 
@@ -176,7 +181,7 @@ async fn cancel_job(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Json<FineTuningJob>, ApiError> {
-    let job = app.jobs().cancel(&caller.tenant, &JobId::from(id)).await?;
+    let job = app.jobs().cancel(&caller.tenant, &job_id(id)?).await?;
     Ok(Json(object(&app, job)?))
 }
 
@@ -195,7 +200,7 @@ async fn pause_job(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Json<FineTuningJob>, ApiError> {
-    let job = app.jobs().pause(&caller.tenant, &JobId::from(id)).await?;
+    let job = app.jobs().pause(&caller.tenant, &job_id(id)?).await?;
     Ok(Json(object(&app, job)?))
 }
 
@@ -214,7 +219,7 @@ async fn resume_job(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<Json<FineTuningJob>, ApiError> {
-    let job = app.jobs().resume(&caller.tenant, &JobId::from(id)).await?;
+    let job = app.jobs().resume(&caller.tenant, &job_id(id)?).await?;
     Ok(Json(object(&app, job)?))
 }
 
@@ -250,7 +255,7 @@ async fn list_events(
     ApiPath(id): ApiPath<String>,
     ApiQuery(query): ApiQuery<ListEvents>,
 ) -> Result<Response, ApiError> {
-    let id = JobId::from(id);
+    let id = job_id(id)?;
     if query.stream {
         return follow::stream_events(app, &caller, &id, query.after.as_deref(), &headers).await;
     }
@@ -289,7 +294,7 @@ async fn list_checkpoints(
     ApiQuery(query): ApiQuery<ListCheckpoints>,
 ) -> Result<Json<FineTuningCheckpointList>, ApiError> {
     let page = page(query.after, query.limit, 10, MOST)?;
-    let listed = app.jobs().checkpoints(&caller.tenant, &JobId::from(id), &page).await?;
+    let listed = app.jobs().checkpoints(&caller.tenant, &job_id(id)?, &page).await?;
     let data: Vec<_> = listed.rows.into_iter().map(FineTuningCheckpoint::from).collect();
     Ok(Json(FineTuningCheckpointList {
         object: "list",

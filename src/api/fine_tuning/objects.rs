@@ -143,8 +143,7 @@ impl FineTuningJob {
             &spec.hyperparameters,
             settled.map(|settled| &settled.hyperparameters),
         );
-        let base = jobs.catalog().base(&job.base).map(|base| &*base.info);
-        let lora = spec.lora.shown(base, settled.map(|settled| &settled.lora));
+        let lora = spec.lora.shown(settled.map(|settled| &settled.lora));
         let ended = job.status.is_final();
         Ok(Self {
             id: job.id.to_string(),

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{Attention, KeyBlocks, distances, scores, visible, write_block};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::lanes::{LANES, Simd, kernel};
-use crate::kernels::math::{exp, exp_one};
+use crate::kernels::math::exp;
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use crate::kernels::rows::piece;
@@ -152,95 +152,183 @@ impl Walk<'_> {
 }
 
 kernel! {
-    /// All blocks that the rows see, block by block.
+    /// All blocks that the rows see, block by block, four rows at a time.
     fn walk_blocks(s, walk: &Walk<'_>, head: usize, q: &[f32], states: &mut [f32]) {
-        let (spec, hd) = (walk.spec, walk.spec.head_dim);
-        let size = hd + STATE_TAIL;
+        let (spec, rows) = (walk.spec, walk.rows.len());
+        let size = spec.head_dim + STATE_TAIL;
         for state in states.chunks_exact_mut(size) {
             state.fill(0.0);
             state[size - LANES] = f32::NEG_INFINITY;
         }
-        let last = walk.position + walk.rows.len() - 1;
+        let last = walk.position + rows - 1;
         for block in spec.first_visible(walk.position) / LANES..=last / LANES {
             let (keys, values) = walk.keys.get(block);
-            for (i, state) in states.chunks_exact_mut(size).enumerate() {
-                let position = walk.position + i;
-                if (spec.first_visible(position) / LANES..=position / LANES).contains(&block) {
-                    let q = &q[((walk.rows.start + i) * spec.heads + head) * hd..][..hd];
-                    one_block(s, spec, spec.slope(head), position, block, q, keys, values, state);
+            let (mut i, end) = walk.rows_that_see(block);
+            while i < end {
+                let meet = Meeting { spec, head, position: walk.position + i, block, keys, values };
+                let q = &q[((walk.rows.start + i) * spec.heads + head) * spec.head_dim..];
+                let count = (end - i).min(4);
+                let states = &mut states[i * size..(i + count) * size];
+                match count {
+                    1 => meet.rows::<S, 1>(s, q, states),
+                    2 => meet.rows::<S, 2>(s, q, states),
+                    3 => meet.rows::<S, 3>(s, q, states),
+                    _ => meet.rows::<S, 4>(s, q, states),
                 }
+                i += count;
             }
         }
     }
 }
 
-/// One query row meets sixteen keys.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn one_block<S: Simd>(
-    s: S,
-    spec: &Attention<'_>,
-    slope: f32,
-    position: usize,
-    block: usize,
-    q: &[f32],
-    keys: &[[f32; LANES]],
-    values: &[f32],
-    state: &mut [f32],
-) {
-    let hd = q.len();
-    let distance = distances(s, position, block * LANES);
-    let mut score = scores(s, spec, dots(s, q, keys));
-    if slope != 0.0 {
-        score = s.sub(score, s.mul(s.splat(slope), distance));
-    }
-    score = visible(s, spec, distance, score, f32::NEG_INFINITY);
-
-    let (acc, tail) = state.split_at_mut(hd);
-    let (sums, max) = tail.split_at_mut(LANES);
-    let largest = s.largest(score);
-    let mut sum = s.load_part(sums);
-    if largest > max[0] {
-        let shrink = s.splat(exp_one(s, max[0] - largest));
-        sum = s.mul(sum, shrink);
-        for acc in acc.chunks_mut(LANES) {
-            let value = s.mul(s.load_part(acc), shrink);
-            s.store_part(acc, value);
-        }
-        max[0] = largest;
-    }
-    let p = exp(s, s.sub(score, s.splat(max[0])));
-    s.store_part(sums, s.add(sum, p));
-
-    // Tokens out of sight are left out altogether: their memory may hold anything.
-    let from = spec.first_visible(position).saturating_sub(block * LANES);
-    let to = (position + 1 - block * LANES).min(LANES);
-    let p = s.lanes(p);
-    for (c, acc) in acc.chunks_mut(LANES).enumerate() {
-        let mut sum = s.load_part(acc);
-        for token in from..to {
-            let value = &values[token * hd + c * LANES..][..acc.len()];
-            sum = s.fma(s.splat(p[token]), s.load_part(value), sum);
-        }
-        s.store_part(acc, sum);
+impl Walk<'_> {
+    /// The rows, counted from the walk's first, that see a key of this block.
+    fn rows_that_see(&self, block: usize) -> (usize, usize) {
+        let first = (block * LANES).saturating_sub(self.position);
+        let end = self.spec.window.map_or(self.rows.len(), |window| {
+            (block * LANES + LANES - 1).saturating_add(window).saturating_sub(self.position)
+        });
+        (first, end.min(self.rows.len()))
     }
 }
 
-/// `q · k` for sixteen keys: four chains, added in pairs.
-#[inline(always)]
-fn dots<S: Simd>(s: S, q: &[f32], keys: &[[f32; LANES]]) -> S::V {
-    let mut sums = [s.splat(0.0); 4];
-    let (fours, rest) = q.as_chunks::<4>();
-    let (key_fours, key_rest) = keys.as_chunks::<4>();
-    for i in 0..fours.len().min(key_fours.len()) {
-        for j in 0..4 {
-            sums[j] = s.fma(s.splat(fours[i][j]), s.load(&key_fours[i][j]), sums[j]);
+/// Query rows at consecutive positions meet the sixteen keys of one block.
+struct Meeting<'a> {
+    spec: &'a Attention<'a>,
+    head: usize,
+    /// Position of the first row.
+    position: usize,
+    block: usize,
+    keys: &'a [[f32; LANES]],
+    values: &'a [f32],
+}
+
+impl Meeting<'_> {
+    /// `R` rows; every row's arithmetic is the same whatever `R`.
+    #[inline(always)]
+    fn rows<S: Simd, const R: usize>(&self, s: S, q: &[f32], states: &mut [f32]) {
+        let hd = self.spec.head_dim;
+        let dots = self.dots::<S, R>(s, q);
+        let (mut weights, mut shrink) = ([[0.0; LANES]; R], [s.splat(1.0); R]);
+        for r in 0..R {
+            let tail = &mut states[r * (hd + STATE_TAIL) + hd..][..STATE_TAIL];
+            (weights[r], shrink[r]) = self.weigh(s, self.position + r, dots[r], tail);
+        }
+        self.gather(s, &weights, &shrink, states);
+    }
+
+    /// `q · k` of each row with sixteen keys: even and odd dimensions apart, then added.
+    #[inline(always)]
+    fn dots<S: Simd, const R: usize>(&self, s: S, q: &[f32]) -> [S::V; R] {
+        let (hd, stride) = (self.spec.head_dim, self.spec.heads * self.spec.head_dim);
+        assert!(q.len() >= (R - 1) * stride + hd && self.keys.len() >= hd);
+        let mut sums = [[s.splat(0.0); 2]; R];
+        for d in 0..hd / 2 {
+            let keys = [s.load(&self.keys[2 * d]), s.load(&self.keys[2 * d + 1])];
+            for r in 0..R {
+                for odd in 0..2 {
+                    // SAFETY: `r · stride + 2 d + odd` is below the length asserted above.
+                    let x = unsafe { *q.get_unchecked(r * stride + 2 * d + odd) };
+                    sums[r][odd] = s.fma(s.splat(x), keys[odd], sums[r][odd]);
+                }
+            }
+        }
+        let mut dots = [s.splat(0.0); R];
+        for r in 0..R {
+            if hd % 2 == 1 {
+                let x = s.splat(q[r * stride + hd - 1]);
+                sums[r][0] = s.fma(x, s.load(&self.keys[hd - 1]), sums[r][0]);
+            }
+            dots[r] = s.add(sums[r][0], sums[r][1]);
+        }
+        dots
+    }
+
+    /// The exponentials of one row's scores, less the running maximum, and what the sums so far
+    /// shrink by. `tail` holds the running sums and the maximum.
+    #[inline(always)]
+    fn weigh<S: Simd>(
+        &self,
+        s: S,
+        position: usize,
+        dots: S::V,
+        tail: &mut [f32],
+    ) -> ([f32; LANES], S::V) {
+        let mut score = scores(s, self.spec, dots);
+        let first = self.block * LANES;
+        let all_visible =
+            position >= first + LANES - 1 && self.spec.first_visible(position) <= first;
+        if self.spec.alibi.is_some() || !all_visible {
+            let distance = distances(s, position, first);
+            if self.spec.alibi.is_some() {
+                let slope = s.splat(self.spec.slope(self.head));
+                score = s.sub(score, s.mul(slope, distance));
+            }
+            score = visible(s, self.spec, distance, score, f32::NEG_INFINITY);
+        }
+        let (sums, max) = tail.split_at_mut(LANES);
+        let (largest, before) = (s.largest(score), max[0]);
+        let mut shrink = s.splat(1.0);
+        if largest > before {
+            shrink = exp(s, s.splat(before - largest));
+            max[0] = largest;
+        }
+        let weights = exp(s, s.sub(score, s.splat(max[0])));
+        let sum = s.fma(s.load_part(sums), shrink, weights);
+        s.store_part(sums, sum);
+        (s.lanes(weights), shrink)
+    }
+
+    /// Adds the weighted values to the accumulators. Tokens that no row sees are left out: their
+    /// memory may hold anything; a token that some row does not see has weight 0 there.
+    #[inline(always)]
+    fn gather<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        weights: &[[f32; LANES]; R],
+        shrink: &[S::V; R],
+        states: &mut [f32],
+    ) {
+        let (hd, size) = (self.spec.head_dim, self.spec.head_dim + STATE_TAIL);
+        let first = self.block * LANES;
+        let from = self.spec.first_visible(self.position).saturating_sub(first);
+        let to = (self.position + R - first).min(LANES);
+        assert!(states.len() >= R * size && self.values.len() >= LANES * hd && to <= LANES);
+        let mut at = 0;
+        while at < hd {
+            let mask =
+                [s.mask((hd - at).min(LANES)), s.mask((hd - at).saturating_sub(LANES).min(LANES))];
+            let mut sums = [[s.splat(0.0); 2]; R];
+            // SAFETY: the masks end at `hd`, rows and tokens are below the lengths asserted above.
+            unsafe {
+                for r in 0..R {
+                    for v in 0..2 {
+                        let acc = states.as_ptr().wrapping_add(r * size + at + v * LANES);
+                        sums[r][v] = s.mul(s.load_masked(acc, mask[v]), shrink[r]);
+                    }
+                }
+                for token in from..to {
+                    let value = self.values.as_ptr().wrapping_add(token * hd + at);
+                    let value = [
+                        s.load_masked(value, mask[0]),
+                        s.load_masked(value.wrapping_add(LANES), mask[1]),
+                    ];
+                    for r in 0..R {
+                        let weight = s.splat(weights[r][token]);
+                        sums[r][0] = s.fma(weight, value[0], sums[r][0]);
+                        sums[r][1] = s.fma(weight, value[1], sums[r][1]);
+                    }
+                }
+                for r in 0..R {
+                    for v in 0..2 {
+                        let acc = states.as_mut_ptr().wrapping_add(r * size + at + v * LANES);
+                        s.store_masked(acc, sums[r][v], mask[v]);
+                    }
+                }
+            }
+            at += 2 * LANES;
         }
     }
-    for i in 0..rest.len().min(key_rest.len()) {
-        sums[i] = s.fma(s.splat(rest[i]), s.load(&key_rest[i]), sums[i]);
-    }
-    s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3]))
 }
 
 kernel! {
