@@ -42,7 +42,7 @@ def test_an_unreadable_model_is_exit_code_78():
         (model / "config.json").write_text('{"model_type": "llama"}')
         refused(78, "model", "serve", "--model", str(model), "--data", folder + "/data", "--listen", "127.0.0.1:0")
         (model / "config.json").write_text("{")
-        refused(78, "config.json", "serve", "--model", str(model), "--data", folder + "/data", "--listen", "127.0.0.1:0")
+        refused(78, "tokenizer.json", "serve", "--model", str(model), "--data", folder + "/data", "--listen", "127.0.0.1:0")
 
 
 def test_a_bad_configuration_file_is_exit_code_78():
@@ -55,7 +55,7 @@ def test_a_bad_configuration_file_is_exit_code_78():
 
 def test_a_port_and_a_data_folder_in_use_are_said():
     with server.running() as first:
-        refused(1, "in use", "serve", "--data", str(first.data), "--listen", "127.0.0.1:0")
+        refused(1, "another server uses the folder", "serve", "--data", str(first.data), "--listen", "127.0.0.1:0")
         with socket.socket() as taken, tempfile.TemporaryDirectory() as folder:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
