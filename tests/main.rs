@@ -6,6 +6,7 @@ mod chat;
 mod completions;
 mod crash;
 mod engine_equality;
+mod failing;
 mod files;
 mod fine_tuning;
 mod http;
