@@ -282,8 +282,8 @@ async fn a_dry_run_tells_what_would_happen_and_starts_nothing() {
     assert_eq!(report["training"]["format"], "prompt_completion");
     assert_eq!(report["total_steps"], 50);
     assert_eq!(report["hyperparameters"]["batch_size"], 4);
-    // q_proj and v_proj of two layers, r 8: 2 · 8 · (64 + 64 + 64 + 32).
-    assert_eq!(report["trainable_parameters"], 3584);
+    // Two layers, r 16, in + out of each linear layer: 2 · 16 · (2 · 128 + 2 · 96 + 3 · 192).
+    assert_eq!(report["trainable_parameters"], 32768);
     let pieces = report["training"]["samples"][0]["pieces"].as_array().expect("pieces");
     assert!(pieces.iter().any(|piece| piece["trained"] == true));
     body.as_object_mut().expect("an object").shift_remove("dry_run");

@@ -5,6 +5,7 @@ mod architecture;
 mod chat;
 mod completions;
 mod crash;
+mod demo;
 mod engine_equality;
 mod failing;
 mod files;

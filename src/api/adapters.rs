@@ -91,6 +91,27 @@ pub struct RegisterAdapter {
     replace: bool,
 }
 
+/// The form of an upload.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the form; its parts are read as they arrive")]
+pub struct AdapterForm {
+    /// 1 to 64 of letters, digits, `.`, `_`, `-`.
+    name: String,
+    /// PEFT's configuration.
+    #[schema(rename = "adapter_config.json", value_type = String, format = Binary)]
+    config: Vec<u8>,
+    /// PEFT's matrices.
+    #[schema(rename = "adapter_model.safetensors", value_type = String, format = Binary)]
+    weights: Vec<u8>,
+    /// Where the adapter was made by this program: what it was trained on.
+    #[schema(rename = "tandem.json", value_type = Option<String>, format = Binary)]
+    provenance: Option<Vec<u8>>,
+    /// Which base it belongs to; without it, the one it fits.
+    base_model: Option<String>,
+    /// Make it the next generation if the name is taken.
+    replace: Option<bool>,
+}
+
 /// vLLM's request to load an adapter.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -162,7 +183,10 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 /// beneath the server's adapter root.
 #[utoipa::path(
     post, path = "/v1/adapters", tag = "adapters",
-    request_body = RegisterAdapter,
+    request_body(content(
+        (RegisterAdapter = "application/json"),
+        (AdapterForm = "multipart/form-data")
+    )),
     responses(
         (status = 200, description = "The adapter can be named in requests", body = AdapterObject),
         (status = 400, description = "The adapter cannot be used, and why", body = ErrorBody),

@@ -55,7 +55,8 @@ impl Catalog {
         Ok(self.inner.artifacts.put_stream(stream, MAX_FILE_BYTES).await?)
     }
 
-    /// Names received bytes, after checking what a training file says line by line.
+    /// Names received bytes, after checking what a training file says line by line. Makes room
+    /// first: files whose time has passed go.
     ///
     /// # Errors
     /// [`CatalogError::BadLines`] with every bad line; the bytes are gone then.
@@ -65,6 +66,7 @@ impl Catalog {
         blob: Blob,
         key: Option<&IdempotencyKey>,
     ) -> CatalogResult<Created<File>> {
+        self.delete_expired_files().await?;
         let checked = match upload.purpose.as_str() {
             "fine-tune" => self.check_training_file(upload, &blob).await,
             _ => Ok(()),

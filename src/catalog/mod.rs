@@ -78,6 +78,9 @@ struct Inner {
     bases: Vec<ServedBase>,
     options: CatalogOptions,
     adapters: AdapterCache,
+    /// Held from a folder's writing to its row, and from a row's end to its folder's: two adapters
+    /// of the same content share a folder.
+    changing: tokio::sync::Mutex<()>,
     started_at: i64,
 }
 
@@ -96,6 +99,7 @@ impl Catalog {
             bases,
             options,
             adapters: AdapterCache::new(CACHE_BYTES),
+            changing: tokio::sync::Mutex::default(),
             started_at: now.as_secs() as i64,
         };
         Self { inner: Arc::new(inner) }

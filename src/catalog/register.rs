@@ -82,6 +82,7 @@ impl Catalog {
         let (files, base, checked) = blocking(move || fit(files, candidates)).await?;
         let entries = files.entries().into_iter();
         let entries = entries.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).collect();
+        let _changing = self.inner.changing.lock().await;
         let folder = self.inner.artifacts.put_adapter(entries).await?;
         let new = NewAdapter {
             id: AdapterId::generate(),

@@ -99,8 +99,26 @@ impl Catalog {
         }
         let row = self.adapter_row(name).await?;
         let base = self.base_of(&row)?;
-        let adapter = self.load(&row).await?;
+        let adapter = match self.load(&row).await {
+            Ok(adapter) => adapter,
+            Err(error) => self.load_successor(name, &row, error).await?,
+        };
         Ok(resolved(name, base, Some(adapter.weights.clone())))
+    }
+
+    /// Between row and files the adapter may have been deleted or replaced; then what counts is
+    /// what the name means now.
+    async fn load_successor(
+        &self,
+        name: &str,
+        failed: &Adapter,
+        error: CatalogError,
+    ) -> CatalogResult<Arc<LoadedAdapter>> {
+        let row = self.adapter_row(name).await?;
+        if row.id == failed.id || row.base != failed.base {
+            return Err(error);
+        }
+        self.load(&row).await
     }
 
     /// The adapter of a row, from memory or from disk.
@@ -170,6 +188,7 @@ impl Catalog {
             return Err(CatalogError::NotDeletable(name.to_owned()));
         }
         let row = self.adapter_row(name).await?;
+        let _changing = self.inner.changing.lock().await;
         let row = self.inner.store.delete_adapter(&row.name).await?;
         self.inner.adapters.remove(&row.id);
         if !self.inner.store.location_in_use(&row.location).await? {

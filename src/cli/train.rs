@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Failure;
-use crate::backend::cpu::CpuBackend;
 use crate::demo::{self, Options, Summary};
 use crate::telemetry;
 
@@ -41,19 +40,11 @@ pub(super) fn run(options: TrainOptions) -> Result<(), Failure> {
         threads: options.threads,
         ..Options::new(options.out)
     };
-    let mut backend = CpuBackend::new(threads(options.threads));
     let mut bar = demo::bar::bar(options.steps);
-    let summary = demo::scratch::train_on(&mut backend, &options, &mut bar)
-        .map_err(|error| Failure::new(1, error))?;
+    let summary =
+        demo::train_from_scratch(&options, &mut bar).map_err(|error| Failure::new(1, error))?;
     report(&options, &summary);
     Ok(())
-}
-
-fn threads(asked: usize) -> usize {
-    match asked {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        asked => asked,
-    }
 }
 
 fn report(options: &Options, summary: &Summary) {

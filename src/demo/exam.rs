@@ -6,7 +6,7 @@ use super::DemoError;
 use super::corpus::{Document, Role};
 use super::tokenizer::{END_OF_TEXT_ID, TURN_END_ID, TURN_START, render};
 use crate::backend::{BLOCK_TOKENS, Backend, SequenceRows};
-use crate::model::{Model, Step};
+use crate::model::{Adapter, AdapterRows, Model, Step};
 
 /// Questions and the words a right answer holds.
 pub const QUESTIONS: &[(&str, &str)] = &[
@@ -51,6 +51,7 @@ pub const QUESTIONS: &[(&str, &str)] = &[
 pub fn greedy<B: Backend>(
     b: &mut B,
     model: &Model<B>,
+    adapter: Option<&Adapter<B>>,
     prompt: &[u32],
     max_tokens: usize,
 ) -> Vec<u32> {
@@ -60,10 +61,12 @@ pub fn greedy<B: Backend>(
     while answer.len() < max_tokens {
         let sequence =
             SequenceRows { rows: 0..input.len(), start, blocks: (0..blocks as u32).collect() };
+        let rows = 0..input.len();
+        let worn = adapter.map(|adapter| AdapterRows { rows, adapter, scale: 1.0 });
         let step = Step {
             tokens: &input,
             sequences: &[sequence],
-            adapters: &[],
+            adapters: worn.as_slice(),
             logits: &[input.len() - 1],
         };
         let logits = model.forward(b, &mut cache, &step);
@@ -94,8 +97,22 @@ pub fn answer<B: Backend>(
     tokenizer: &Tokenizer,
     question: &str,
 ) -> Result<(String, bool), DemoError> {
+    answer_with(b, model, None, tokenizer, question)
+}
+
+/// [`answer`] of the model wearing an adapter.
+///
+/// # Errors
+/// As [`answer`].
+pub fn answer_with<B: Backend>(
+    b: &mut B,
+    model: &Model<B>,
+    adapter: Option<&Adapter<B>>,
+    tokenizer: &Tokenizer,
+    question: &str,
+) -> Result<(String, bool), DemoError> {
     let asked = render(&Document::Chat(vec![(Role::User, question.to_owned())]));
-    complete(b, model, tokenizer, &format!("{asked}{TURN_START}assistant\n"))
+    go_on(b, model, adapter, tokenizer, &format!("{asked}{TURN_START}assistant\n"))
 }
 
 /// The model's continuation of a text, and whether it ended by itself.
@@ -108,9 +125,19 @@ pub fn complete<B: Backend>(
     tokenizer: &Tokenizer,
     prompt: &str,
 ) -> Result<(String, bool), DemoError> {
+    go_on(b, model, None, tokenizer, prompt)
+}
+
+fn go_on<B: Backend>(
+    b: &mut B,
+    model: &Model<B>,
+    adapter: Option<&Adapter<B>>,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+) -> Result<(String, bool), DemoError> {
     let failed = |error: tokenizers::Error| DemoError::Tokenizer(error.to_string());
     let prompt = tokenizer.encode(prompt, false).map_err(failed)?;
-    let ids = greedy(b, model, prompt.get_ids(), 200);
+    let ids = greedy(b, model, adapter, prompt.get_ids(), 200);
     let ended = ids.last().is_some_and(|id| [END_OF_TEXT_ID, TURN_END_ID].contains(id));
     Ok((tokenizer.decode(&ids, true).map_err(failed)?, ended))
 }

@@ -15,6 +15,7 @@ pub use scratch::{Options, Progress, Summary};
 
 use std::borrow::Cow;
 
+use crate::backend::cpu::CpuBackend;
 use crate::model::ModelSource;
 use crate::text::TextFiles;
 
@@ -23,6 +24,21 @@ const WEIGHTS: &[u8] = include_bytes!("model/model.safetensors");
 const TOKENIZER: &[u8] = include_bytes!("model/tokenizer.json");
 const TOKENIZER_CONFIG: &[u8] = include_bytes!("model/tokenizer_config.json");
 const GENERATION_CONFIG: &[u8] = include_bytes!("model/generation_config.json");
+
+/// Trains the demo model on the CPU and writes it to `options.out`, telling each step.
+///
+/// # Errors
+/// [`DemoError`] if the folder cannot be written or the run fails.
+pub fn train_from_scratch(
+    options: &Options,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Summary, DemoError> {
+    let threads = match options.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        asked => asked,
+    };
+    scratch::train_on(&mut CpuBackend::new(threads), options, progress)
+}
 
 /// Configuration and weights of the embedded model.
 pub fn weights() -> ModelSource {

@@ -45,8 +45,8 @@ pub const BATCH_TOKENS: usize = 2048;
 /// The learning rate after the warm-up.
 const PEAK_RATE: f64 = 3e-3;
 
-/// Samples looked through for held-out ones after training.
-const HELD_OUT_SAMPLES: u64 = 24_000;
+/// Samples looked through for held-out ones when the loss is stated.
+pub const HELD_OUT_SAMPLES: u64 = 24_000;
 
 /// Where the held-out samples are drawn: far behind any sample that is trained on.
 const HELD_OUT_FROM: u64 = 1 << 40;

@@ -108,7 +108,7 @@ impl Engine {
         let model = self.catalog.resolve(&request.model).await?;
         check(&request, &model)?;
         let text = Arc::clone(&model.text);
-        let stops = StopMatcher::new(&request.stop).map(|_| request.stop.clone())?;
+        let stops = stop_strings(&request, &text)?;
         let (input, echo) = (request.prompt.clone(), request.echo);
         let (model_text, vocab) = (Arc::clone(&text), model.base.vocab_size);
         let prompts = self.tokenise(move || input.prepare(&model_text, vocab, echo)).await??;
@@ -123,7 +123,7 @@ impl Engine {
         commands: Vec<GenerationRequest>,
         prompts: &[Arc<PreparedPrompt>],
         text: &TextModel,
-        stops: &[String],
+        stops: &StopMatcher,
     ) -> Result<TextEvents, EngineError> {
         let mut runs = Vec::with_capacity(commands.len());
         for (index, command) in commands.into_iter().enumerate() {
@@ -209,9 +209,18 @@ fn room(
     }
 }
 
+/// The request's own, and for a chat whose template ends turns in plain text, that text.
+fn stop_strings(request: &TextRequest, text: &TextModel) -> Result<StopMatcher, EngineError> {
+    let stops = StopMatcher::new(&request.stop)?;
+    match (&request.prompt, text.turn_stop()) {
+        (PromptInput::Chat(_), Some(turn_stop)) => Ok(stops.also(turn_stop)),
+        _ => Ok(stops),
+    }
+}
+
 fn choice_text(
     text: &TextModel,
-    stops: &[String],
+    stops: &StopMatcher,
     command: &GenerationRequest,
 ) -> Result<ChoiceText, EngineError> {
     let ending: Arc<[u32]> = match command.sampling.ignore_eos {
@@ -220,6 +229,6 @@ fn choice_text(
     };
     let tokenizer = text.tokenizer().clone();
     let detokenizer = Detokenizer::new(tokenizer.clone(), Start::Continuation, true);
-    let stops = StopMatcher::new(stops)?;
+    let stops = stops.clone();
     Ok(ChoiceText::new(tokenizer, detokenizer, stops, ending, command.sampling.min_tokens))
 }

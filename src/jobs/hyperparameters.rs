@@ -298,10 +298,11 @@ mod tests {
     fn a_multiplier_scales_the_usual_rate_and_is_returned() {
         let base = tiny_base();
         let twice = read(json!({"learning_rate_multiplier": 2})).expect("a good request");
-        assert_eq!(twice.resolve(&base, 10, 10).learning_rate, 2e-3);
-        let given = read(json!({"learning_rate": 5e-4})).expect("a good request");
+        let usual = usual_learning_rate(&base);
+        assert_eq!(twice.resolve(&base, 10, 10).learning_rate, 2.0 * usual);
+        let given = read(json!({"learning_rate": usual / 4.0})).expect("a good request");
         let settled = given.resolve(&base, 10, 10);
-        assert_eq!((settled.learning_rate, settled.learning_rate_multiplier), (5e-4, 0.5));
+        assert_eq!((settled.learning_rate, settled.learning_rate_multiplier), (usual / 4.0, 0.25));
     }
 
     #[test]

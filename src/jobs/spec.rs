@@ -150,10 +150,10 @@ fn target_modules(fields: &mut Fields) -> Checked<Option<Targets>> {
 }
 
 fn rank_pattern(fields: &mut Fields) -> Checked<Vec<(String, usize)>> {
-    let wrong = "must map module names to ranks from 1 to 256";
+    let wrong = "must map at most 1000 module names to ranks from 1 to 256";
     let entries = match fields.take("rank_pattern") {
         None => return Ok(Vec::new()),
-        Some(Value::Object(entries)) => entries,
+        Some(Value::Object(entries)) if entries.len() <= 1000 => entries,
         Some(_) => return Err(fields.wrong("rank_pattern", wrong)),
     };
     entries

@@ -102,6 +102,9 @@ const HARMLESS: [&str; 17] = [
     "parent_library",
 ];
 
+/// Each pattern is compiled and tried on every module.
+const MOST_PATTERNS: usize = 1000;
+
 /// Starting values that leave the base weights as they are.
 const PLAIN_STARTS: [&str; 4] = ["gaussian", "eva", "orthogonal", "true"];
 
@@ -213,8 +216,11 @@ fn pattern<T>(
     entries: Option<Map<String, Value>>,
     check: fn(&'static str, f64) -> Result<T>,
 ) -> Result<Vec<(String, T)>> {
+    let entries = entries.unwrap_or_default();
+    if entries.len() > MOST_PATTERNS {
+        return Err(config(key, &format!("has more than {MOST_PATTERNS} entries")));
+    }
     entries
-        .unwrap_or_default()
         .into_iter()
         .map(|(name, value)| {
             let number = value.as_f64().ok_or_else(|| config(key, "must map names to numbers"))?;

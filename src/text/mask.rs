@@ -72,12 +72,7 @@ pub fn render(
             || MaskError::NotAPrefix { template: template.name().to_owned(), message: index };
         let before = render(index, true)?;
         let turn = if last { text.clone() } else { render(index + 1, false)? };
-        let answer = turn.strip_prefix(&before).ok_or_else(not_a_prefix)?;
-        let (length, closed) = answer_length(model, answer);
-        let end = before.len() + length;
-        if text.get(..end) != turn.get(..end) {
-            return Err(not_a_prefix());
-        }
+        let (end, closed) = answer_end(model, &text, &turn, &before).ok_or_else(not_a_prefix)?;
         open_end = last && !closed;
         if trained[index] {
             ranges.push(before.len()..end);
@@ -180,11 +175,24 @@ fn push(example: &mut Example, ids: &[u32], trained: bool) {
     example.labels.extend(ids.iter().map(|&id| if trained { id as i32 } else { IGNORE_INDEX }));
 }
 
-/// How much of what the template writes for an answer the model has to say: up to its last
-/// special token, or all if there is none. The second tells which.
-fn answer_length(model: &TextModel, answer: &str) -> (usize, bool) {
-    match model.tokenizer().last_special_end(answer) {
-        Some(end) => (end, true),
-        None => (answer.len(), false),
+/// Where the answer that `turn` holds after `before` ends in `text`: with the last special token
+/// that both have, or with the turn if there is none; the second tells which.
+///
+/// Some templates end every rendering with a token that a longer conversation does not have there;
+/// nothing else may differ.
+fn answer_end(model: &TextModel, text: &str, turn: &str, before: &str) -> Option<(usize, bool)> {
+    let answer = turn.strip_prefix(before)?;
+    let same = |length: usize| {
+        let end = before.len() + length;
+        (text.get(..end) == turn.get(..end)).then_some(end)
+    };
+    let mut rest = answer;
+    while let Some(special) = model.tokenizer().last_special(rest) {
+        match same(special.end) {
+            Some(end) => return Some((end, true)),
+            None if rest[special.end..].trim().is_empty() => rest = &rest[..special.start],
+            None => return None,
+        }
     }
+    same(rest.len()).map(|end| (end, false))
 }

@@ -117,13 +117,12 @@ impl TextModel {
         };
         let mut stop_ids = tokenizer.eos_ids().to_vec();
         let mut turn_stop = None;
-        match template.as_ref().and_then(after_answer) {
-            Some(after) => match first_special(&tokenizer, &after) {
+        if let Some(after) = template.as_ref().and_then(after_answer) {
+            match first_special(&tokenizer, &after) {
                 Some(id) if !stop_ids.contains(&id) => stop_ids.push(id),
                 Some(_) => {}
                 None => turn_stop = first_line(&after),
-            },
-            None => {}
+            }
         }
         Ok(Self { tokenizer: Arc::new(tokenizer), template, stop_ids, turn_stop })
     }

@@ -1,6 +1,7 @@
 //! Text to token ids and back.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::Value;
@@ -187,10 +188,11 @@ impl Tokenizer {
         self.special_texts.iter().map(String::as_str).find(|special| text.contains(special))
     }
 
-    /// Where the last special token written out in `text` ends.
-    pub(super) fn last_special_end(&self, text: &str) -> Option<usize> {
-        let end = |special: &String| text.rfind(special.as_str()).map(|at| at + special.len());
-        self.special_texts.iter().filter_map(end).max()
+    /// The last special token written out in `text`, by its bytes.
+    pub(super) fn last_special(&self, text: &str) -> Option<Range<usize>> {
+        let found =
+            |special: &String| text.rfind(special.as_str()).map(|at| at..at + special.len());
+        self.special_texts.iter().filter_map(found).max_by_key(|range| range.end)
     }
 
     /// Every token that ends a generation.

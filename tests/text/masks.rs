@@ -7,7 +7,7 @@ use tandem::domain::{Example, IGNORE_INDEX};
 use tandem::text::dataset::{Limits, Piece, TrainOn, load};
 use tandem::text::{TextModel, dataset};
 
-use super::{chatml_model, model};
+use super::{chatml_model, chatml_model_with, model};
 
 fn turn(role: &str, content: &str) -> Value {
     json!({"role": role, "content": content})
@@ -158,6 +158,17 @@ fn a_template_that_ends_turns_in_text_tells_where_to_stop() {
     }
     assert_eq!(chatml_model().turn_stop(), None);
     assert_eq!(model("metaspace", Some("chatml")).turn_stop(), Some("<|im_end|>"));
+}
+
+#[test]
+fn a_token_that_only_the_end_of_a_rendering_has_is_no_obstacle() {
+    let source = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' }}{% endfor %}\
+                  {{ '<|im_start|>assistant\\n' if add_generation_prompt else eos_token }}";
+    let model = chatml_model_with(source);
+    let messages =
+        [turn("user", "A"), turn("assistant", "B"), turn("user", "C"), turn("assistant", "D")];
+    let trained = trained(&model, &example(&model, &messages));
+    assert_eq!(trained, ["B<|im_end|>", "D<|im_end|></s>"]);
 }
 
 #[test]

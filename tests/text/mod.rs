@@ -32,6 +32,11 @@ fn model(tokenizer: &str, template: Option<&str>) -> TextModel {
 
 /// A tokenizer that knows the end of a ChatML turn, as models taught ChatML do.
 fn chatml_model() -> TextModel {
+    chatml_model_with(tandem::text::template::preset("chatml").expect("a preset"))
+}
+
+/// The same tokenizer under another template.
+fn chatml_model_with(template: &str) -> TextModel {
     let mut tokenizer = golden_json("tokenizers/bytelevel/tokenizer.json");
     let next = 320;
     for (offset, token) in ["<|im_start|>", "<|im_end|>"].into_iter().enumerate() {
@@ -43,7 +48,8 @@ fn chatml_model() -> TextModel {
     let files = TextFiles {
         tokenizer: tokenizer.as_bytes(),
         tokenizer_config: Some(br#"{"bos_token": "<s>", "eos_token": "</s>"}"#),
+        chat_template: Some(template),
         ..TextFiles::default()
     };
-    TextModel::from_bytes(&files, Some("chatml")).expect("the tokenizer loads")
+    TextModel::from_bytes(&files, None).expect("the tokenizer loads")
 }

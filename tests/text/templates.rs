@@ -98,6 +98,13 @@ fn python_idioms_of_real_templates_work() {
 }
 
 #[test]
+fn tests_of_kind_answer_as_in_python() {
+    let source = "{% for v in [none, 'a', [1], {'k': 1}, 1] %}{{ '1' if v is iterable else '0' }}\
+                  {{ '1' if v is sequence else '0' }} {% endfor %}{{ nothing is iterable }}";
+    assert_eq!(render(source, &[]).unwrap(), "00 11 11 11 00 True");
+}
+
+#[test]
 fn the_tags_of_training_templates_change_nothing() {
     let source = "{% for m in messages %}\n  {%- generation -%}\n  {{ m.content }}\n  {%- endgeneration %}\n{% endfor %}";
     assert_eq!(render(source, &[json!({"content": "A"})]).unwrap(), "A");

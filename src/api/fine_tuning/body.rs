@@ -94,12 +94,12 @@ pub struct SupervisedHyperparameters {
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes the body")]
 pub struct LoraRequest {
-    /// 1 to 256; 8 if absent.
+    /// 1 to 256; 16 if absent.
     r: Option<u64>,
     /// `2 r` if absent.
     alpha: Option<f64>,
     dropout: Option<f64>,
-    /// A list of module names, a pattern for whole names, or `all-linear`.
+    /// A list of module names, a pattern for whole names, or `all-linear`, the default.
     #[schema(value_type = Option<Value>)]
     target_modules: Option<Value>,
     /// Patterns on module names and the rank there.

@@ -135,7 +135,10 @@ pub struct FineTuningCheckpointList {
 }
 
 impl FineTuningJob {
-    /// The object of a row, with what is known of its base.
+    /// The object of a row.
+    ///
+    /// # Errors
+    /// If another version of the program wrote its spec.
     pub(super) fn of(job: Job, jobs: &Jobs) -> Result<Self, serde_json::Error> {
         let spec = JobSpec::of(&job)?;
         let settled = spec.settled.as_ref();
