@@ -105,9 +105,9 @@ async fn a_stream_opens_each_choice_and_carries_logprobs() {
     let app = Setup::new(says(&["x", "y"])).start().await;
     let form = json!({"stream": true, "n": 2, "logprobs": true, "return_token_ids": true});
     let frames = app.chat(form).await.frames();
-    for index in 0..2 {
-        assert_eq!(frames[index]["choices"][0]["index"], index);
-        assert_eq!(frames[index]["choices"][0]["delta"]["role"], "assistant");
+    for (index, frame) in frames[..2].iter().enumerate() {
+        assert_eq!(frame["choices"][0]["index"], index);
+        assert_eq!(frame["choices"][0]["delta"]["role"], "assistant");
     }
     assert!(frames[0]["prompt_token_ids"].is_array());
     let content: Vec<_> = frames

@@ -7,6 +7,7 @@ mod completions;
 mod crash;
 mod demo;
 mod engine_equality;
+mod failing;
 mod files;
 mod fine_tuning;
 mod http;
