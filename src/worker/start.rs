@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::kv::blocks_for;
 use super::lane::Lane;
 use super::run::Device;
 use super::scheduler::StepLimits;
@@ -19,6 +20,8 @@ use crate::model::{LoadOptions, Model, ModelError, ModelSource};
 const STACK_BYTES: usize = 64 << 20;
 /// Logits of prompts being scored that one step may hold.
 const SCORED_BYTES: usize = 64 << 20;
+/// Contexts for which there is room beside those of a full batch, for prefixes to be found again.
+const SPARE_CONTEXTS: usize = 8;
 
 /// One base model to load.
 #[derive(Clone, Debug)]
@@ -37,7 +40,8 @@ pub struct WorkerSettings {
     pub max_sequences: usize,
     /// Requests that may wait; one more is refused as overloaded.
     pub max_waiting: usize,
-    /// Memory for keys and values, shared evenly among the base models.
+    /// Most memory for keys and values, shared evenly among the base models; a model takes no more
+    /// of it than a full batch at the end of its context and some prefixes besides.
     pub kv_cache_bytes: usize,
     /// Memory for resident adapters, shared evenly among the base models.
     pub adapter_cache_bytes: usize,
@@ -177,15 +181,16 @@ fn load_one<B: Backend>(
     let model = Model::load(b, &base.source, &base.options)
         .map_err(|source| StartError::Load { base: name(), source })?;
     let (given_bytes, block_bytes) = (settings.kv_cache_bytes / shares, model.kv_bytes_per_block());
-    let blocks = given_bytes / block_bytes.max(1);
-    if blocks == 0 {
-        return Err(StartError::CacheTooSmall { base: name(), block_bytes, given_bytes });
-    }
     let tokens = settings.max_batch_tokens.max(1);
     let limits = StepLimits {
         tokens,
         sequences: settings.max_sequences.clamp(1, tokens),
         scored_rows: (SCORED_BYTES / (4 * model.info.vocab_size).max(1)).max(1),
     };
+    let useful = (limits.sequences + SPARE_CONTEXTS) * blocks_for(model.info.context_length);
+    let blocks = (given_bytes / block_bytes.max(1)).min(useful);
+    if blocks == 0 {
+        return Err(StartError::CacheTooSmall { base: name(), block_bytes, given_bytes });
+    }
     Ok(Lane::new(b, model, limits, blocks, settings.adapter_cache_bytes / shares))
 }
