@@ -17,6 +17,7 @@
 //! `tests/architecture.rs` holds each module to this picture.
 
 pub mod api;
+pub mod app;
 pub mod artifacts;
 pub mod backend;
 pub mod catalog;

@@ -1,6 +1,21 @@
 //! Behaviour, by theme; one target, so that it links once.
 
+mod adapters;
 mod architecture;
+mod chat;
+mod completions;
+mod crash;
+mod demo;
+mod engine_equality;
+mod files;
+mod fine_tuning;
+mod http;
 mod leases;
+mod listener;
+mod openapi;
+mod parity;
+mod runner;
 mod store;
 mod support;
+mod text;
+mod training;

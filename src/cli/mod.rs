@@ -1,1 +1,108 @@
-//! (to come)
+//! The command line: what each command takes, and the exit code it ends with.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::ServeOptions;
+
+mod serve;
+mod train;
+
+pub use train::TrainOptions;
+
+/// Serve a language model, fine-tune it, and use the result at once.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tandem",
+    version,
+    about,
+    max_term_width = 100,
+    after_help = "Without a command, `tandem` is `tandem serve`: a server with a small demo model \
+                  on http://127.0.0.1:8080."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the server (what `tandem` does without a command).
+    Serve(Box<ServeOptions>),
+    /// Train a model without a server.
+    Train(TrainOptions),
+}
+
+/// A failed command: the sentence for the person, and the exit code for the shell.
+#[derive(Debug)]
+pub struct Failure {
+    pub message: String,
+    /// 1 failed, 2 usage, 70 device lost, 78 configuration or model file unusable.
+    pub code: u8,
+}
+
+impl Failure {
+    pub(crate) fn new(code: u8, message: impl ToString) -> Self {
+        Self { message: message.to_string(), code }
+    }
+}
+
+/// Runs the command in `args`, the program's name first, to its end.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(with_default_command(args)) {
+        Ok(cli) => cli,
+        // clap writes help to standard output with code 0, mistakes to standard error with code 2.
+        Err(error) => error.exit(),
+    };
+    let result = match cli.command {
+        Command::Serve(options) => serve::run(*options),
+        Command::Train(options) => train::run(options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("tandem: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// `tandem --listen …` means `tandem serve --listen …`.
+fn with_default_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<_> = args.into_iter().collect();
+    let about_itself = ["-h", "--help", "-V", "--version"];
+    let bare = args.get(1).is_none_or(|first| {
+        first.to_str().is_some_and(|text| text.starts_with('-') && !about_itself.contains(&text))
+    });
+    if bare {
+        args.insert(1.min(args.len()), "serve".into());
+    }
+    args
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command_of(line: &str) -> Command {
+        let args = line.split_whitespace().map(OsString::from);
+        Cli::try_parse_from(with_default_command(args)).expect("a valid command line").command
+    }
+
+    #[test]
+    fn without_a_command_it_serves() {
+        assert!(matches!(command_of("tandem"), Command::Serve(_)));
+        let Command::Serve(options) = command_of("tandem --listen 127.0.0.1:1") else {
+            panic!("it must serve");
+        };
+        assert_eq!(options.listen.as_deref(), Some("127.0.0.1:1"));
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

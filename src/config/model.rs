@@ -37,7 +37,7 @@ pub struct ModelOption {
     pub name: String,
     pub source: Source,
     pub quantize: Option<Quantize>,
-    /// How dense weights are held; `None`: `f32`, which every CPU computes exactly.
+    /// How dense weights are held; `None`: as the checkpoint stores them.
     pub dtype: Option<WeightFormat>,
     pub template: Option<TemplateChoice>,
 }
@@ -96,10 +96,9 @@ impl ModelOption {
         Ok(())
     }
 
-    /// The format its linear layers will be held in.
-    pub fn format(&self) -> WeightFormat {
-        let dense = self.dtype.unwrap_or(WeightFormat::F32);
-        self.quantize.map_or(dense, Quantize::format)
+    /// The format its linear layers will be held in; `None`: as the checkpoint stores them.
+    pub fn format(&self) -> Option<WeightFormat> {
+        self.quantize.map(Quantize::format).or(self.dtype)
     }
 }
 
@@ -199,7 +198,7 @@ mod tests {
         let text = format!("tiny={},quantize=nf4,template=chatml", folder.path().display());
         let model = ModelOption::parse(&text).expect("a valid option");
         assert_eq!(model.name, "tiny");
-        assert_eq!(model.format(), WeightFormat::Nf4 { double: true });
+        assert_eq!(model.format(), Some(WeightFormat::Nf4 { double: true }));
         assert_eq!(model.template, Some(TemplateChoice::Preset("chatml".to_owned())));
     }
 

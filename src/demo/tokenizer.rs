@@ -13,8 +13,8 @@ use tokenizers::{
     SplitDelimiterBehavior, Tokenizer, TokenizerBuilder,
 };
 
+use super::DemoError;
 use super::corpus::{Document, Sample};
-use super::scratch::DemoError;
 use crate::domain::Example;
 
 /// Ends (and may begin) a plain text.

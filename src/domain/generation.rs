@@ -25,6 +25,14 @@ pub struct GenerationRequest {
     pub stop_tokens: Vec<u32>,
 }
 
+impl GenerationRequest {
+    /// Tokens it may take at most: the prompt, and the longest answer of every choice.
+    pub fn cost(&self) -> usize {
+        let answers = self.choices.saturating_mul(self.sampling.max_tokens);
+        self.prompt.len().saturating_add(answers)
+    }
+}
+
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {

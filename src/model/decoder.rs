@@ -1,9 +1,16 @@
 //! The decoder: embedding, layers, head.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::{AdapterRows, LoadOptions, ModelError, ModelSource};
-use crate::backend::{Backend, SequenceRows};
+use super::adapter::AdapterRows;
+use super::config::DecoderConfig;
+use super::gradients::Gradients;
+use super::head::Head;
+use super::layer::{Keys, Layer, Pass};
+use super::linear::Adapters;
+use super::tensors::TensorSpec;
+use crate::backend::{BLOCK_TOKENS, Backend, SequenceRows};
 use crate::domain::BaseInfo;
 
 /// A resident base model.
@@ -11,7 +18,21 @@ pub struct Model<B: Backend> {
     pub info: Arc<BaseInfo>,
     /// Tokens after which a generation is over, as the configuration names them.
     pub eos_token_ids: Vec<u32>,
-    _device: std::marker::PhantomData<B>,
+    pub(super) embedding: Embedding<B>,
+    pub(super) layers: Vec<Layer<B>>,
+    pub(super) head: Head<B>,
+    /// Every tensor, by slot.
+    pub(super) specs: Vec<TensorSpec>,
+    pub(super) config: DecoderConfig,
+}
+
+/// Token embeddings, and learned positions where a family has them.
+pub(super) struct Embedding<B: Backend> {
+    /// `(v, d)`.
+    pub table: B::Weight,
+    /// `(context, d)`.
+    pub positions: Option<B::Weight>,
+    pub scale: f32,
 }
 
 /// One step of serving: a flat ragged batch. Row `i` is token `tokens[i]` of the sequence whose
@@ -26,33 +47,150 @@ pub struct Step<'a, B: Backend> {
     pub logits: &'a [usize],
 }
 
-impl<B: Backend> Model<B> {
-    /// Reads a model and packs it for the device.
-    ///
-    /// # Errors
-    /// If a file cannot be read, the configuration asks for something that is not supported, or a
-    /// tensor is missing, superfluous, misshapen or not finite. Each names file and tensor.
-    pub fn load(
-        _b: &mut B,
-        _source: &ModelSource,
-        _options: &LoadOptions,
-    ) -> Result<Self, ModelError> {
-        unimplemented!()
+impl<B: Backend> Embedding<B> {
+    pub const TABLE_SLOT: usize = 0;
+    pub const POSITIONS_SLOT: usize = 1;
+
+    /// `x[i] = scale · E[id] (+ P[position])`, `(t, d)`.
+    pub fn forward(&self, b: &mut B, ids: &[u32], positions: &[u32]) -> B::Rows {
+        let (_, d) = b.weight_shape(&self.table);
+        let mut x = b.zeros(ids.len(), d);
+        b.embed(&self.table, ids, self.scale, &mut x);
+        if let Some(table) = &self.positions {
+            let mut place = b.zeros(ids.len(), d);
+            b.embed(table, positions, 1.0, &mut place);
+            b.add(&place, &mut x);
+            b.recycle(place);
+        }
+        x
     }
 
+    /// Adds to the gradients of the tables, where they are trained.
+    pub fn backward(
+        &self,
+        b: &mut B,
+        dx: &B::Rows,
+        ids: &[u32],
+        positions: &[u32],
+        gradients: &mut Gradients<'_, B>,
+    ) {
+        if let Some(dtable) = gradients.tensor(Self::TABLE_SLOT) {
+            b.embed_backward(dx, ids, self.scale, dtable);
+        }
+        if self.positions.is_some()
+            && let Some(dtable) = gradients.tensor(Self::POSITIONS_SLOT)
+        {
+            b.embed_backward(dx, positions, 1.0, dtable);
+        }
+    }
+}
+
+impl<B: Backend> Model<B> {
     /// Room for `blocks` KV blocks of this model.
-    pub fn cache(&self, _b: &mut B, _blocks: usize) -> B::Cache {
-        unimplemented!()
+    pub fn cache(&self, b: &mut B, blocks: usize) -> B::Cache {
+        let (kv_heads, head_dim) = self.kv_shape();
+        b.cache(self.layers.len(), kv_heads, head_dim, blocks)
     }
 
     /// Bytes one KV block takes over all layers.
     pub fn kv_bytes_per_block(&self) -> usize {
-        unimplemented!()
+        let (kv_heads, head_dim) = self.kv_shape();
+        2 * self.layers.len() * kv_heads * head_dim * BLOCK_TOKENS * size_of::<f32>()
+    }
+
+    fn kv_shape(&self) -> (usize, usize) {
+        self.layers.first().map_or((1, 1), |layer| (layer.heads.kv_heads, layer.heads.head_dim))
     }
 
     /// One forward pass over `step`, its keys and values written to `cache`: the logits
     /// `(step.logits.len(), v)` of the rows asked for.
-    pub fn forward(&self, _b: &mut B, _cache: &mut B::Cache, _step: &Step<'_, B>) -> B::Rows {
-        unimplemented!()
+    pub fn forward(&self, b: &mut B, cache: &mut B::Cache, step: &Step<'_, B>) -> B::Rows {
+        let positions = positions(step.sequences);
+        let keys = Keys::Cached { cache, sequences: step.sequences };
+        let x = self.hidden(b, step.tokens, &positions, step.adapters, keys);
+        self.logits(b, x, step.adapters, step.logits)
     }
+
+    /// The same without a cache: each span of `ids` is a whole sequence by itself.
+    pub fn forward_spans(
+        &self,
+        b: &mut B,
+        ids: &[u32],
+        spans: &[Range<usize>],
+        adapters: &[AdapterRows<'_, B>],
+        logits: &[usize],
+    ) -> B::Rows {
+        let positions: Vec<u32> = spans.iter().flat_map(|span| 0..span.len() as u32).collect();
+        let x = self.hidden(b, ids, &positions, adapters, Keys::Spans(spans));
+        self.logits(b, x, adapters, logits)
+    }
+
+    /// The last layer's output `(t, d)`.
+    fn hidden(
+        &self,
+        b: &mut B,
+        ids: &[u32],
+        positions: &[u32],
+        rows: &[AdapterRows<'_, B>],
+        keys: Keys<'_, B>,
+    ) -> B::Rows {
+        let mut x = self.embedding.forward(b, ids, positions);
+        let mut pass = Pass { positions, adapters: Adapters { rows, dropout: None }, keys };
+        for layer in &self.layers {
+            layer.forward(b, &mut x, &mut pass);
+        }
+        x
+    }
+
+    fn logits(
+        &self,
+        b: &mut B,
+        x: B::Rows,
+        adapters: &[AdapterRows<'_, B>],
+        rows: &[usize],
+    ) -> B::Rows {
+        let (_, d) = b.shape(&x);
+        if rows.is_empty() {
+            // A chunk of a prompt that is not its last.
+            b.recycle(x);
+            return b.zeros(0, self.head.vocab_size);
+        }
+        let mut asked = b.zeros(rows.len(), d);
+        b.gather(&x, rows, &mut asked);
+        b.recycle(x);
+        let adapters = follow(adapters, rows);
+        let adapters = Adapters { rows: &adapters, dropout: None };
+        let logits = self.head.logits(b, &asked, &self.embedding, adapters);
+        b.recycle(asked);
+        logits
+    }
+}
+
+/// The position of every row.
+fn positions(sequences: &[SequenceRows]) -> Vec<u32> {
+    let of = |sequence: &SequenceRows| {
+        let start = sequence.start as u32;
+        start..start + sequence.rows.len() as u32
+    };
+    sequences.iter().flat_map(of).collect()
+}
+
+/// The adapters of gathered rows: each stretch of `rows` that lies in one group keeps its adapter.
+fn follow<'a, B: Backend>(
+    adapters: &[AdapterRows<'a, B>],
+    rows: &[usize],
+) -> Vec<AdapterRows<'a, B>> {
+    let mut followed = Vec::new();
+    for group in adapters {
+        let mut start = 0;
+        for stretch in rows.chunk_by(|a, b| group.rows.contains(a) == group.rows.contains(b)) {
+            let end = start + stretch.len();
+            if group.rows.contains(&stretch[0]) {
+                let (adapter, scale) = (group.adapter, group.scale);
+                followed.push(AdapterRows { rows: start..end, adapter, scale });
+            }
+            start = end;
+        }
+    }
+    followed
 }

@@ -9,6 +9,8 @@ pub enum ModelError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("{file} is not valid JSON: {source}")]
     Json { file: String, source: serde_json::Error },
+    #[error("the folder {0} holds no config.json; is it a Hugging Face model folder?")]
+    NoConfig(PathBuf),
     #[error(
         "the folder {0} holds neither model.safetensors nor model.safetensors.index.json; \
          only safetensors checkpoints are read"

@@ -1,7 +1,14 @@
 //! One micro-batch as a value with a next step.
 
+use super::adapter::AdapterRows;
+use super::layer::{Keys, Pass};
+use super::linear::Adapters;
 use super::{Model, TrainBatch, Trainee};
 use crate::backend::{Backend, LossSum};
+use crate::domain::IGNORE_INDEX;
+
+/// Rows whose logits live at one time.
+const HEAD_CHUNK: usize = 256;
 
 /// How a micro-batch is run.
 #[derive(Clone, Debug, Default)]
@@ -26,30 +33,206 @@ pub struct LoraDropout {
 }
 
 /// A micro-batch under way. Between two calls of [`MicroBatch::advance`] the device may serve.
+///
+/// Of the forward pass each layer's input is kept and nothing else: the backward computes a layer
+/// again before it goes through it (Chen et al. 2016, "Training Deep Nets with Sublinear Memory
+/// Cost"). What a memory budget allows to keep beside it would go into `inputs`.
 pub struct MicroBatch<B: Backend> {
-    _device: std::marker::PhantomData<B>,
+    batch: TrainBatch,
+    options: MicroBatchOptions,
+    /// The rows that bear loss.
+    labelled: Vec<usize>,
+    /// Of each layer whose backward is to come.
+    inputs: Vec<B::Rows>,
+    state: State<B>,
+    loss: LossSum,
+}
+
+/// What the next unit works on.
+enum State<B: Backend> {
+    Embed,
+    /// `x (t, d)` is the input of `layer`.
+    Forward {
+        layer: usize,
+        x: B::Rows,
+    },
+    /// `x (t, d)` is the last layer's output; `dx` its gradient as far as the chunks have come.
+    Head {
+        chunk: usize,
+        x: B::Rows,
+        dx: B::Rows,
+    },
+    /// `dx (t, d)` is the gradient of the output of the last layer whose input is left.
+    Backward {
+        dx: B::Rows,
+    },
+    Done,
 }
 
 impl<B: Backend> MicroBatch<B> {
     /// Sets a micro-batch up; nothing is computed yet.
-    pub fn start(_batch: TrainBatch, _options: MicroBatchOptions) -> Self {
-        unimplemented!()
+    pub fn start(batch: TrainBatch, options: MicroBatchOptions) -> Self {
+        let rows = batch.targets.iter().enumerate();
+        let labelled = rows.filter(|&(_, &target)| target != IGNORE_INDEX).map(|(row, _)| row);
+        let labelled: Vec<usize> = labelled.collect();
+        let state = if labelled.is_empty() { State::Done } else { State::Embed };
+        Self { batch, options, labelled, inputs: Vec::new(), state, loss: LossSum::default() }
     }
 
     /// Does one small unit: one layer forward, one chunk of head and loss, or one layer recomputed
     /// and backward. When the micro-batch is done its loss is returned, and the gradients have been
-    /// added to those of `trainee`.
+    /// added to those of `trainee`. A batch without labels is done at once.
     pub fn advance(
         &mut self,
-        _b: &mut B,
-        _model: &Model<B>,
-        _trainee: &mut Trainee<B>,
+        b: &mut B,
+        model: &Model<B>,
+        trainee: &mut Trainee<B>,
     ) -> Option<LossSum> {
-        unimplemented!()
+        self.state = match std::mem::replace(&mut self.state, State::Done) {
+            State::Embed => {
+                let x = self.embed(b, model);
+                self.forward_unit(b, model, trainee, 0, x)
+            }
+            State::Forward { layer, x } => self.forward_unit(b, model, trainee, layer, x),
+            State::Head { chunk, x, dx } => self.head_unit(b, model, trainee, chunk, x, dx),
+            State::Backward { dx } => self.backward_unit(b, model, trainee, dx),
+            State::Done => State::Done,
+        };
+        matches!(self.state, State::Done).then_some(self.loss)
     }
 
-    /// How many calls of [`MicroBatch::advance`] are left, the head counted by chunks.
-    pub fn units_left(&self, _model: &Model<B>) -> usize {
-        unimplemented!()
+    /// Calls of [`MicroBatch::advance`] a whole micro-batch takes, at most.
+    pub fn units(&self, model: &Model<B>) -> usize {
+        let passes = if self.options.evaluate { 1 } else { 2 };
+        passes * model.layers.len() + self.labelled.len().div_ceil(HEAD_CHUNK)
+    }
+
+    fn embed(&self, b: &mut B, model: &Model<B>) -> B::Rows {
+        let TrainBatch { ids, positions, .. } = &self.batch;
+        let mut x = model.embedding.forward(b, ids, positions);
+        if let Some(noise) = &self.options.noise {
+            let (t, d) = b.shape(&x);
+            let noise = b.upload(noise, t, d);
+            b.add(&noise, &mut x);
+            b.recycle(noise);
+        }
+        x
+    }
+
+    fn forward_unit(
+        &mut self,
+        b: &mut B,
+        model: &Model<B>,
+        trainee: &mut Trainee<B>,
+        layer: usize,
+        mut x: B::Rows,
+    ) -> State<B> {
+        let keep = !self.options.evaluate
+            && trainee.first_layer(model).is_some_and(|first| layer >= first);
+        if keep {
+            self.inputs.push(b.duplicate(&x));
+        }
+        let (worn, _) = trainee.parts(self.batch.tokens());
+        model.layers[layer].forward(b, &mut x, &mut self.pass(worn.as_slice()));
+        if layer + 1 < model.layers.len() {
+            return State::Forward { layer: layer + 1, x };
+        }
+        let (t, d) = b.shape(&x);
+        let dx = b.zeros(t, d);
+        State::Head { chunk: 0, x, dx }
+    }
+
+    fn head_unit(
+        &mut self,
+        b: &mut B,
+        model: &Model<B>,
+        trainee: &mut Trainee<B>,
+        chunk: usize,
+        x: B::Rows,
+        mut dx: B::Rows,
+    ) -> State<B> {
+        let rows = self.labelled.chunks(HEAD_CHUNK).nth(chunk).expect("a chunk is left");
+        let labels: Vec<i32> = rows.iter().map(|&row| self.batch.targets[row]).collect();
+        let (worn, mut gradients) = trainee.parts(rows.len());
+        let adapters = Adapters { rows: worn.as_slice(), dropout: self.head_dropout(chunk) };
+        let mut labelled = b.zeros(rows.len(), b.shape(&x).1);
+        b.gather(&x, rows, &mut labelled);
+        let (head, table) = (&model.head, &model.embedding);
+        let sum = if self.options.evaluate {
+            head.loss(b, &labelled, &labels, table, adapters)
+        } else {
+            let weight = self.options.weight;
+            let (sum, part) = head.loss_and_gradient(
+                b,
+                &labelled,
+                &labels,
+                weight,
+                table,
+                adapters,
+                &mut gradients,
+            );
+            b.scatter_add(&part, rows, &mut dx);
+            b.recycle(part);
+            sum
+        };
+        b.recycle(labelled);
+        self.add_loss(sum);
+        self.after_chunk(b, chunk, x, dx)
+    }
+
+    fn after_chunk(&mut self, b: &mut B, chunk: usize, x: B::Rows, dx: B::Rows) -> State<B> {
+        if (chunk + 1) * HEAD_CHUNK < self.labelled.len() {
+            return State::Head { chunk: chunk + 1, x, dx };
+        }
+        b.recycle(x);
+        if self.inputs.is_empty() {
+            b.recycle(dx);
+            return State::Done;
+        }
+        State::Backward { dx }
+    }
+
+    fn backward_unit(
+        &mut self,
+        b: &mut B,
+        model: &Model<B>,
+        trainee: &mut Trainee<B>,
+        dx: B::Rows,
+    ) -> State<B> {
+        let first = trainee.first_layer(model).expect("inputs are kept for trained layers");
+        let layer = first + self.inputs.len() - 1;
+        let x = self.inputs.pop().expect("an input is left");
+        let need_dx = layer > first || trainee.trains_embedding();
+        let (worn, mut gradients) = trainee.parts(self.batch.tokens());
+        let mut pass = self.pass(worn.as_slice());
+        let dx = model.layers[layer].backward(b, &x, dx, &mut pass, &mut gradients, need_dx);
+        b.recycle(x);
+        if layer > first {
+            return State::Backward { dx };
+        }
+        let TrainBatch { ids, positions, .. } = &self.batch;
+        model.embedding.backward(b, &dx, ids, positions, &mut gradients);
+        b.recycle(dx);
+        State::Done
+    }
+
+    fn pass<'a>(&'a self, worn: &'a [AdapterRows<'a, B>]) -> Pass<'a, B> {
+        Pass {
+            positions: &self.batch.positions,
+            adapters: Adapters { rows: worn, dropout: self.options.dropout },
+            keys: Keys::Spans(&self.batch.spans),
+        }
+    }
+
+    /// Each chunk of the head draws a mask of its own.
+    fn head_dropout(&self, chunk: usize) -> Option<LoraDropout> {
+        let turn = (chunk as u64 + 1).wrapping_mul(0xa076_1d64_78bd_642f);
+        self.options.dropout.map(|dropout| LoraDropout { key: dropout.key ^ turn, ..dropout })
+    }
+
+    fn add_loss(&mut self, part: LossSum) {
+        self.loss.loss += part.loss;
+        self.loss.tokens += part.tokens;
+        self.loss.correct += part.correct;
     }
 }

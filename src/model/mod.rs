@@ -1,6 +1,6 @@
 //! One decoder for every family, forward and backward, written once over [`crate::backend`].
 //!
-//! A *family* ([`families`]) maps a `config.json` and its checkpoint names to a [`DecoderConfig`];
+//! A *family* maps a `config.json` and its checkpoint names to one configuration;
 //! [`Model::load`] reads the tensors it names; [`Model::forward`] serves a flat ragged batch whose
 //! rows may each wear an adapter; [`MicroBatch`] trains what a [`Trainee`] holds, one small unit per
 //! call, so that a decode step never waits long.
@@ -9,11 +9,25 @@
 
 mod adapter;
 mod batch;
+mod build;
+mod checkpoint;
+mod config;
 mod decoder;
 mod error;
+mod families;
+mod fields;
+mod gradients;
+mod head;
+mod layer;
+mod linear;
+mod load;
 mod micro_batch;
+mod norm;
+mod rope;
 mod source;
+mod tensors;
 mod trainee;
+mod visit;
 
 pub use adapter::{Adapter, AdapterRows};
 pub use batch::TrainBatch;

@@ -15,6 +15,11 @@ use crate::domain::{JobId, JobStatus};
 /// A worker that dies so often in a row, without a checkpoint in between, dies of the job.
 const MOST_CRASHES: i64 = 3;
 
+/// `$1` and `$2` are the statuses of a stage, as [`Stage::while_held`] and [`Stage::from`].
+const CLAIMABLE: &str = "status in ($1, $2)
+                   and run_at <= {now}
+                   and (lease_until is null or lease_until <= {now})";
+
 /// What a worker wants to do with a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
@@ -61,16 +66,17 @@ impl Store {
         bases: &[&str],
     ) -> StoreResult<Option<ClaimedJob>> {
         self.fail_crashing_jobs().await?;
+        if !self.work_waits(stage).await? {
+            return Ok(None);
+        }
         let claim = self.dialect.sql(&format!(
             "update jobs
              set status = $1, attempt = attempt + 1, lease_epoch = lease_epoch + 1,
                  crash_streak = crash_streak + case when lease_until is null then 0 else 1 end,
-                 lease_owner = $2, lease_until = {{now}} + $3
+                 lease_owner = $3, lease_until = {{now}} + $4
              where id = (
                  select id from jobs
-                 where status in ($4, $1)
-                   and run_at <= {{now}}
-                   and (lease_until is null or lease_until <= {{now}})
+                 where {CLAIMABLE}
                    and base in ({})
                  order by priority desc, created_at, id
                  limit 1
@@ -80,9 +86,9 @@ impl Store {
         ));
         let mut query = sqlx::query_as(claim)
             .bind(stage.while_held().as_str())
+            .bind(stage.from().as_str())
             .bind(owner)
-            .bind(super::micros(lease))
-            .bind(stage.from().as_str());
+            .bind(super::micros(lease));
         for base in bases {
             query = query.bind(*base);
         }
@@ -90,6 +96,21 @@ impl Store {
         let Some(job) = query.fetch_optional(&mut *tx).await? else { return Ok(None) };
         self.commit(tx).await?;
         Ok(Some(ClaimedJob::new(job, owner)))
+    }
+
+    /// A look that disturbs no writer: most claims find nothing to do.
+    async fn work_waits(&self, stage: Stage) -> StoreResult<bool> {
+        let look = self.dialect.sql(&format!(
+            "select 1 from jobs
+             where {CLAIMABLE}
+             limit 1"
+        ));
+        let found = sqlx::query(look)
+            .bind(stage.while_held().as_str())
+            .bind(stage.from().as_str())
+            .fetch_optional(&self.reader)
+            .await?;
+        Ok(found.is_some())
     }
 
     /// Extends a lease, also one that expired but was not taken by anybody yet, and brings back

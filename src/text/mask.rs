@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::model::TextModel;
 use super::template::{ChatTemplate, TemplateError};
-use super::tokenizer::TokenizerError;
+use super::tokenizer::{Encoded, TokenizerError};
 use crate::domain::{Example, IGNORE_INDEX};
 
 /// Why no mask could be made.
@@ -72,12 +72,7 @@ pub fn render(
             || MaskError::NotAPrefix { template: template.name().to_owned(), message: index };
         let before = render(index, true)?;
         let turn = if last { text.clone() } else { render(index + 1, false)? };
-        let answer = turn.strip_prefix(&before).ok_or_else(not_a_prefix)?;
-        let (length, closed) = answer_length(model, answer);
-        let end = before.len() + length;
-        if text.get(..end) != turn.get(..end) {
-            return Err(not_a_prefix());
-        }
+        let (end, closed) = answer_end(model, &text, &turn, &before).ok_or_else(not_a_prefix)?;
         open_end = last && !closed;
         if trained[index] {
             ranges.push(before.len()..end);
@@ -89,6 +84,10 @@ pub fn render(
 /// Tokens and labels of a rendered conversation. An answer at the end that the template leaves
 /// open is closed with the end-of-sequence token, so that the model learns to stop.
 ///
+/// The tokens before an answer are those that serving will have there. They may differ from the
+/// tokens of the whole text, where an answer follows: a vocabulary can write `\n\n` as one token
+/// at the end of a prompt and as two before a letter.
+///
 /// # Errors
 /// [`MaskError::Tokenizer`].
 pub fn example(
@@ -96,29 +95,104 @@ pub fn example(
     rendered: &Rendered,
     last_trained: bool,
 ) -> Result<Example, MaskError> {
-    let encoded = model.tokenizer().encode_with_offsets(&rendered.text)?;
-    let mut ids = encoded.ids;
-    let mut ranges = rendered.trained.iter().peekable();
-    let mut labels: Vec<i32> = Vec::with_capacity(ids.len() + 1);
-    for (&id, &(start, end)) in ids.iter().zip(&encoded.offsets) {
-        while ranges.next_if(|range| range.end <= start).is_some() {}
-        let inside = ranges
-            .peek()
-            .is_some_and(|range| start < range.end && (end > range.start || start >= range.start));
-        labels.push(if inside { id as i32 } else { IGNORE_INDEX });
+    let whole = model.tokenizer().encode_with_offsets(&rendered.text)?;
+    let mut labelled = Labelled {
+        model,
+        rendered,
+        whole,
+        done: 0,
+        example: Example { ids: Vec::new(), labels: Vec::new() },
+    };
+    for range in &rendered.trained {
+        labelled.prompt(range.start)?;
+        labelled.answer(range)?;
     }
-    if let Some(eos) = model.tokenizer().eos_id().filter(|_| rendered.open_end) {
-        ids.push(eos);
-        labels.push(if last_trained { eos as i32 } else { IGNORE_INDEX });
-    }
-    Ok(Example { ids, labels })
+    let Labelled { whole, done, mut example, .. } = labelled;
+    push(&mut example, &whole.ids[done..], false);
+    let eos = model.tokenizer().eos_id().filter(|_| rendered.open_end);
+    push(&mut example, eos.as_slice(), last_trained);
+    Ok(example)
 }
 
-/// How much of what the template writes for an answer the model has to say: up to its last
-/// special token, or all if there is none. The second tells which.
-fn answer_length(model: &TextModel, answer: &str) -> (usize, bool) {
-    match model.tokenizer().last_special_end(answer) {
-        Some(end) => (end, true),
-        None => (answer.len(), false),
+/// A conversation on its way to an example.
+struct Labelled<'a> {
+    model: &'a TextModel,
+    rendered: &'a Rendered,
+    /// The tokens of the whole text.
+    whole: Encoded,
+    /// How many of them are dealt with.
+    done: usize,
+    example: Example,
+}
+
+impl Labelled<'_> {
+    /// Adds the tokens up to the answer at byte `border`, as serving tokenises them.
+    ///
+    /// Special tokens divide a text, so only what follows the last of them can differ.
+    fn prompt(&mut self, border: usize) -> Result<(), MaskError> {
+        let ahead = self.tokens_before(border);
+        let tokenizer = self.model.tokenizer();
+        let from =
+            (0..ahead).rev().find(|&at| tokenizer.is_special(self.whole.ids[at])).unwrap_or(0);
+        let start = self.whole.offsets.get(from).map_or(0, |offsets| offsets.0.min(border));
+        let served = tokenizer.encode(&self.rendered.text[start..border], false)?;
+        let known = &self.whole.ids[from..ahead];
+        let common = from + served.iter().zip(known).take_while(|(a, b)| a == b).count();
+        if common >= self.done {
+            push(&mut self.example, &self.whole.ids[self.done..common], false);
+            push(&mut self.example, &served[common - from..], false);
+        } else {
+            push(&mut self.example, &self.whole.ids[self.done..ahead], false);
+        }
+        self.done = ahead;
+        Ok(())
     }
+
+    /// Adds the tokens of an answer; apart from the prompt if one token covers the border.
+    fn answer(&mut self, range: &Range<usize>) -> Result<(), MaskError> {
+        let first = self.done;
+        self.done = self.tokens_before(range.end);
+        let crossed = first.checked_sub(1).is_some_and(|at| self.whole.offsets[at].1 > range.start);
+        if crossed {
+            let answer = &self.rendered.text[range.clone()];
+            let ids = self.model.tokenizer().encode_continuation(answer)?;
+            push(&mut self.example, &ids, true);
+        } else {
+            push(&mut self.example, &self.whole.ids[first..self.done], true);
+        }
+        Ok(())
+    }
+
+    /// How many tokens of the whole text begin before byte `border`.
+    fn tokens_before(&self, border: usize) -> usize {
+        let rest = &self.whole.offsets[self.done..];
+        self.done + rest.iter().take_while(|(start, _)| *start < border).count()
+    }
+}
+
+fn push(example: &mut Example, ids: &[u32], trained: bool) {
+    example.ids.extend(ids);
+    example.labels.extend(ids.iter().map(|&id| if trained { id as i32 } else { IGNORE_INDEX }));
+}
+
+/// Where the answer that `turn` holds after `before` ends in `text`: with the last special token
+/// that both have, or with the turn if there is none; the second tells which.
+///
+/// Some templates end every rendering with a token that a longer conversation does not have there;
+/// nothing else may differ.
+fn answer_end(model: &TextModel, text: &str, turn: &str, before: &str) -> Option<(usize, bool)> {
+    let answer = turn.strip_prefix(before)?;
+    let same = |length: usize| {
+        let end = before.len() + length;
+        (text.get(..end) == turn.get(..end)).then_some(end)
+    };
+    let mut rest = answer;
+    while let Some(special) = model.tokenizer().last_special(rest) {
+        match same(special.end) {
+            Some(end) => return Some((end, true)),
+            None if rest[special.end..].trim().is_empty() => rest = &rest[..special.start],
+            None => return None,
+        }
+    }
+    same(rest.len()).map(|end| (end, false))
 }

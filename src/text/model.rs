@@ -53,6 +53,7 @@ pub struct TextModel {
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     stop_ids: Vec<u32>,
+    turn_stop: Option<String>,
 }
 
 impl TextModel {
@@ -115,9 +116,15 @@ impl TextModel {
             (None, None) => None,
         };
         let mut stop_ids = tokenizer.eos_ids().to_vec();
-        let end_of_turn = template.as_ref().and_then(|template| end_of_turn(template, &tokenizer));
-        stop_ids.extend(end_of_turn.filter(|id| !tokenizer.eos_ids().contains(id)));
-        Ok(Self { tokenizer: Arc::new(tokenizer), template, stop_ids })
+        let mut turn_stop = None;
+        if let Some(after) = template.as_ref().and_then(after_answer) {
+            match first_special(&tokenizer, &after) {
+                Some(id) if !stop_ids.contains(&id) => stop_ids.push(id),
+                Some(_) => {}
+                None => turn_stop = first_line(&after),
+            }
+        }
+        Ok(Self { tokenizer: Arc::new(tokenizer), template, stop_ids, turn_stop })
     }
 
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
@@ -132,6 +139,12 @@ impl TextModel {
     /// template ends an assistant turn.
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids
+    }
+
+    /// The text that ends an assistant turn where the chat template ends it with no special token:
+    /// a chat has to stop there. `### Human:` for Guanaco.
+    pub fn turn_stop(&self) -> Option<&str> {
+        self.turn_stop.as_deref()
     }
 
     /// Streams answers: whole characters, special tokens left out.
@@ -237,12 +250,21 @@ fn configured_template(config: &Value) -> Result<Option<String>, TextError> {
     }
 }
 
-/// The special token with which `template` closes an assistant turn, found by asking it.
-fn end_of_turn(template: &ChatTemplate, tokenizer: &Tokenizer) -> Option<u32> {
+/// What `template` writes between an answer and the next question, found by asking it.
+fn after_answer(template: &ChatTemplate) -> Option<String> {
     const ANSWER: &str = "an answer";
+    const NEXT: &str = "the next question";
     let turn = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
-    let messages = [turn("user", "a question"), turn("assistant", ANSWER)];
+    let messages = [turn("user", "a question"), turn("assistant", ANSWER), turn("user", NEXT)];
     let text = template.render(&messages, None, false, &Map::new()).ok()?;
     let after = &text[text.rfind(ANSWER)? + ANSWER.len()..];
-    tokenizer.encode_continuation(after).ok()?.into_iter().find(|&id| tokenizer.is_special(id))
+    Some(after[..after.find(NEXT)?].to_owned())
+}
+
+fn first_special(tokenizer: &Tokenizer, text: &str) -> Option<u32> {
+    tokenizer.encode_continuation(text).ok()?.into_iter().find(|&id| tokenizer.is_special(id))
+}
+
+fn first_line(text: &str) -> Option<String> {
+    text.lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
 }

@@ -26,7 +26,7 @@ pub struct MatchedStop(pub usize);
 ///
 /// One Knuth-Morris-Pratt automaton per stop string: linear in the text, whatever the strings.
 /// Knuth, Morris, Pratt 1977, "Fast Pattern Matching in Strings", section 2.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StopMatcher {
     stops: Vec<Pattern>,
     /// Text seen and not released: a beginning of at least one stop string.
@@ -34,7 +34,7 @@ pub struct StopMatcher {
     matched: Option<MatchedStop>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Pattern {
     bytes: Vec<u8>,
     /// For each length of a match, the longest shorter one that it ends with.
@@ -61,6 +61,14 @@ impl StopMatcher {
         }
         let stops = stops.iter().map(|stop| Pattern::new(stop)).collect();
         Ok(Self { stops, held: String::new(), matched: None })
+    }
+
+    /// Watches for `stop` as well, which the request did not name; nothing if it is empty.
+    pub fn also(mut self, stop: &str) -> Self {
+        if !stop.is_empty() {
+            self.stops.push(Pattern::new(stop));
+        }
+        self
     }
 
     /// Takes the next piece of text; returns what may be shown now. After a match, nothing more.
@@ -178,6 +186,13 @@ mod tests {
         assert_eq!(stop.push("🙁"), "é🙁");
         assert_eq!(stop.push("é🙂!"), "");
         assert_eq!(stop.matched(), Some(MatchedStop(0)));
+    }
+
+    #[test]
+    fn the_stop_string_of_a_template_counts_beside_those_of_the_request() {
+        let mut stop = matcher(&["w", "x", "y", "z"]).also("### Human:").also("");
+        assert_eq!(stop.push("Yes.### Hum") + &stop.push("an: "), "Yes.");
+        assert_eq!(stop.matched(), Some(MatchedStop(4)));
     }
 
     #[test]

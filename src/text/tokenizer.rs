@@ -1,6 +1,7 @@
 //! Text to token ids and back.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::Value;
@@ -76,8 +77,11 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError`] if it is malformed, its decoder cannot stream, or a special token is unknown.
     pub fn from_bytes(json: &[u8], special: SpecialTokens) -> Result<Self, TokenizerError> {
-        let parsed: Value = parse(json, "tokenizer.json")?;
-        let whole = load(json)?;
+        let mut parsed: Value = parse(json, "tokenizer.json")?;
+        let whole = match parsed.get_mut("post_processor").is_some_and(keep_offsets) {
+            true => load(parsed.to_string().as_bytes())?,
+            false => load(json)?,
+        };
         let decoding = Decoding::from_json(&parsed["decoder"])
             .map_err(|reason| TokenizerError::Decoder { reason })?;
         let continuing = without_prefix_space(parsed)
@@ -184,10 +188,11 @@ impl Tokenizer {
         self.special_texts.iter().map(String::as_str).find(|special| text.contains(special))
     }
 
-    /// Where the last special token written out in `text` ends.
-    pub(super) fn last_special_end(&self, text: &str) -> Option<usize> {
-        let end = |special: &String| text.rfind(special.as_str()).map(|at| at + special.len());
-        self.special_texts.iter().filter_map(end).max()
+    /// The last special token written out in `text`, by its bytes.
+    pub(super) fn last_special(&self, text: &str) -> Option<Range<usize>> {
+        let found =
+            |special: &String| text.rfind(special.as_str()).map(|at| at..at + special.len());
+        self.special_texts.iter().filter_map(found).max_by_key(|range| range.end)
     }
 
     /// Every token that ends a generation.
@@ -307,39 +312,55 @@ fn load(json: &[u8]) -> Result<tokenizers::Tokenizer, TokenizerError> {
     Ok(tokenizer)
 }
 
+/// Lets offsets count the spaces of a token, which some files trim off; whether that changed anything.
+fn keep_offsets(step: &mut Value) -> bool {
+    let mut changed = false;
+    for step in step.get_mut("processors").and_then(Value::as_array_mut).into_iter().flatten() {
+        changed |= keep_offsets(step);
+    }
+    match step.get_mut("trim_offsets") {
+        Some(trim) if *trim == true => {
+            *trim = false.into();
+            true
+        }
+        _ => changed,
+    }
+}
+
 /// The same tokenizer without the space put before a text, or `None` if it puts none.
 fn without_prefix_space(mut json: Value) -> Option<Value> {
     let mut changed = false;
-    if let Some(normalizers) = json["normalizer"]["normalizers"].as_array_mut() {
-        let before = normalizers.len();
-        normalizers.retain(|step| step["type"] != "Prepend");
-        changed |= normalizers.len() != before;
+    if let Some(normalizer) = json.get_mut("normalizer") {
+        if let Some(steps) = normalizer.get_mut("normalizers").and_then(Value::as_array_mut) {
+            let before = steps.len();
+            steps.retain(|step| step["type"] != "Prepend");
+            changed |= steps.len() != before;
+        }
+        if normalizer["type"] == "Prepend" {
+            *normalizer = Value::Null;
+            changed = true;
+        }
     }
-    if json["normalizer"]["type"] == "Prepend" {
-        json["normalizer"] = Value::Null;
-        changed = true;
-    }
-    if !json["pre_tokenizer"].is_null() {
-        changed |= unprefix(&mut json["pre_tokenizer"]);
-    }
+    changed |= json.get_mut("pre_tokenizer").is_some_and(unprefix);
     changed.then_some(json)
 }
 
 fn unprefix(step: &mut Value) -> bool {
     let mut changed = false;
-    if let Some(inner) = step.get_mut("pretokenizers").and_then(Value::as_array_mut) {
-        for step in inner {
-            changed |= unprefix(step);
-        }
+    for step in step.get_mut("pretokenizers").and_then(Value::as_array_mut).into_iter().flatten() {
+        changed |= unprefix(step);
     }
-    match step["type"].as_str() {
-        Some("Metaspace") if step["prepend_scheme"] != "never" => {
-            step["prepend_scheme"] = "never".into();
-            step.as_object_mut().map(|step| step.remove("add_prefix_space"));
+    let Some(step) = step.as_object_mut() else { return changed };
+    let kind = step.get("type").and_then(Value::as_str).unwrap_or("");
+    let is = |key: &str, value: Value| step.get(key) == Some(&value);
+    match kind {
+        "Metaspace" if !is("prepend_scheme", "never".into()) => {
+            step.insert("prepend_scheme".into(), "never".into());
+            step.remove("add_prefix_space");
             true
         }
-        Some("ByteLevel") if step["add_prefix_space"] == true => {
-            step["add_prefix_space"] = false.into();
+        "ByteLevel" if is("add_prefix_space", true.into()) => {
+            step.insert("add_prefix_space".into(), false.into());
             true
         }
         _ => changed,

@@ -47,11 +47,11 @@ impl Identity {
     /// The first thing in which `other` differs.
     fn difference(&self, other: &Self) -> Option<&'static str> {
         let pairs = [
-            ("the seed", self.seed == other.seed),
-            ("the base model", self.base == other.base),
-            ("the training data", self.dataset == other.dataset),
-            ("the LoRA settings", self.lora == other.lora),
-            ("the hyperparameters", self.hyperparameters == other.hyperparameters),
+            ("another seed", self.seed == other.seed),
+            ("another base model", self.base == other.base),
+            ("other training data", self.dataset == other.dataset),
+            ("other LoRA settings", self.lora == other.lora),
+            ("other hyperparameters", self.hyperparameters == other.hyperparameters),
         ];
         pairs.into_iter().find(|(_, same)| !same).map(|(name, _)| name)
     }
@@ -125,7 +125,7 @@ fn restore<B: Backend>(
 ) -> Result<Progress, String> {
     let header = header(bytes)?;
     if let Some(what) = header.identity.difference(identity) {
-        return Err(format!("{what} differs from the run that wrote it"));
+        return Err(format!("it was written by a run with {what}"));
     }
     let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
     let expected = 3 * optimizer.moments().len();

@@ -14,12 +14,14 @@ pub enum Command {
     /// Continue a prompt. Dropping the receiver cancels it at the next step; raising `stops[i]`
     /// ends choice `i` alone (a stop string was found above).
     Generate {
-        request: GenerationRequest,
+        request: Box<GenerationRequest>,
         stops: Arc<[AtomicBool]>,
         events: mpsc::Sender<GenerationEvent>,
     },
     /// Train an adapter beside the requests. Dropping the receiver cancels the run.
     Train { run: Box<TrainRequest>, control: Arc<TrainControl>, events: mpsc::Sender<TrainEvent> },
+    /// Look at the stop flag: the thread may be asleep on this channel.
+    Stop,
 }
 
 /// What a request hears.

@@ -1,32 +1,13 @@
 //! The door to the device thread: cheap to clone, never blocks.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::mpsc;
 
-use super::{Command, GenerationEvent, TrainControl, WorkerError};
+use super::{Command, GenerationEvent, TrainControl, WorkerError, WorkerStats};
 use crate::domain::{BaseInfo, GenerationRequest};
 use crate::train::{TrainEvent, TrainRequest};
-
-/// Counters the device thread keeps and anybody may read.
-#[derive(Debug, Default)]
-pub struct WorkerStats {
-    /// Requests queued or waiting for cache room.
-    pub waiting: AtomicUsize,
-    /// Sequences in the running batch.
-    pub running: AtomicUsize,
-    /// KV blocks in use, of `blocks_total`.
-    pub blocks_used: AtomicUsize,
-    pub blocks_total: AtomicUsize,
-    pub prompt_tokens: AtomicU64,
-    pub cached_tokens: AtomicU64,
-    pub generated_tokens: AtomicU64,
-    pub steps: AtomicU64,
-    pub training_steps: AtomicU64,
-    pub adapters_resident: AtomicUsize,
-    pub panics: AtomicU64,
-}
 
 /// Sends commands to the device thread.
 #[derive(Clone, Debug)]
@@ -79,20 +60,29 @@ impl WorkerHandle {
     /// The channel holds the longest answer, so a slow reader delays nobody.
     ///
     /// # Errors
-    /// [`WorkerError::Overloaded`] if the queue is full, [`WorkerError::Stopped`] after shutdown.
+    /// [`WorkerError::Overloaded`] if the queue is full, [`WorkerError::Stopped`] after shutdown,
+    /// [`WorkerError::UnknownBase`] if no such model is loaded.
     pub fn generate(&self, request: GenerationRequest) -> Result<GenerationEvents, WorkerError> {
-        let room = request.choices * (request.sampling.max_tokens + 1) + 2;
-        let (sender, events) = mpsc::channel(room);
+        let base = self
+            .base(&request.base)
+            .ok_or_else(|| WorkerError::UnknownBase(request.base.to_string()))?;
+        let longest = request.sampling.max_tokens.min(base.context_length);
+        // Every token and the end of each choice, the prompt, a failure.
+        let (sender, events) = mpsc::channel(request.choices * (longest + 1) + 2);
         let stops: Arc<[AtomicBool]> =
             (0..request.choices).map(|_| AtomicBool::new(false)).collect();
-        self.send(Command::Generate { request, stops: Arc::clone(&stops), events: sender })?;
+        let tokens = request.cost();
+        self.stats.enter(tokens)?;
+        let (request, stop_flags) = (Box::new(request), Arc::clone(&stops));
+        let command = Command::Generate { request, stops: stop_flags, events: sender };
+        self.send(command).inspect_err(|_| self.stats.leave(tokens))?;
         Ok(GenerationEvents { events, stops })
     }
 
     /// Queues a training run. Runs are served one at a time, in order.
     ///
     /// # Errors
-    /// As [`WorkerHandle::generate`].
+    /// [`WorkerError::Overloaded`] if the queue is full, [`WorkerError::Stopped`] after shutdown.
     pub fn train(&self, run: TrainRequest) -> Result<TrainEvents, WorkerError> {
         let (sender, events) = mpsc::channel(1024);
         let control = Arc::new(TrainControl::default());
@@ -104,10 +94,7 @@ impl WorkerHandle {
 
     fn send(&self, command: Command) -> Result<(), WorkerError> {
         self.commands.try_send(command).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => WorkerError::Overloaded {
-                waiting: self.stats.waiting.load(Ordering::Relaxed),
-                retry_after_secs: 1,
-            },
+            mpsc::error::TrySendError::Full(_) => self.stats.overloaded(),
             mpsc::error::TrySendError::Closed(_) => WorkerError::Stopped,
         })
     }

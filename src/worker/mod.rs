@@ -1,9 +1,43 @@
 //! The device thread: one OS thread owns the model, the KV cache, the adapters and the active
 //! training run. Everybody else holds a [`WorkerHandle`] and sends [`Command`]s.
+//!
+//! # Inside
+//! ```text
+//! run        the loop: receive, release, one step of serving, units of training
+//! lane       one base model with its cache, adapters and scheduler; one step of it
+//! scheduler  waiting, ready, running; admission, preemption, the plan of a step
+//! queue      waiting requests in turns, by tenant and adapter
+//! kv         KV blocks: `blocks` counts references, `prefix` finds them again by their tokens
+//! resident   adapters on the device, by content, pinned while in use
+//! sequence   a request and the sequences that answer it
+//! batch      a step as one flat ragged batch
+//! answer     logits to events
+//! training   runs of training, one at a time
+//! ```
+//! What runs together never shows in what is answered: the numbers of a row depend on that row
+//! alone, tokens are drawn by seed and index, and what gave way is computed again to the bit.
 
+mod answer;
+mod batch;
+mod blocks;
 mod command;
 mod handle;
+mod kv;
+mod lane;
+mod prefix;
+mod queue;
+mod resident;
+mod run;
+mod scheduler;
+mod sequence;
+mod start;
+mod stats;
+#[cfg(test)]
+mod tests;
+mod training;
 
 pub use crate::train::{TrainEvent, TrainRequest, TrainSnapshot};
 pub use command::{Command, GenerationEvent, TrainControl, WorkerError};
-pub use handle::{GenerationEvents, TrainEvents, WorkerHandle, WorkerStats};
+pub use handle::{GenerationEvents, TrainEvents, WorkerHandle};
+pub use start::{BaseSource, StartError, Worker, WorkerSettings, start};
+pub use stats::WorkerStats;

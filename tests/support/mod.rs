@@ -1,4 +1,7 @@
 //! What the themes share.
 
+pub mod app;
 pub mod database;
+pub mod device;
 pub mod postgres;
+pub mod workshop;

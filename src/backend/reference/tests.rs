@@ -186,7 +186,7 @@ fn attention_over_the_cache_is_attention_over_the_span() {
     for spec in attention_specs() {
         let (q, k, v) = (noise(1, t, 12), noise(2, t, 6), noise(3, t, 6));
         let (mut whole, mut lse) = (Matrix::zeros(t, 12), Matrix::zeros(t, 4));
-        b.attention(&q, &k, &v, &[0..t], &spec, &mut whole, &mut lse);
+        b.attention(&q, &k, &v, std::slice::from_ref(&(0..t)), &spec, &mut whole, &mut lse);
         let (mut cache, mut o) = (b.cache(2, 2, 3, 3), Matrix::zeros(t, 12));
         b.write_cache(&mut cache, 1, &[sequence(0..t, 0)], &k, &v);
         b.attention_cached(&cache, 1, &[sequence(0..t, 0)], &spec, &q, &mut o);

@@ -58,7 +58,7 @@ struct Builder<'a> {
     /// Whether a line with content was seen.
     begun: bool,
     seen: HashMap<u64, u64>,
-    /// Examples that end with a token that ends an answer, and learn it.
+    /// Examples whose last trained token ends an answer.
     closed: u64,
 }
 
@@ -189,11 +189,10 @@ impl<'a> Builder<'a> {
         self.report.examples += 1;
         self.report.tokens += example.ids.len() as u64;
         self.report.trained_tokens += example.trained_tokens() as u64;
-        let end = example.ids.last().zip(example.labels.last());
-        let closes = |(id, &label): (&u32, &i32)| {
-            label != IGNORE_INDEX && self.model.stop_ids().contains(id)
-        };
-        self.closed += u64::from(end.is_some_and(closes));
+        // A template may write a line break after the end of a turn; what is learned counts.
+        let last = example.labels.iter().rev().find(|&&label| label != IGNORE_INDEX);
+        let closes = |&label: &i32| self.model.stop_ids().contains(&(label as u32));
+        self.closed += u64::from(last.is_some_and(closes));
         if self.report.samples.len() < SAMPLES {
             let pieces = pieces(self.model, example);
             self.report.samples.push(Sample { line: self.report.lines, pieces });

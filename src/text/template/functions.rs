@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::Kwargs;
+use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use serde_json::Value as Json;
 
@@ -17,6 +17,18 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", tojson);
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("sequence", is_sequence);
+}
+
+/// As in Python, where `None` cannot be iterated and an undefined value can.
+fn is_iterable(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Iterable | ValueKind::Undefined) || is_sequence(value)
+}
+
+/// As in Jinja: whatever has a length and can be indexed, strings and mappings included.
+fn is_sequence(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String)
 }
 
 /// The message given to `raise_exception`, if that is what ended the rendering.

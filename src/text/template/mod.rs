@@ -65,7 +65,7 @@ impl ChatTemplate {
         eos_token: &str,
     ) -> Result<Self, TemplateError> {
         let mut environment = environment();
-        environment.add_template_owned(NAME, source.to_owned()).map_err(|error| {
+        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(|error| {
             TemplateError::Syntax {
                 template: name.to_owned(),
                 line: error.line().unwrap_or(1),
@@ -119,7 +119,7 @@ impl ChatTemplate {
         ];
         let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
         let extra = extra.iter().map(|(key, value)| (key.clone(), Value::from(Serde(value))));
-        let context: Value = extra.chain(own).collect();
+        let context = Value::from_pairs(extra.chain(own));
         let mut output = Bounded { text: Vec::new(), overflow: false };
         let template = self.environment.get_template(NAME).map_err(|e| self.failed(&e))?;
         match template.render_captured_to(context, &mut output) {
@@ -167,6 +167,25 @@ fn environment() -> Environment<'static> {
     environment.set_fuel(Some(FUEL));
     functions::add_to(&mut environment);
     environment
+}
+
+/// Templates made for training mark answers with `{% generation %}`. Their answers are found by
+/// rendering here, so the tag becomes one that changes nothing, whitespace control included.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(open) = rest.find("{%") {
+        let Some(length) = rest[open..].find("%}") else { break };
+        let tag = &rest[open..open + length];
+        out.push_str(&rest[..open]);
+        match tag.trim_start_matches(['{', '%', '-', '+']).trim_end_matches('-').trim() {
+            "generation" => out.push_str(&tag.replace("generation", "if true")),
+            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
+            _ => out.push_str(tag),
+        }
+        rest = &rest[open + length..];
+    }
+    out + rest
 }
 
 /// Kind and detail, without the place, which our errors state themselves.

@@ -1,0 +1,110 @@
+//! The body of a job request, for the API document. It is read by `jobs`, field by field.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use utoipa::ToSchema;
+
+/// A job to create.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the body; `jobs::JobRequest` reads it")]
+pub struct CreateFineTuningJob {
+    /// A base model, or an adapter to go on from.
+    pub(super) model: String,
+    /// A file of purpose `fine-tune`: messages, prompt/completion, Alpaca, ShareGPT, text or ids.
+    pub(super) training_file: String,
+    pub(super) validation_file: Option<String>,
+    /// 1 to 64 of letters, digits, `.`, `_`, `-`: a part of the result's name.
+    pub(super) suffix: Option<String>,
+    /// 0 to 2147483647.
+    pub(super) seed: Option<u32>,
+    pub(super) method: Option<MethodRequest>,
+    /// Deprecated place of `method.supervised.hyperparameters`.
+    pub(super) hyperparameters: Option<SupervisedHyperparameters>,
+    pub(super) lora: Option<LoraRequest>,
+    /// `null`: as the base is resident. Any other value must be how it is resident.
+    pub(super) quantization: Option<String>,
+    /// Up to 16 pairs of strings.
+    pub(super) metadata: Option<BTreeMap<String, String>>,
+    /// -1000 to 1000; higher goes first.
+    pub(super) priority: Option<i64>,
+    /// Check everything, answer with the pre-flight report and start nothing.
+    pub(super) dry_run: Option<bool>,
+}
+
+/// How to train.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the body")]
+pub struct MethodRequest {
+    /// `supervised`.
+    r#type: String,
+    supervised: Option<SupervisedRequest>,
+}
+
+/// Supervised fine-tuning.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the body")]
+pub struct SupervisedRequest {
+    hyperparameters: Option<SupervisedHyperparameters>,
+}
+
+/// Each a value or "auto"; steps are optimiser steps.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the body")]
+pub struct SupervisedHyperparameters {
+    /// 1 to 50.
+    #[schema(value_type = Option<Value>)]
+    n_epochs: Option<Value>,
+    /// 1 to 256 examples per step.
+    #[schema(value_type = Option<Value>)]
+    batch_size: Option<Value>,
+    /// Above 0; scales the usual rate.
+    #[schema(value_type = Option<Value>)]
+    learning_rate_multiplier: Option<Value>,
+    /// Above 0, at most 1; instead of the multiplier.
+    learning_rate: Option<f64>,
+    /// `constant`, `linear` or `cosine`.
+    lr_scheduler: Option<String>,
+    warmup_steps: Option<u64>,
+    /// Of all steps, 0 to 1; instead of `warmup_steps`.
+    warmup_ratio: Option<f64>,
+    weight_decay: Option<f64>,
+    adam_beta1: Option<f64>,
+    adam_beta2: Option<f64>,
+    adam_epsilon: Option<f64>,
+    /// `adamw`.
+    optimizer: Option<String>,
+    /// 0 is off.
+    max_grad_norm: Option<f64>,
+    micro_batch_size: Option<u64>,
+    gradient_accumulation_steps: Option<u64>,
+    max_steps: Option<u64>,
+    /// Tokens; longer examples are cut.
+    max_seq_length: Option<u64>,
+    packing: Option<bool>,
+    shuffle: Option<bool>,
+    /// `completion` or `all`.
+    train_on: Option<String>,
+    neftune_alpha: Option<f64>,
+    eval_steps: Option<u64>,
+    checkpoint_steps: Option<u64>,
+}
+
+/// The adapter to train.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the body")]
+pub struct LoraRequest {
+    /// 1 to 256; 16 if absent.
+    r: Option<u64>,
+    /// `2 r` if absent.
+    alpha: Option<f64>,
+    dropout: Option<f64>,
+    /// A list of module names, a pattern for whole names, or `all-linear`, the default.
+    #[schema(value_type = Option<Value>)]
+    target_modules: Option<Value>,
+    /// Patterns on module names and the rank there.
+    rank_pattern: Option<BTreeMap<String, u64>>,
+    use_rslora: Option<bool>,
+    /// The name of an adapter to go on from.
+    init_adapter: Option<String>,
+}

@@ -1,0 +1,61 @@
+//! The base models: their text side read here, their weights on the device thread.
+
+use std::sync::Arc;
+
+use super::AppError;
+use crate::backend::cpu::CpuBackend;
+use crate::catalog::ServedBase;
+use crate::config::{Config, ModelOption, Source, TemplateChoice};
+use crate::demo;
+use crate::domain::WeightFormat;
+use crate::model::{LoadOptions, ModelSource};
+use crate::text::TextModel;
+use crate::worker::{self, BaseSource, Worker, WorkerHandle, WorkerSettings};
+
+/// Loads every model of the configuration and starts the device thread.
+///
+/// # Errors
+/// [`AppError::Text`] or [`AppError::Model`], naming the model and the file.
+pub async fn load(config: &Config) -> Result<(WorkerHandle, Worker, Vec<ServedBase>), AppError> {
+    let texts = config.models.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+    let sources = config.models.iter().map(source).collect();
+    let (threads, settings) = (config.threads, settings(config));
+    let start = move || worker::start(move || CpuBackend::new(threads), sources, settings);
+    let (handle, worker) = tokio::task::spawn_blocking(start).await??;
+    let bases = handle.bases().iter().cloned().zip(texts);
+    let served = bases.map(|(info, text)| ServedBase { info, text: Arc::new(text) }).collect();
+    Ok((handle, worker, served))
+}
+
+fn settings(config: &Config) -> WorkerSettings {
+    WorkerSettings {
+        max_batch_tokens: config.max_batch_tokens,
+        max_sequences: config.max_sequences,
+        max_waiting: config.max_waiting,
+        kv_cache_bytes: config.kv_cache_mib << 20,
+        adapter_cache_bytes: config.adapter_cache_mib << 20,
+        training_latency_budget: config.training_latency_budget,
+    }
+}
+
+fn text(model: &ModelOption) -> Result<TextModel, AppError> {
+    let template = model.template.as_ref().map(|choice| match choice {
+        TemplateChoice::Preset(name) => name.clone(),
+        TemplateChoice::File(path) => path.display().to_string(),
+    });
+    let read = match &model.source {
+        Source::Demo => TextModel::from_bytes(&demo::text_files(), template.as_deref()),
+        Source::Folder(folder) => TextModel::from_folder(folder, template.as_deref()),
+    };
+    read.map_err(|source| AppError::Text { model: model.name.clone(), source })
+}
+
+fn source(model: &ModelOption) -> BaseSource {
+    let (source, stored) = match &model.source {
+        // The demo is small and must run as fast on any CPU: dense f32.
+        Source::Demo => (demo::weights(), Some(WeightFormat::F32)),
+        Source::Folder(folder) => (ModelSource::Folder(folder.clone()), None),
+    };
+    let format = model.format().or(stored);
+    BaseSource { source, options: LoadOptions { name: model.name.clone(), format } }
+}

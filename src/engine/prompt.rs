@@ -1,0 +1,143 @@
+//! Prompts as requests give them, and as the device thread gets them.
+
+use serde_json::{Map, Value};
+
+use super::EngineError;
+use super::tokens::TextToken;
+use crate::domain::PromptToken;
+use crate::text::{Detokenizer, Start, TextError, TextModel, Tokenizer};
+
+/// What to continue.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PromptInput {
+    /// One answer, or several, to each text.
+    Texts(Vec<String>),
+    /// The same with token ids.
+    Tokens(Vec<Vec<u32>>),
+    /// Nothing: the beginning of a text.
+    Beginning,
+    /// A conversation in the wire form, through the model's chat template.
+    Chat(Vec<Value>),
+}
+
+/// A prompt as token ids.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PreparedPrompt {
+    pub ids: Vec<u32>,
+    /// What `echo` shows: what the caller wrote.
+    pub text: String,
+    /// Tokens at the start that the tokenizer added.
+    pub added: usize,
+}
+
+impl PromptInput {
+    /// How many prompts there are.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Texts(texts) => texts.len(),
+            Self::Tokens(lists) => lists.len(),
+            Self::Beginning | Self::Chat(_) => 1,
+        }
+    }
+
+    /// Tokenises; slow for long texts, so not for an async thread. `echo` fills
+    /// [`PreparedPrompt::text`].
+    ///
+    /// # Errors
+    /// [`EngineError::Prompt`] or [`EngineError::UnknownToken`], naming the parameter.
+    pub(super) fn prepare(
+        self,
+        model: &TextModel,
+        vocab_size: usize,
+        echo: bool,
+    ) -> Result<Vec<PreparedPrompt>, EngineError> {
+        match self {
+            Self::Texts(texts) => {
+                texts.into_iter().map(|text| from_text(model, text, echo)).collect()
+            }
+            Self::Tokens(lists) => {
+                lists.into_iter().map(|ids| from_ids(model, ids, vocab_size, echo)).collect()
+            }
+            Self::Beginning => Ok(vec![beginning(model)?]),
+            Self::Chat(messages) => {
+                let ids = model
+                    .chat_prompt(&messages, None, &Map::new())
+                    .map_err(|error| EngineError::Prompt { param: "messages", error })?;
+                Ok(vec![PreparedPrompt { ids, text: String::new(), added: 0 }])
+            }
+        }
+    }
+}
+
+impl PreparedPrompt {
+    /// Characters of the text that `echo` shows.
+    pub fn characters(&self) -> usize {
+        self.text.chars().count()
+    }
+
+    /// The scored prompt tokens with their places in the echoed text.
+    pub(super) fn scored(
+        &self,
+        tokenizer: &std::sync::Arc<Tokenizer>,
+        scored: &[PromptToken],
+    ) -> Vec<TextToken> {
+        if scored.is_empty() {
+            return Vec::new();
+        }
+        let length = self.characters();
+        let mut detokenizer = Detokenizer::new(tokenizer.clone(), Start::Text, false);
+        let mut offset = 0;
+        let place = |(at, token): (usize, &PromptToken)| {
+            let placed = TextToken::scored(tokenizer, token, offset.min(length));
+            if at >= self.added {
+                offset += detokenizer.push(token.token).chars().count();
+            }
+            placed
+        };
+        scored.iter().enumerate().map(place).collect()
+    }
+}
+
+fn failed(error: impl Into<TextError>) -> EngineError {
+    EngineError::Prompt { param: "prompt", error: error.into() }
+}
+
+fn from_text(model: &TextModel, text: String, echo: bool) -> Result<PreparedPrompt, EngineError> {
+    let ids = model.completion_prompt(&text).map_err(failed)?;
+    let added = match echo {
+        false => 0,
+        true => {
+            let written = model.tokenizer().encode(&text, false).map_err(failed)?;
+            if ids.ends_with(&written) { ids.len() - written.len() } else { 0 }
+        }
+    };
+    Ok(PreparedPrompt { ids, text: if echo { text } else { String::new() }, added })
+}
+
+fn from_ids(
+    model: &TextModel,
+    ids: Vec<u32>,
+    vocab_size: usize,
+    echo: bool,
+) -> Result<PreparedPrompt, EngineError> {
+    if ids.is_empty() {
+        return Err(failed(TextError::EmptyPrompt));
+    }
+    if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
+        return Err(EngineError::UnknownToken { param: "prompt", id, vocab_size });
+    }
+    let text = match echo {
+        true => model.tokenizer().decode(&ids, false).map_err(failed)?,
+        false => String::new(),
+    };
+    Ok(PreparedPrompt { ids, text, added: 0 })
+}
+
+/// What stands before every text: the beginning-of-sequence token, or for models that have none
+/// the end of another text.
+fn beginning(model: &TextModel) -> Result<PreparedPrompt, EngineError> {
+    let tokenizer = model.tokenizer();
+    let id =
+        tokenizer.bos_id().or(tokenizer.eos_id()).ok_or_else(|| failed(TextError::EmptyPrompt))?;
+    Ok(PreparedPrompt { ids: vec![id], text: String::new(), added: 1 })
+}

@@ -1,0 +1,106 @@
+//! What a job would do, found out without starting it.
+
+use serde::Serialize;
+
+use super::fields::InvalidRequest;
+use super::preparation::{LoadError, load};
+use super::request::JobRequest;
+use super::service::{JobsError, JobsResult};
+use super::spec::JobSpec;
+use crate::catalog::{Catalog, CatalogError, ServedBase};
+use crate::domain::{FileId, Hyperparameters};
+use crate::store::StoreError;
+use crate::text::dataset::Report;
+
+/// The answer to a dry run.
+#[derive(Debug, Serialize)]
+pub struct Preflight {
+    /// Whether a job with this request would start.
+    pub ok: bool,
+    pub base_model: String,
+    pub training: Report,
+    pub validation: Option<Report>,
+    /// What "auto" would become; `None` where the data is not usable.
+    pub hyperparameters: Option<Hyperparameters>,
+    pub total_steps: Option<usize>,
+    pub trainable_parameters: Option<usize>,
+}
+
+impl Preflight {
+    pub(super) async fn of(
+        catalog: &Catalog,
+        tenant: &str,
+        base: &ServedBase,
+        spec: &JobSpec,
+        request: &JobRequest,
+    ) -> JobsResult<Self> {
+        let report = |id: FileId| async move { report(catalog, tenant, base, spec, &id).await };
+        let training = report(request.training_file.clone()).await?;
+        let validation = match &request.validation_file {
+            Some(file) => Some(report(file.clone()).await?),
+            None => None,
+        };
+        let ok = training.is_usable() && validation.as_ref().is_none_or(Report::is_usable);
+        let examples = training.examples as usize;
+        let longest = training.longest_tokens.min(spec.hyperparameters.max_seq_length(&base.info));
+        let hyperparameters =
+            ok.then(|| spec.hyperparameters.resolve(&base.info, examples, longest));
+        let total_steps = hyperparameters.as_ref().map(|settled| {
+            let steps = examples.div_ceil(settled.batch_size) * settled.n_epochs;
+            settled.max_steps.unwrap_or(steps)
+        });
+        Ok(Self {
+            ok,
+            base_model: base.info.name.to_string(),
+            training,
+            validation,
+            hyperparameters,
+            total_steps,
+            trainable_parameters: trainable(catalog, base, spec).await?,
+        })
+    }
+}
+
+async fn report(
+    catalog: &Catalog,
+    tenant: &str,
+    base: &ServedBase,
+    spec: &JobSpec,
+    id: &FileId,
+) -> JobsResult<Report> {
+    match load(catalog, tenant, base, spec, id).await {
+        Ok(dataset) => Ok(dataset.report),
+        Err(LoadError::Invalid(report)) => Ok(*report),
+        Err(LoadError::Missing) => {
+            let id = id.to_string();
+            Err(StoreError::NotFound { kind: "file", id }.into())
+        }
+        Err(LoadError::Damaged) => {
+            let reason = format!("the stored content of `{id}` is damaged; upload it again");
+            Err(InvalidRequest::value("training_file", reason).into())
+        }
+        Err(LoadError::Other(reason)) => Err(JobsError::Catalog(CatalogError::Folder {
+            folder: id.to_string(),
+            source: std::io::Error::other(reason),
+        })),
+    }
+}
+
+/// `r (in + out)` over the modules the adapter covers.
+async fn trainable(
+    catalog: &Catalog,
+    base: &ServedBase,
+    spec: &JobSpec,
+) -> JobsResult<Option<usize>> {
+    if let Some(id) = &spec.init_adapter {
+        let row = catalog.store().adapter_by_id(id).await?;
+        return Ok(Some(catalog.load(&row).await?.weights.parameters()));
+    }
+    let lora = spec.lora.resolve(&base.info)?;
+    let shapes = lora.modules.iter().enumerate().filter_map(|(number, name)| {
+        let module = base.info.modules.iter().find(|module| module.name == *name)?;
+        let r = lora.ranks.get(number).copied().unwrap_or(lora.r);
+        Some(r * (module.in_features + module.out_features))
+    });
+    Ok(Some(shapes.sum()))
+}

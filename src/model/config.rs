@@ -1,0 +1,114 @@
+//! What a decoder is made of, whatever family it comes from.
+
+use crate::backend::{Activation, NormKind};
+
+/// The configuration that [`super::families`] maps every `config.json` to.
+///
+/// One layer is `x += post(attention(norm x))`, `x += post(mlp(norm x))`; most families have no
+/// `post` norm. Dropout probabilities of `config.json` are not part of it: they belong to
+/// pre-training.
+#[derive(Clone, Debug)]
+pub struct DecoderConfig {
+    /// `model_type`.
+    pub family: String,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub vocab_size: usize,
+    /// Most positions a sequence may hold.
+    pub context_length: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub norm: NormConfig,
+    pub activation: Activation,
+    /// `act(gate) · up` instead of `act(up)`.
+    pub gated: bool,
+    /// Multiplies `q · k`.
+    pub attention_scale: f32,
+    pub attention_softcap: Option<f32>,
+    pub clip_qkv: Option<f32>,
+    pub alibi: Option<Vec<f32>>,
+    pub layers: Vec<LayerConfig>,
+    /// Multiplies embeddings: √d in Gemma, 1 elsewhere.
+    pub embedding_scale: f32,
+    pub logit_scale: f32,
+    pub logit_softcap: Option<f32>,
+    /// The head is the embedding.
+    pub tied: bool,
+    pub eos_token_ids: Vec<u32>,
+    /// `target_modules` where a request names none, as PEFT chooses.
+    pub default_targets: &'static [&'static str],
+    pub names: Names,
+}
+
+/// What every norm of the model does.
+#[derive(Clone, Copy, Debug)]
+pub struct NormConfig {
+    pub kind: NormKind,
+    pub eps: f32,
+    pub bias: bool,
+    /// The checkpoint stores `weight − 1` (Gemma).
+    pub plus_one: bool,
+}
+
+/// Where layers differ from each other.
+#[derive(Clone, Debug)]
+pub struct LayerConfig {
+    pub window: Option<usize>,
+    /// See [`crate::backend::HeadsSpec::rope_frequencies`]; empty without RoPE.
+    pub rope_frequencies: Vec<f32>,
+}
+
+/// How the checkpoint calls its tensors; `.weight` and `.bias` are added.
+#[derive(Clone, Debug)]
+pub struct Names {
+    /// Leads every name but the head's, and is missing in some copies: `model.`, `transformer.`.
+    pub prefix: &'static str,
+    pub embedding: &'static str,
+    /// Learned positions.
+    pub positions: Option<&'static str>,
+    /// Followed by the layer's number.
+    pub layer: &'static str,
+    pub input_norm: &'static str,
+    /// Several side by side, or one fused.
+    pub qkv: Vec<LinearConfig>,
+    pub qk_norm: Option<[&'static str; 2]>,
+    pub o: LinearConfig,
+    pub post_attention_norm: Option<&'static str>,
+    pub mlp_norm: &'static str,
+    pub up: Vec<LinearConfig>,
+    pub down: LinearConfig,
+    pub post_mlp_norm: Option<&'static str>,
+    pub final_norm: &'static str,
+    pub head: &'static str,
+    /// Weights are stored `(in, out)`: GPT-2's Conv1D.
+    pub transposed: bool,
+    /// Buffers some files carry beside the weights, by the end of their name.
+    pub ignored: &'static [&'static str],
+}
+
+/// One linear layer of a block.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearConfig {
+    pub name: &'static str,
+    pub out_features: usize,
+    pub bias: bool,
+}
+
+impl LinearConfig {
+    pub fn new(name: &'static str, out_features: usize, bias: bool) -> Self {
+        Self { name, out_features, bias }
+    }
+}
+
+impl DecoderConfig {
+    /// Width of the attention output, `h · hd`.
+    pub fn attention_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Width of keys, or of values, `kv · hd`.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}

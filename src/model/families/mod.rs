@@ -1,0 +1,144 @@
+//! One small file per family: how its `config.json` and its names map to a [`DecoderConfig`].
+
+mod gemma;
+mod gpt2;
+mod llama;
+mod mpt;
+mod phi3;
+
+use serde_json::{Value, json};
+
+use super::config::{DecoderConfig, LayerConfig, NormConfig};
+use super::fields::Fields;
+use super::{ModelError, rope};
+use crate::backend::NormKind;
+
+type Read = fn(&Fields<'_>) -> Result<DecoderConfig, ModelError>;
+
+const FAMILIES: &[(&str, Read)] = &[
+    ("llama", llama::llama),
+    ("mistral", llama::mistral),
+    ("qwen2", llama::qwen2),
+    ("qwen3", llama::qwen3),
+    ("phi3", phi3::phi3),
+    ("gpt2", gpt2::gpt2),
+    ("mpt", mpt::mpt),
+    ("gemma2", gemma::gemma2),
+    ("gemma3_text", gemma::gemma3),
+];
+
+/// Maps a `config.json`.
+///
+/// # Errors
+/// If the family is unknown, a key is missing or malformed, or a value changes the mathematics in
+/// a way that is not supported.
+pub fn read(config: &Value) -> Result<DecoderConfig, ModelError> {
+    let fields = Fields::new(config)?;
+    let family = fields.optional_str("model_type")?.ok_or_else(|| fields.missing("model_type"))?;
+    let Some((_, read)) = FAMILIES.iter().find(|(name, _)| *name == family) else {
+        let names: Vec<&str> = FAMILIES.iter().map(|(name, _)| *name).collect();
+        let (family, supported) = (family.to_owned(), names.join(", "));
+        return Err(ModelError::UnknownFamily { family, supported });
+    };
+    fields.only("quantization_config", &[])?;
+    let decoder = read(&fields)?;
+    check(&fields, &decoder)?;
+    Ok(decoder)
+}
+
+/// What every family must satisfy.
+fn check(fields: &Fields<'_>, config: &DecoderConfig) -> Result<(), ModelError> {
+    if config.kv_heads == 0 || !config.heads.is_multiple_of(config.kv_heads) {
+        return Err(fields.unsupported("num_key_value_heads", config.kv_heads));
+    }
+    if config.layers.iter().any(|layer| 2 * layer.rope_frequencies.len() > config.head_dim) {
+        return Err(fields.unsupported("head_dim", config.head_dim));
+    }
+    Ok(())
+}
+
+/// `head_dim`, or the hidden size shared among the heads.
+fn head_dim(fields: &Fields<'_>, hidden: usize, heads: usize) -> Result<usize, ModelError> {
+    if let Some(head_dim) = fields.optional_usize("head_dim")? {
+        return Ok(head_dim);
+    }
+    if !hidden.is_multiple_of(heads) {
+        return Err(fields.unsupported("num_attention_heads", heads));
+    }
+    Ok(hidden / heads)
+}
+
+fn rms_norm(fields: &Fields<'_>) -> Result<NormConfig, ModelError> {
+    let eps = fields.f32("rms_norm_eps")?;
+    Ok(NormConfig { kind: NormKind::Rms, eps, bias: false, plus_one: false })
+}
+
+/// `layers` times the same layer.
+fn alike(layers: usize, window: Option<usize>, rope_frequencies: Vec<f32>) -> Vec<LayerConfig> {
+    vec![LayerConfig { window, rope_frequencies }; layers]
+}
+
+/// Whether each layer slides: from `layer_types`, or by the family's rule in older files.
+fn sliding(
+    fields: &Fields<'_>,
+    layers: usize,
+    rule: impl Fn(usize) -> bool,
+) -> Result<Vec<bool>, ModelError> {
+    let Some(types) = fields.array("layer_types")? else {
+        return Ok((0..layers).map(rule).collect());
+    };
+    if types.len() != layers {
+        return Err(fields.unsupported("layer_types", Value::from(types.clone())));
+    }
+    let slides = |kind: &Value| match kind.as_str() {
+        Some("sliding_attention") => Ok(true),
+        Some("full_attention") => Ok(false),
+        _ => Err(fields.unsupported("layer_types", kind)),
+    };
+    types.iter().map(slides).collect()
+}
+
+/// Refuses attention that is not causal.
+fn causal(fields: &Fields<'_>) -> Result<(), ModelError> {
+    fields.only("use_bidirectional_attention", &[json!(false)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn llama() -> Value {
+        json!({
+            "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "vocab_size": 256,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-5, "max_position_embeddings": 128, "hidden_act": "silu",
+        })
+    }
+
+    fn refusal(key: &str, value: Value) -> String {
+        let mut config = llama();
+        config[key] = value;
+        read(&config).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn what_changes_the_mathematics_is_refused_by_name() {
+        assert!(read(&llama()).is_ok());
+        for (key, value) in [
+            ("hidden_act", json!("relu")),
+            ("quantization_config", json!({"quant_method": "gptq"})),
+            ("num_key_value_heads", json!(3)),
+            ("hidden_size", json!("wide")),
+            ("vocab_size", json!(0)),
+            ("rope_scaling", json!({"rope_type": "dynamic", "factor": 2.0})),
+        ] {
+            assert!(refusal(key, value).contains(key), "{key}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_family_is_refused_with_the_list_of_known_ones() {
+        let message = refusal("model_type", json!("mamba"));
+        assert!(message.contains("mamba") && message.contains("llama, mistral"), "{message}");
+    }
+}

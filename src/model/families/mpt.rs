@@ -1,0 +1,105 @@
+//! MPT (MosaicML 2023): ALiBi instead of positions, LayerNorm without bias, one fused `Wqkv`,
+//! optionally clipped.
+
+use super::*;
+use crate::model::config::{LinearConfig, Names};
+
+pub fn mpt(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
+    refuse_variants(fields)?;
+    let (hidden_size, heads) = (fields.usize("d_model")?, fields.usize("n_heads")?);
+    let head_dim = head_dim(fields, hidden_size, heads)?;
+    let attention = attention(fields, heads)?;
+    let ratio = fields.optional_usize("expansion_ratio")?.unwrap_or(4);
+    let eps = fields.optional_f32("layer_norm_epsilon")?.unwrap_or(1e-5);
+    let intermediate_size = ratio * hidden_size;
+    Ok(DecoderConfig {
+        family: "mpt".to_owned(),
+        hidden_size,
+        intermediate_size,
+        vocab_size: fields.usize("vocab_size")?,
+        context_length: fields.usize("max_seq_len")?,
+        heads,
+        kv_heads: heads,
+        head_dim,
+        norm: NormConfig { kind: NormKind::Layer, eps, bias: false, plus_one: false },
+        activation: crate::backend::Activation::Gelu,
+        gated: false,
+        attention_scale: attention.scale.unwrap_or((head_dim as f32).powf(-0.5)),
+        attention_softcap: None,
+        clip_qkv: attention.clip,
+        alibi: Some(attention.slopes),
+        layers: alike(fields.usize("n_layers")?, None, Vec::new()),
+        embedding_scale: 1.0,
+        logit_scale: logit_scale(fields, hidden_size)?,
+        logit_softcap: None,
+        tied: fields.bool("tie_word_embeddings", true)?,
+        eos_token_ids: fields.token_ids("eos_token_id")?,
+        default_targets: &["Wqkv"],
+        names: Names {
+            prefix: "transformer.",
+            embedding: "wte",
+            positions: None,
+            layer: "blocks",
+            input_norm: "norm_1",
+            qkv: vec![LinearConfig::new("attn.Wqkv", 3 * hidden_size, false)],
+            qk_norm: None,
+            o: LinearConfig::new("attn.out_proj", hidden_size, false),
+            post_attention_norm: None,
+            mlp_norm: "norm_2",
+            up: vec![LinearConfig::new("ffn.up_proj", intermediate_size, false)],
+            down: LinearConfig::new("ffn.down_proj", hidden_size, false),
+            post_mlp_norm: None,
+            final_norm: "norm_f",
+            head: "lm_head",
+            transposed: false,
+            ignored: &[],
+        },
+    })
+}
+
+struct Attention {
+    slopes: Vec<f32>,
+    clip: Option<f32>,
+    scale: Option<f32>,
+}
+
+/// `attn_config`, whose every variant but ALiBi with one kind of head changes the mathematics.
+fn attention(fields: &Fields<'_>, heads: usize) -> Result<Attention, ModelError> {
+    let Some(attention) = fields.object("attn_config")? else {
+        return Ok(Attention { slopes: rope::alibi_slopes(heads, 8.0), clip: None, scale: None });
+    };
+    attention.only("alibi", &[json!(true)])?;
+    attention.only("attn_type", &[json!("multihead_attention")])?;
+    attention.only("kv_n_heads", &[json!(heads)])?;
+    for key in ["prefix_lm", "qk_ln", "qk_gn", "rope", "attn_uses_sequence_id"] {
+        attention.only(key, &[json!(false)])?;
+    }
+    attention.only("sliding_window_size", &[json!(-1)])?;
+    let max = attention.optional_f32("alibi_bias_max")?.unwrap_or(8.0);
+    Ok(Attention {
+        slopes: rope::alibi_slopes(heads, max),
+        clip: attention.optional_f32("clip_qkv")?,
+        scale: attention.optional_f32("softmax_scale")?,
+    })
+}
+
+fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
+    fields.only("no_bias", &[json!(true)])?;
+    fields.only("learned_pos_emb", &[json!(false)])?;
+    fields.only("embedding_fraction", &[json!(1.0), json!(1)])?;
+    fields.only("norm_type", &[json!("low_precision_layernorm"), json!("layernorm")])?;
+    let ffn = fields.object("ffn_config")?;
+    ffn.map_or(Ok(()), |ffn| ffn.only("ffn_type", &[json!("mptmlp")]))
+}
+
+/// A number, or `inv_sqrt_d_model`.
+fn logit_scale(fields: &Fields<'_>, hidden_size: usize) -> Result<f32, ModelError> {
+    match fields.get("logit_scale") {
+        None => Ok(1.0),
+        Some(Value::String(rule)) if rule == "inv_sqrt_d_model" => {
+            Ok((hidden_size as f32).powf(-0.5))
+        }
+        Some(Value::String(rule)) => Err(fields.unsupported("logit_scale", rule)),
+        Some(_) => fields.f32("logit_scale"),
+    }
+}

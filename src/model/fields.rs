@@ -1,0 +1,129 @@
+//! Reading `config.json`: typed fields, and refusals that name the key.
+
+use serde_json::{Map, Value};
+
+use super::ModelError;
+use crate::backend::Activation;
+
+/// The keys of a configuration, or of an object inside it.
+#[derive(Clone, Copy, Debug)]
+pub struct Fields<'a> {
+    values: &'a Map<String, Value>,
+    /// Leads key names in messages: `rope_parameters.`.
+    path: &'static str,
+}
+
+impl<'a> Fields<'a> {
+    pub fn new(value: &'a Value) -> Result<Self, ModelError> {
+        let values = value.as_object().ok_or_else(|| ModelError::BadValue {
+            key: "config.json".to_owned(),
+            expected: "an object",
+            found: value.to_string(),
+        })?;
+        Ok(Self { values, path: "" })
+    }
+
+    /// The value of `key`, if there is one that is not null.
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.values.get(key).filter(|value| !value.is_null())
+    }
+
+    /// The object under `key`.
+    pub fn object(&self, key: &'static str) -> Result<Option<Fields<'a>>, ModelError> {
+        self.typed(key, "an object", |value| {
+            value.as_object().map(|values| Fields { values, path: key })
+        })
+    }
+
+    pub fn usize(&self, key: &str) -> Result<usize, ModelError> {
+        self.required(key, self.optional_usize(key)?)
+    }
+
+    /// A positive whole number.
+    pub fn optional_usize(&self, key: &str) -> Result<Option<usize>, ModelError> {
+        // Bounded so that products of two sizes cannot overflow.
+        let whole = |value: &Value| value.as_u64().filter(|n| (1..1 << 31).contains(n));
+        self.typed(key, "a positive whole number", |value| whole(value).map(|n| n as usize))
+    }
+
+    pub fn f32(&self, key: &str) -> Result<f32, ModelError> {
+        self.required(key, self.optional_f32(key)?)
+    }
+
+    pub fn optional_f32(&self, key: &str) -> Result<Option<f32>, ModelError> {
+        self.typed(key, "a finite number", |value| {
+            value.as_f64().map(|x| x as f32).filter(|x| x.is_finite())
+        })
+    }
+
+    pub fn bool(&self, key: &str, default: bool) -> Result<bool, ModelError> {
+        Ok(self.typed(key, "true or false", Value::as_bool)?.unwrap_or(default))
+    }
+
+    pub fn optional_str(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
+        self.typed(key, "a string", Value::as_str)
+    }
+
+    pub fn array(&self, key: &str) -> Result<Option<&'a Vec<Value>>, ModelError> {
+        self.typed(key, "an array", Value::as_array)
+    }
+
+    /// Token ids: one, or a list, or none.
+    pub fn token_ids(&self, key: &str) -> Result<Vec<u32>, ModelError> {
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids = self.typed(key, "a token id or a list of them", |value| match value {
+            Value::Array(ids) => ids.iter().map(id).collect::<Option<Vec<u32>>>(),
+            one => id(one).map(|id| vec![id]),
+        })?;
+        Ok(ids.unwrap_or_default())
+    }
+
+    /// Refuses `key` unless it is absent, null or one of `allowed`.
+    pub fn only(&self, key: &str, allowed: &[Value]) -> Result<(), ModelError> {
+        match self.get(key) {
+            Some(value) if !allowed.contains(value) => Err(self.unsupported(key, value)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The non-linearity under `key`.
+    pub fn activation(&self, key: &str) -> Result<Activation, ModelError> {
+        let value = self.get(key).ok_or_else(|| self.missing(key))?;
+        match value.as_str() {
+            Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("gelu") => Ok(Activation::Gelu),
+            Some("gelu_new" | "gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
+            _ => Err(self.unsupported(key, value)),
+        }
+    }
+
+    pub fn unsupported(&self, key: &str, value: impl ToString) -> ModelError {
+        ModelError::Unsupported { key: self.full(key), value: value.to_string() }
+    }
+
+    pub fn missing(&self, key: &str) -> ModelError {
+        ModelError::MissingKey { key: self.full(key) }
+    }
+
+    fn required<T>(&self, key: &str, value: Option<T>) -> Result<T, ModelError> {
+        value.ok_or_else(|| self.missing(key))
+    }
+
+    fn typed<T>(
+        &self,
+        key: &str,
+        expected: &'static str,
+        read: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        read(value).map(Some).ok_or_else(|| ModelError::BadValue {
+            key: self.full(key),
+            expected,
+            found: value.to_string(),
+        })
+    }
+
+    fn full(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+}

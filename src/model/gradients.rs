@@ -1,0 +1,52 @@
+//! Where the backward puts what it finds about trained tensors.
+
+use crate::backend::Backend;
+
+/// Gradients of one site's adapter, of the shapes of its matrices.
+pub(super) struct SiteGradient<B: Backend> {
+    pub a: B::Rows,
+    pub b: B::Rows,
+}
+
+/// The gradients of what a run trains; frozen tensors have none.
+pub(super) enum Gradients<'a, B: Backend> {
+    /// By site.
+    Adapter(&'a mut [Option<SiteGradient<B>>]),
+    /// By slot: every tensor of the model.
+    Full(&'a mut [B::Rows]),
+}
+
+impl<B: Backend> Gradients<'_, B> {
+    /// Of the adapter at `site`.
+    pub fn site(&mut self, site: usize) -> &mut SiteGradient<B> {
+        match self {
+            Gradients::Adapter(sites) => {
+                sites[site].as_mut().expect("every site of the trained adapter has gradients")
+            }
+            Gradients::Full(_) => unreachable!("a run trains an adapter or every weight"),
+        }
+    }
+
+    /// Of the tensor in `slot`, if it is trained.
+    pub fn tensor(&mut self, slot: usize) -> Option<&mut B::Rows> {
+        match self {
+            Gradients::Adapter(_) => None,
+            Gradients::Full(tensors) => Some(&mut tensors[slot]),
+        }
+    }
+
+    /// Of the tensor in `slot` and, where it has one, of the bias in the slot after it.
+    pub fn with_bias(
+        &mut self,
+        slot: usize,
+        bias: bool,
+    ) -> (Option<&mut B::Rows>, Option<&mut B::Rows>) {
+        match self {
+            Gradients::Adapter(_) => (None, None),
+            Gradients::Full(tensors) => {
+                let (head, tail) = tensors.split_at_mut(slot + 1);
+                (head.last_mut(), tail.first_mut().filter(|_| bias))
+            }
+        }
+    }
+}

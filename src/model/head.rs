@@ -1,0 +1,122 @@
+//! The output head: final norm, logits, and their backward.
+
+use super::decoder::Embedding;
+use super::gradients::Gradients;
+use super::linear::{Adapters, Projection};
+use super::norm::ModelNorm;
+use crate::backend::{Backend, LossSum};
+
+pub(super) struct Head<B: Backend> {
+    pub norm: ModelNorm<B>,
+    /// `None`: the embedding is the head.
+    pub projection: Option<Projection<B>>,
+    pub scale: f32,
+    pub softcap: Option<f32>,
+    pub vocab_size: usize,
+}
+
+impl<B: Backend> Head<B> {
+    /// Logits `(n, v)` of `x (n, d)`: `softcap(scale · W norm(x))`.
+    pub fn logits(
+        &self,
+        b: &mut B,
+        x: &B::Rows,
+        embedding: &Embedding<B>,
+        adapters: Adapters<'_, B>,
+    ) -> B::Rows {
+        let normed = self.norm.forward(b, x);
+        let logits = self.logits_of_normed(b, &normed, embedding, adapters);
+        b.recycle(normed);
+        logits
+    }
+
+    fn logits_of_normed(
+        &self,
+        b: &mut B,
+        normed: &B::Rows,
+        embedding: &Embedding<B>,
+        adapters: Adapters<'_, B>,
+    ) -> B::Rows {
+        let mut z = match &self.projection {
+            Some(projection) => projection.forward(b, normed, adapters),
+            None => {
+                let mut z = b.zeros(b.shape(normed).0, self.vocab_size);
+                b.matmul(normed, &embedding.table, None, &mut z, 0);
+                z
+            }
+        };
+        if self.is_scaled() {
+            b.scale_logits(&mut z, self.scale, self.softcap);
+        }
+        z
+    }
+
+    /// The loss of `x (n, d)` against `labels`, and no gradient.
+    pub fn loss(
+        &self,
+        b: &mut B,
+        x: &B::Rows,
+        labels: &[i32],
+        embedding: &Embedding<B>,
+        adapters: Adapters<'_, B>,
+    ) -> LossSum {
+        let mut z = self.logits(b, x, embedding, adapters);
+        let sum = b.cross_entropy(&mut z, labels, 0.0);
+        b.recycle(z);
+        sum
+    }
+
+    /// The loss of `x (n, d)` against `labels`, and the gradient of `weight` times it by `x`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn loss_and_gradient(
+        &self,
+        b: &mut B,
+        x: &B::Rows,
+        labels: &[i32],
+        weight: f32,
+        embedding: &Embedding<B>,
+        adapters: Adapters<'_, B>,
+        gradients: &mut Gradients<'_, B>,
+    ) -> (LossSum, B::Rows) {
+        let normed = self.norm.forward(b, x);
+        let mut z = self.logits_of_normed(b, &normed, embedding, adapters);
+        // The cap's derivative needs its output, which the loss overwrites.
+        let scaled = self.is_scaled().then(|| b.duplicate(&z));
+        let sum = b.cross_entropy(&mut z, labels, weight);
+        if let Some(scaled) = &scaled {
+            b.scale_logits_backward(scaled, self.scale, self.softcap, &mut z);
+        }
+        let (n, d) = b.shape(x);
+        let (mut dnormed, mut dx) = (b.zeros(n, d), b.zeros(n, d));
+        self.projection_backward(b, &z, &normed, embedding, adapters, gradients, &mut dnormed);
+        self.norm.backward(b, &dnormed, x, gradients, &mut dx);
+        [normed, z, dnormed].into_iter().chain(scaled).for_each(|rows| b.recycle(rows));
+        (sum, dx)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn projection_backward(
+        &self,
+        b: &mut B,
+        dz: &B::Rows,
+        normed: &B::Rows,
+        embedding: &Embedding<B>,
+        adapters: Adapters<'_, B>,
+        gradients: &mut Gradients<'_, B>,
+        dnormed: &mut B::Rows,
+    ) {
+        match &self.projection {
+            Some(head) => head.backward(b, dz, normed, adapters, gradients, Some(dnormed)),
+            None => {
+                b.matmul_backward(dz, 0, &embedding.table, dnormed);
+                if let Some(dtable) = gradients.tensor(Embedding::<B>::TABLE_SLOT) {
+                    b.weight_gradient(dz, 0, normed, dtable, None);
+                }
+            }
+        }
+    }
+
+    fn is_scaled(&self) -> bool {
+        self.scale != 1.0 || self.softcap.is_some()
+    }
+}

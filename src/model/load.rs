@@ -1,0 +1,149 @@
+//! From a folder or from memory to a resident model.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::build::{Builder, Parts};
+use super::checkpoint::{Checkpoint, read_file};
+use super::config::DecoderConfig;
+use super::fields::Fields;
+use super::{LoadOptions, Model, ModelError, ModelSource, families};
+use crate::backend::{Backend, WeightFormat};
+use crate::domain::BaseInfo;
+
+impl<B: Backend> Model<B> {
+    /// Reads a model and packs it for the device.
+    ///
+    /// # Errors
+    /// If a file cannot be read, the configuration asks for something that is not supported, or a
+    /// tensor is missing, superfluous, misshapen or not finite. Each names file and tensor.
+    pub fn load(
+        b: &mut B,
+        source: &ModelSource,
+        options: &LoadOptions,
+    ) -> Result<Self, ModelError> {
+        let started = Instant::now();
+        let bytes = config_bytes(source)?;
+        let (json, mut config) = read_config(&bytes)?;
+        add_generation_config(source, &mut config)?;
+        let mut checkpoint = Checkpoint::open(source, &bytes, &config.family)?;
+        let format = match options.format {
+            Some(format) => format,
+            None => stored_format(&json)?,
+        };
+        let mut model = Self::build(b, config, &mut checkpoint, &options.name, format)?;
+        checkpoint.finish(|name| model.ignores(name))?;
+        model.set_fingerprint(checkpoint.fingerprint());
+        model.report(started);
+        Ok(model)
+    }
+
+    fn build(
+        b: &mut B,
+        config: DecoderConfig,
+        checkpoint: &mut Checkpoint,
+        name: &str,
+        format: WeightFormat,
+    ) -> Result<Self, ModelError> {
+        let mut builder = Builder::new(b, &config, checkpoint, format);
+        let Parts { embedding, layers, head } = builder.build()?;
+        let (specs, modules, size_bytes) = (builder.specs, builder.modules, builder.size_bytes);
+        let info = BaseInfo {
+            name: name.into(),
+            family: config.family.clone(),
+            context_length: config.context_length,
+            vocab_size: config.vocab_size,
+            hidden_size: config.hidden_size,
+            num_layers: layers.len(),
+            parameters: specs.iter().map(|spec| spec.parameters() as u64).sum(),
+            dtype: format_name(format).to_owned(),
+            size_bytes: size_bytes as u64,
+            fingerprint: String::new(),
+            modules,
+            default_targets: config.default_targets.iter().map(|&name| name.to_owned()).collect(),
+        };
+        let (info, eos_token_ids) = (Arc::new(info), config.eos_token_ids.clone());
+        Ok(Self { info, eos_token_ids, embedding, layers, head, specs, config })
+    }
+
+    fn set_fingerprint(&mut self, fingerprint: String) {
+        Arc::make_mut(&mut self.info).fingerprint = fingerprint;
+    }
+
+    /// Whether a tensor that was not asked for may lie in the checkpoint all the same: a buffer, or
+    /// the copy of a tied head.
+    fn ignores(&self, tensor: &str) -> bool {
+        let names = &self.config.names;
+        let buffer = names.ignored.iter().any(|suffix| tensor.ends_with(suffix));
+        buffer || (self.config.tied && tensor == format!("{}.weight", names.head))
+    }
+
+    fn report(&self, started: Instant) {
+        let info = &self.info;
+        tracing::info!(
+            model = &*info.name,
+            family = info.family,
+            parameters = info.parameters,
+            format = info.dtype,
+            size_bytes = info.size_bytes,
+            seconds = started.elapsed().as_secs_f64(),
+            "the model is loaded"
+        );
+    }
+}
+
+fn config_bytes(source: &ModelSource) -> Result<Cow<'static, [u8]>, ModelError> {
+    match source {
+        ModelSource::Embedded { config, .. } => Ok(config.clone()),
+        ModelSource::Folder(folder) => match read_file(folder, "config.json")? {
+            Some(bytes) => Ok(bytes.into()),
+            None => Err(ModelError::NoConfig(folder.clone())),
+        },
+    }
+}
+
+fn read_config(bytes: &[u8]) -> Result<(Value, DecoderConfig), ModelError> {
+    let json = parse("config.json", bytes)?;
+    let config = families::read(&json)?;
+    Ok((json, config))
+}
+
+/// Instruct models often name further end tokens in `generation_config.json`.
+fn add_generation_config(
+    source: &ModelSource,
+    config: &mut DecoderConfig,
+) -> Result<(), ModelError> {
+    const NAME: &str = "generation_config.json";
+    let ModelSource::Folder(folder) = source else { return Ok(()) };
+    let Some(bytes) = read_file(folder, NAME)? else { return Ok(()) };
+    config.eos_token_ids.extend(Fields::new(&parse(NAME, &bytes)?)?.token_ids("eos_token_id")?);
+    config.eos_token_ids.sort_unstable();
+    config.eos_token_ids.dedup();
+    Ok(())
+}
+
+fn parse(file: &str, bytes: &[u8]) -> Result<Value, ModelError> {
+    serde_json::from_slice(bytes)
+        .map_err(|source| ModelError::Json { file: file.to_owned(), source })
+}
+
+/// The format nearest to what the checkpoint says of itself, in either spelling.
+fn stored_format(config: &Value) -> Result<WeightFormat, ModelError> {
+    let fields = Fields::new(config)?;
+    let dtype = fields.optional_str("dtype")?.or(fields.optional_str("torch_dtype")?);
+    Ok(if dtype == Some("bfloat16") { WeightFormat::Bf16 } else { WeightFormat::F32 })
+}
+
+fn format_name(format: WeightFormat) -> &'static str {
+    match format {
+        WeightFormat::F32 => "f32",
+        WeightFormat::Bf16 => "bf16",
+        WeightFormat::Nf4 { double: false } => "nf4",
+        WeightFormat::Nf4 { double: true } => "nf4-dq",
+        WeightFormat::Q8_0 => "q8_0",
+        WeightFormat::Q4_0 => "q4_0",
+    }
+}

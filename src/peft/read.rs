@@ -1,0 +1,162 @@
+//! Files to an adapter the device may be given, or the reason why not.
+
+use super::config::AdapterConfig;
+use super::error::{PeftError, Result};
+use super::provenance::{Fingerprints, Provenance};
+use super::targets::{by_pattern, compile_patterns, resolve_targets};
+use super::tensors::Tensors;
+use super::write::{AdapterFiles, content_key};
+use crate::domain::{AdapterSite, AdapterWeights, BaseInfo, ModuleShape};
+
+/// An adapter that fits its base model.
+#[derive(Clone, Debug)]
+pub struct CheckedAdapter {
+    pub weights: AdapterWeights,
+    pub config: AdapterConfig,
+    pub provenance: Option<Provenance>,
+    /// Sentences for whoever registered it; none of them prevents its use.
+    pub notes: Vec<String>,
+}
+
+/// Reads an adapter for `base`, whose fingerprints are `served`.
+///
+/// Costs a pass over the matrices: call it away from async threads.
+///
+/// # Errors
+/// [`PeftError`] names the first thing that does not fit.
+pub fn read(
+    files: &AdapterFiles,
+    base: &BaseInfo,
+    served: &Fingerprints,
+) -> Result<CheckedAdapter> {
+    let config = AdapterConfig::parse(&files.config)?;
+    let provenance = files.provenance.as_deref().map(Provenance::parse).transpose()?;
+    let mut notes = config.notes.clone();
+    match &provenance {
+        Some(provenance) => provenance.check(served)?,
+        None => notes.push(
+            "the adapter carries no fingerprints; it was accepted because its modules and shapes fit"
+                .to_owned(),
+        ),
+    }
+    let sites = read_sites(&config, base, &files.tensors)?;
+    let key = content_key(&sites);
+    let weights = AdapterWeights { key, sites, dropout: config.lora_dropout };
+    Ok(CheckedAdapter { weights, config, provenance, notes })
+}
+
+fn read_sites(config: &AdapterConfig, base: &BaseInfo, bytes: &[u8]) -> Result<Vec<AdapterSite>> {
+    let modules = resolve_targets(&config.filter(&base.default_targets), base)?;
+    let ranks = compile_patterns(&config.rank_pattern)?;
+    let alphas = compile_patterns(&config.alpha_pattern)?;
+    let mut tensors = Tensors::open(bytes)?;
+    let sites = modules
+        .into_iter()
+        .map(|module| {
+            let r = by_pattern(&ranks, &module.name).unwrap_or(config.r);
+            let alpha = by_pattern(&alphas, &module.name).unwrap_or(config.lora_alpha);
+            read_site(&mut tensors, module, r, config.scaling(alpha, r))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    match tensors.left_over() {
+        None => Ok(sites),
+        Some(tensor) => Err(PeftError::UnexpectedTensor {
+            tensor: tensor.to_owned(),
+            base: base.name.to_string(),
+        }),
+    }
+}
+
+fn read_site(
+    tensors: &mut Tensors<'_>,
+    module: &ModuleShape,
+    r: usize,
+    scaling: f32,
+) -> Result<AdapterSite> {
+    let [a_name, b_name] = tensor_names(&module.name);
+    Ok(AdapterSite {
+        module: module.name.clone(),
+        r,
+        scaling,
+        a: tensors.take(a_name, [r, module.in_features])?,
+        b: tensors.take(b_name, [module.out_features, r])?,
+    })
+}
+
+/// The names PEFT gives to the matrices A and B of a module.
+pub(super) fn tensor_names(module: &str) -> [String; 2] {
+    ["lora_A", "lora_B"].map(|matrix| format!("base_model.model.{module}.{matrix}.weight"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{adapter, fingerprints, tiny_base};
+    use super::super::{Provenance, write};
+    use super::*;
+
+    fn written() -> AdapterFiles {
+        let (weights, spec) = adapter(&["q_proj", "down_proj"], 2);
+        let provenance = Provenance {
+            base_model: "tiny".to_owned(),
+            fingerprints: fingerprints(),
+            job: None,
+            step: None,
+        };
+        write(&weights, &spec, &tiny_base(), &provenance)
+    }
+
+    #[test]
+    fn what_is_written_reads_back_the_same() {
+        let (weights, _) = adapter(&["q_proj", "down_proj"], 2);
+        let read = read(&written(), &tiny_base(), &fingerprints()).expect("our own adapter");
+        assert_eq!(read.weights.sites, weights.sites);
+        assert_eq!(read.weights.key, content_key(&weights.sites));
+        assert!(read.notes.is_empty(), "{:?}", read.notes);
+    }
+
+    #[test]
+    fn without_fingerprints_it_is_accepted_with_a_note() {
+        let files = AdapterFiles { provenance: None, ..written() };
+        let read = read(&files, &tiny_base(), &fingerprints()).expect("a foreign adapter");
+        assert!(read.notes[0].contains("no fingerprints"));
+    }
+
+    #[test]
+    fn another_base_is_refused() {
+        let served = Fingerprints { base: "other".to_owned(), ..fingerprints() };
+        let error = read(&written(), &tiny_base(), &served).expect_err("another base");
+        assert!(matches!(error, PeftError::Mismatch { what: "base model", .. }));
+    }
+
+    #[test]
+    fn a_wrong_shape_names_tensor_and_both_shapes() {
+        let mut base = tiny_base();
+        base.modules[0].in_features += 1;
+        let error = read(&written(), &base, &fingerprints()).expect_err("a wrong shape");
+        assert!(matches!(error, PeftError::Shape { ref tensor, .. } if tensor.contains("q_proj")));
+    }
+
+    #[test]
+    fn missing_and_superfluous_tensors_are_named() {
+        let rename = |from: &str, to: &str| {
+            let config = String::from_utf8(written().config).expect("JSON");
+            AdapterFiles { config: config.replace(from, to).into_bytes(), ..written() }
+        };
+        let more = rename("\"q_proj\"", "\"q_proj\", \"v_proj\"");
+        let error = read(&more, &tiny_base(), &fingerprints()).expect_err("a missing tensor");
+        assert!(matches!(error, PeftError::MissingTensor { .. }), "{error}");
+        let fewer = rename("\"q_proj\"", "\"nothing\"");
+        let error = read(&fewer, &tiny_base(), &fingerprints()).expect_err("a tensor too many");
+        assert!(matches!(error, PeftError::UnexpectedTensor { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_number_that_is_not_finite_is_refused() {
+        let (mut weights, spec) = adapter(&["q_proj"], 2);
+        weights.sites[0].a[0] = f32::NAN;
+        let provenance = Provenance::parse(&written().provenance.expect("written")).expect("ours");
+        let files = write(&weights, &spec, &tiny_base(), &provenance);
+        let error = read(&files, &tiny_base(), &fingerprints()).expect_err("a NaN");
+        assert!(matches!(error, PeftError::NotFinite { .. }));
+    }
+}

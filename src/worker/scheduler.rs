@@ -1,0 +1,310 @@
+//! Who runs: waiting requests become running sequences when cache room is free, the youngest gives
+//! way when it runs out, and each step is planned under a budget of tokens.
+//!
+//! Everything here is bookkeeping; [`super::lane`] does what is decided.
+
+use std::rc::Rc;
+
+use super::WorkerError;
+use super::kv::{KvRoom, Registered, blocks_for};
+use super::queue::FairQueue;
+use super::resident::{AdapterPin, Refusal};
+use super::sequence::{Request, Sequence};
+use crate::backend::BLOCK_TOKENS;
+
+/// The bounds of one step.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StepLimits {
+    pub tokens: usize,
+    pub sequences: usize,
+    /// Rows of logits that prompts being scored may ask for.
+    pub scored_rows: usize,
+}
+
+/// One step: which running sequences compute how many tokens, and which blocks are copied before.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub slots: Vec<Slot>,
+    /// `(from, to)`: a shared block is about to be written to.
+    pub copies: Vec<(u32, u32)>,
+}
+
+/// A running sequence's share of a step.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    /// Into [`Scheduler::running`].
+    pub index: usize,
+    pub rows: usize,
+}
+
+/// The sequences of one base model.
+#[derive(Debug)]
+pub(super) struct Scheduler {
+    pub waiting: FairQueue,
+    /// Next in line, and those that gave way; the oldest first.
+    pub ready: Vec<Sequence>,
+    /// The oldest first.
+    pub running: Vec<Sequence>,
+    pub room: KvRoom,
+    pub preemptions: u64,
+    limits: StepLimits,
+    next_age: u64,
+}
+
+impl Scheduler {
+    pub fn new(limits: StepLimits, blocks: usize) -> Self {
+        Self {
+            waiting: FairQueue::default(),
+            ready: Vec::new(),
+            running: Vec::new(),
+            room: KvRoom::new(blocks),
+            preemptions: 0,
+            limits,
+            next_age: 0,
+        }
+    }
+
+    pub fn has_work(&self) -> bool {
+        !(self.waiting.is_empty() && self.ready.is_empty() && self.running.is_empty())
+    }
+
+    /// Moves sequences to running while there is a place, cache room and, through `pin`, their
+    /// adapter. `began` hears of each request that leaves the queue.
+    pub fn admit(
+        &mut self,
+        mut pin: impl FnMut(&Rc<Request>) -> Result<Option<AdapterPin>, Refusal>,
+        mut began: impl FnMut(&Request),
+    ) {
+        loop {
+            if self.ready.is_empty() {
+                let Some(request) = self.waiting.pop() else { return };
+                began(&request);
+                self.next_age += 1;
+                self.ready.push(Sequence::new(request, self.next_age));
+            }
+            if !self.start_first(&mut pin) {
+                return;
+            }
+        }
+    }
+
+    /// Starts the first sequence in line; false if it has to wait.
+    fn start_first(
+        &mut self,
+        pin: &mut impl FnMut(&Rc<Request>) -> Result<Option<AdapterPin>, Refusal>,
+    ) -> bool {
+        if !self.has_place(&self.ready[0]) {
+            return false;
+        }
+        let adapter = match pin(&self.ready[0].request) {
+            Ok(adapter) => adapter,
+            Err(Refusal::NoRoomNow) => return false,
+            Err(Refusal::Never(error)) => {
+                self.ready.remove(0).request.fail(error);
+                return true;
+            }
+        };
+        if !self.give_room() {
+            return false;
+        }
+        let mut sequence = self.ready.remove(0);
+        sequence.adapter = adapter;
+        self.insert_running(sequence);
+        true
+    }
+
+    fn has_place(&self, sequence: &Sequence) -> bool {
+        let places = |s: &Sequence| if s.reads_prompt { s.request.ask.choices } else { 1 };
+        let taken: usize = self.running.iter().map(places).sum();
+        taken == 0 || taken + places(sequence) <= self.limits.sequences
+    }
+
+    /// Blocks for all known tokens of the first in line, cached ones first; a block per running
+    /// sequence stays in reserve, so that nobody has to give way at once.
+    fn give_room(&mut self) -> bool {
+        let reserve = self.running.len();
+        let sequence = &mut self.ready[0];
+        let (mut blocks, registered) = if sequence.scores_prompt() {
+            (Vec::new(), Registered::default())
+        } else {
+            self.room.reuse(&sequence.request.space, &sequence.tokens)
+        };
+        let computed = blocks.len() * BLOCK_TOKENS;
+        let missing = blocks_for(sequence.tokens.len()) - blocks.len();
+        if missing + reserve > self.room.available()
+            || !self.room.grow(&mut blocks, sequence.tokens.len())
+        {
+            self.room.release(&mut blocks);
+            return false;
+        }
+        (sequence.computed, sequence.cached_tokens) = (computed, computed);
+        (sequence.blocks, sequence.registered) = (blocks, registered);
+        true
+    }
+
+    /// Decides one step: a token for every sequence that decodes, then prompts by chunks.
+    pub fn plan(&mut self, plan: &mut Plan) {
+        plan.slots.clear();
+        plan.copies.clear();
+        let mut limits = self.limits;
+        if let Some(index) = self.running.iter().position(|s| s.request.alone.get()) {
+            self.plan_alone(index, plan);
+            return;
+        }
+        let mut index = 0;
+        while index < self.running.len() && limits.tokens > 0 {
+            if self.running[index].remaining() == 1 && self.make_room(index, plan) {
+                plan.slots.push(Slot { index, rows: 1 });
+                limits.tokens -= 1;
+            }
+            index += 1;
+        }
+        self.plan_prompts(limits, plan);
+    }
+
+    fn plan_alone(&mut self, index: usize, plan: &mut Plan) {
+        let mut limits = self.limits;
+        if self.running[index].remaining() == 1 {
+            if self.make_room(index, plan) {
+                plan.slots.push(Slot { index, rows: 1 });
+            }
+        } else {
+            let rows = chunk(&self.running[index], limits.tokens, &mut limits);
+            plan.slots.push(Slot { index, rows });
+        }
+    }
+
+    /// The older prompt takes what the younger ones leave, but never less than half of the budget
+    /// that is left: a long prompt delays a short one by a chunk, not by its length.
+    fn plan_prompts(&self, mut limits: StepLimits, plan: &mut Plan) {
+        let prompts = || self.running.iter().enumerate().filter(|(_, s)| s.remaining() > 1);
+        let mut others: usize = prompts().map(|(_, sequence)| sequence.remaining()).sum();
+        for (index, sequence) in prompts() {
+            others -= sequence.remaining();
+            let half = limits.tokens.div_ceil(2);
+            let share = limits.tokens.saturating_sub(others).max(half);
+            let rows = chunk(sequence, share, &mut limits);
+            if rows > 0 {
+                plan.slots.push(Slot { index, rows });
+            }
+        }
+    }
+
+    /// Makes the block of the next token writable, taking blocks from the youngest if none is left.
+    /// False if the sequence itself had to give way.
+    fn make_room(&mut self, index: usize, plan: &mut Plan) -> bool {
+        let at = self.running[index].computed / BLOCK_TOKENS;
+        let held = self.running[index].blocks.get(at).copied();
+        if held.is_some_and(|block| !self.room.is_shared(block)) {
+            return true;
+        }
+        let Some(block) = self.take_block(index) else { return false };
+        let blocks = &mut self.running[index].blocks;
+        match blocks.get_mut(at) {
+            // Those who shared it may have given way meanwhile; a copy is right all the same.
+            Some(shared) => {
+                let from = std::mem::replace(shared, block);
+                plan.copies.push((from, block));
+                self.room.release(&mut vec![from]);
+            }
+            None => blocks.push(block),
+        }
+        true
+    }
+
+    fn take_block(&mut self, index: usize) -> Option<u32> {
+        loop {
+            if let Some(block) = self.room.take() {
+                return Some(block);
+            }
+            let youngest = self.running.len() - 1;
+            self.preempt(youngest);
+            if youngest == index {
+                return None;
+            }
+        }
+    }
+
+    /// Puts a running sequence back in line; what it has said stays, what it computed is redone.
+    fn preempt(&mut self, index: usize) {
+        let mut sequence = self.running.remove(index);
+        self.room.release(&mut sequence.blocks);
+        sequence.rewind();
+        self.preemptions += 1;
+        self.insert_ready(sequence);
+    }
+
+    /// A new choice joins, running if there is a place.
+    pub fn join(&mut self, mut fork: Sequence) {
+        if self.running.len() < self.limits.sequences {
+            self.room.share(&fork.blocks);
+            self.insert_running(fork);
+        } else {
+            fork.rewind();
+            self.insert_ready(fork);
+        }
+    }
+
+    fn insert_running(&mut self, sequence: Sequence) {
+        let rank = |s: &Sequence| (s.age, s.choice);
+        let at = self.running.partition_point(|other| rank(other) < rank(&sequence));
+        self.running.insert(at, sequence);
+    }
+
+    fn insert_ready(&mut self, sequence: Sequence) {
+        let rank = |s: &Sequence| (s.age, s.choice);
+        let at = self.ready.partition_point(|other| rank(other) < rank(&sequence));
+        self.ready.insert(at, sequence);
+    }
+
+    /// Frees what is finished, stopped, failed or abandoned. `left` hears of each request that
+    /// leaves the queue.
+    pub fn release_ended(&mut self, mut left: impl FnMut(&Request)) {
+        self.waiting.remove(|request| {
+            let over = request.is_over();
+            if over {
+                left(request);
+            }
+            over
+        });
+        for sequences in [&mut self.ready, &mut self.running] {
+            sequences.iter_mut().for_each(Sequence::heed_stop);
+            for mut ended in sequences.extract_if(.., |sequence| sequence.is_over()) {
+                self.room.release(&mut ended.blocks);
+            }
+        }
+    }
+
+    /// Fails everything that has not begun.
+    pub fn refuse_waiting(&mut self, error: &WorkerError, mut left: impl FnMut(&Request)) {
+        self.waiting.remove(|request| {
+            request.fail(error.clone());
+            left(request);
+            true
+        });
+        for sequence in self.ready.extract_if(.., |s| !s.request.has_emitted()) {
+            sequence.request.fail(error.clone());
+        }
+    }
+
+    /// Starts over with empty caches: what runs is put back in line, to be computed again.
+    pub fn forget_cache(&mut self) {
+        self.room = KvRoom::new(self.room.total());
+        for mut sequence in std::mem::take(&mut self.running) {
+            sequence.rewind();
+            self.insert_ready(sequence);
+        }
+    }
+}
+
+/// Rows of the next chunk of a prompt: at most `share`, and within what is left of the limits,
+/// which are lowered by it.
+fn chunk(sequence: &Sequence, share: usize, limits: &mut StepLimits) -> usize {
+    let mut rows = sequence.remaining().min(share).min(limits.tokens);
+    if sequence.scores_prompt() {
+        rows = rows.min(limits.scored_rows);
+        limits.scored_rows -= rows;
+    }
+    limits.tokens -= rows;
+    rows
+}

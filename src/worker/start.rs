@@ -1,0 +1,191 @@
+//! Starting the device thread, and stopping it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::lane::Lane;
+use super::run::Device;
+use super::scheduler::StepLimits;
+use super::{Command, WorkerHandle, WorkerStats};
+use crate::backend::Backend;
+use crate::domain::BaseInfo;
+use crate::model::{LoadOptions, Model, ModelError, ModelSource};
+
+/// Deep enough for any model's layers in an unoptimised build.
+const STACK_BYTES: usize = 64 << 20;
+/// Logits of prompts being scored that one step may hold.
+const SCORED_BYTES: usize = 64 << 20;
+
+/// One base model to load.
+#[derive(Clone, Debug)]
+pub struct BaseSource {
+    pub source: ModelSource,
+    /// How to hold it, and the name requests use.
+    pub options: LoadOptions,
+}
+
+/// The bounds of the device thread.
+#[derive(Clone, Debug)]
+pub struct WorkerSettings {
+    /// Tokens one step may compute, decode and prefill together.
+    pub max_batch_tokens: usize,
+    /// Sequences that may run at the same time, per base model.
+    pub max_sequences: usize,
+    /// Requests that may wait; one more is refused as overloaded.
+    pub max_waiting: usize,
+    /// Memory for keys and values, shared evenly among the base models.
+    pub kv_cache_bytes: usize,
+    /// Memory for resident adapters, shared evenly among the base models.
+    pub adapter_cache_bytes: usize,
+    /// Time that training may add to a step of serving, on average.
+    pub training_latency_budget: Duration,
+}
+
+impl Default for WorkerSettings {
+    fn default() -> Self {
+        Self {
+            max_batch_tokens: 256,
+            max_sequences: 64,
+            max_waiting: 1024,
+            kv_cache_bytes: 1 << 30,
+            adapter_cache_bytes: 512 << 20,
+            training_latency_budget: Duration::from_millis(20),
+        }
+    }
+}
+
+/// Why the device thread did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("no base model was given")]
+    NoBase,
+    #[error("two base models are named `{0}`; give one of them another name")]
+    SameName(String),
+    #[error("cannot load the base model `{base}`: {source}")]
+    Load { base: String, source: ModelError },
+    #[error(
+        "the KV cache of {given_bytes} bytes per base model holds no block of `{base}`, which takes \
+         {block_bytes}; give it more"
+    )]
+    CacheTooSmall { base: String, block_bytes: usize, given_bytes: usize },
+    #[error("cannot start the device thread: {0}")]
+    Thread(#[from] std::io::Error),
+    #[error("the device thread ended while it loaded the base models")]
+    Died,
+}
+
+/// The device thread, to be stopped and waited for.
+#[derive(Debug)]
+pub struct Worker {
+    thread: JoinHandle<()>,
+    stopping: Arc<AtomicBool>,
+    commands: mpsc::WeakSender<Command>,
+}
+
+/// Loads the base models on a thread of their own, which then serves and trains; returns when they
+/// are loaded. The thread ends when every handle is dropped and its work is done, or when stopped.
+///
+/// # Errors
+/// If a model cannot be loaded or the caches are too small for it.
+pub fn start<B: Backend>(
+    make_backend: impl FnOnce() -> B + Send + 'static,
+    bases: Vec<BaseSource>,
+    settings: WorkerSettings,
+) -> Result<(WorkerHandle, Worker), StartError> {
+    check_names(&bases)?;
+    let stats = Arc::new(WorkerStats::default());
+    stats.max_waiting.store(settings.max_waiting.max(1), Ordering::Relaxed);
+    let stopping = Arc::new(AtomicBool::new(false));
+    // Room for every request that may wait, and for the training runs and the stop beside them.
+    let (commands, receiver) = mpsc::channel(settings.max_waiting.max(1) + 64);
+    let (loaded, loading) = std::sync::mpsc::channel();
+    let (flag, counters) = (Arc::clone(&stopping), Arc::clone(&stats));
+    let thread = std::thread::Builder::new().name("device".into()).stack_size(STACK_BYTES).spawn(
+        move || {
+            let mut backend = make_backend();
+            let lanes = match load(&mut backend, &bases, &settings) {
+                Ok(lanes) => lanes,
+                Err(error) => return drop(loaded.send(Err(error))),
+            };
+            let infos = lanes.iter().map(|lane| Arc::clone(&lane.model.info)).collect();
+            if loaded.send(Ok(infos)).is_ok() {
+                let budget = settings.training_latency_budget;
+                Device::new(backend, lanes, receiver, flag, counters, budget).run();
+            }
+        },
+    )?;
+    let infos: Vec<Arc<BaseInfo>> = loading.recv().map_err(|_| StartError::Died)??;
+    let worker = Worker { thread, stopping, commands: commands.downgrade() };
+    Ok((WorkerHandle::new(commands, infos, stats), worker))
+}
+
+impl Worker {
+    /// Asks the thread to end: what waits fails with [`super::WorkerError::Stopped`], what runs is
+    /// finished, and a training run is dropped, to go on later from its last checkpoint.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        if let Some(commands) = self.commands.upgrade() {
+            // If the channel is full the thread is awake and sees the flag anyway.
+            let _awake_already = commands.try_send(Command::Stop);
+        }
+    }
+
+    /// Whether the thread has ended, asked to or not.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits for the thread to end; true if it ended in order, false if it panicked.
+    pub fn join(self) -> bool {
+        self.thread.join().is_ok()
+    }
+}
+
+fn check_names(bases: &[BaseSource]) -> Result<(), StartError> {
+    if bases.is_empty() {
+        return Err(StartError::NoBase);
+    }
+    for (i, base) in bases.iter().enumerate() {
+        let name = &base.options.name;
+        if bases[..i].iter().any(|other| other.options.name == *name) {
+            return Err(StartError::SameName(name.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// Loads the base models, each with its own share of the caches.
+pub(super) fn load<B: Backend>(
+    b: &mut B,
+    bases: &[BaseSource],
+    settings: &WorkerSettings,
+) -> Result<Vec<Lane<B>>, StartError> {
+    bases.iter().map(|base| load_one(b, base, settings, bases.len())).collect()
+}
+
+fn load_one<B: Backend>(
+    b: &mut B,
+    base: &BaseSource,
+    settings: &WorkerSettings,
+    shares: usize,
+) -> Result<Lane<B>, StartError> {
+    let name = || base.options.name.clone();
+    let model = Model::load(b, &base.source, &base.options)
+        .map_err(|source| StartError::Load { base: name(), source })?;
+    let (given_bytes, block_bytes) = (settings.kv_cache_bytes / shares, model.kv_bytes_per_block());
+    let blocks = given_bytes / block_bytes.max(1);
+    if blocks == 0 {
+        return Err(StartError::CacheTooSmall { base: name(), block_bytes, given_bytes });
+    }
+    let tokens = settings.max_batch_tokens.max(1);
+    let limits = StepLimits {
+        tokens,
+        sequences: settings.max_sequences.clamp(1, tokens),
+        scored_rows: (SCORED_BYTES / (4 * model.info.vocab_size).max(1)).max(1),
+    };
+    Ok(Lane::new(b, model, limits, blocks, settings.adapter_cache_bytes / shares))
+}

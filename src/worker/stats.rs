@@ -1,0 +1,101 @@
+//! What the device thread tells about itself: counters anybody may read without asking it.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::WorkerError;
+
+/// Counters the device thread keeps and anybody may read.
+#[derive(Debug, Default)]
+pub struct WorkerStats {
+    /// Requests queued or waiting for cache room.
+    pub waiting: AtomicUsize,
+    /// How many may wait; 0: as many as the channel holds.
+    pub max_waiting: AtomicUsize,
+    /// Tokens those requests may take, prompt and longest answer.
+    pub waiting_tokens: AtomicU64,
+    /// Sequences in the running batch.
+    pub running: AtomicUsize,
+    /// KV blocks in use, of `blocks_total`.
+    pub blocks_used: AtomicUsize,
+    pub blocks_total: AtomicUsize,
+    pub prompt_tokens: AtomicU64,
+    pub cached_tokens: AtomicU64,
+    pub generated_tokens: AtomicU64,
+    pub steps: AtomicU64,
+    /// Sequences put back to wait because older ones needed their blocks.
+    pub preemptions: AtomicU64,
+    /// Thousandths of a token per second, prompt and answer, over the last steps.
+    pub milli_tokens_per_second: AtomicU64,
+    /// Device time spent on steps of serving, in microseconds.
+    pub serving_micros: AtomicU64,
+    /// Optimiser steps.
+    pub training_steps: AtomicU64,
+    /// Device time spent on units of training, in microseconds.
+    pub training_micros: AtomicU64,
+    pub adapters_resident: AtomicUsize,
+    pub panics: AtomicU64,
+}
+
+impl WorkerStats {
+    /// Takes a place in the queue for a request of at most `tokens` tokens.
+    ///
+    /// # Errors
+    /// [`WorkerError::Overloaded`] if every place is taken.
+    pub(super) fn enter(&self, tokens: usize) -> Result<(), WorkerError> {
+        let max = self.max_waiting.load(Relaxed);
+        let one_more = |waiting| (max == 0 || waiting < max).then_some(waiting + 1);
+        self.waiting.fetch_update(Relaxed, Relaxed, one_more).map_err(|_| self.overloaded())?;
+        self.waiting_tokens.fetch_add(tokens as u64, Relaxed);
+        Ok(())
+    }
+
+    /// Gives the place back: the request runs, or is over.
+    pub(super) fn leave(&self, tokens: usize) {
+        self.waiting.fetch_sub(1, Relaxed);
+        self.waiting_tokens.fetch_sub(tokens as u64, Relaxed);
+    }
+
+    /// The queue is full, and how long it takes to work it off at the measured speed.
+    pub(super) fn overloaded(&self) -> WorkerError {
+        WorkerError::Overloaded {
+            waiting: self.waiting.load(Relaxed),
+            retry_after_secs: self.drain_secs(),
+        }
+    }
+
+    /// Notes a step of `rows` tokens that took `elapsed`, and `interval` with the training before it.
+    pub(super) fn note_step(&self, rows: usize, elapsed: Duration, interval: Duration) {
+        self.steps.fetch_add(1, Relaxed);
+        self.serving_micros.fetch_add(elapsed.as_micros() as u64, Relaxed);
+        let now = (rows as f64 * 1e3 / interval.as_secs_f64().max(1e-6)) as u64;
+        let before = self.milli_tokens_per_second.load(Relaxed);
+        let smooth = if before == 0 { now } else { (before * 15 + now) / 16 };
+        self.milli_tokens_per_second.store(smooth, Relaxed);
+    }
+
+    /// Between 1 and 60: clients give up on anything longer.
+    fn drain_secs(&self) -> u64 {
+        let milli_tokens = self.waiting_tokens.load(Relaxed).saturating_mul(1000);
+        let speed = self.milli_tokens_per_second.load(Relaxed).max(1);
+        milli_tokens.div_ceil(speed).clamp(1, 60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_says_how_long_it_takes_at_the_measured_speed() {
+        let stats = WorkerStats::default();
+        stats.max_waiting.store(2, Relaxed);
+        stats.note_step(100, Duration::from_millis(500), Duration::from_secs(1));
+        stats.enter(1000).unwrap();
+        stats.enter(500).unwrap();
+        let full = WorkerError::Overloaded { waiting: 2, retry_after_secs: 15 };
+        assert_eq!(stats.enter(1), Err(full));
+        stats.leave(1000);
+        assert_eq!(stats.enter(1), Ok(()));
+    }
+}

@@ -1,0 +1,7 @@
+//! The device loop, driven turn by turn without its thread.
+
+mod faults;
+mod faulty;
+mod harness;
+mod serving;
+mod training;

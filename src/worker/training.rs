@@ -1,0 +1,247 @@
+//! Training beside serving: one run at a time, advanced by small units within a latency budget.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+
+use super::lane::Lane;
+use super::run::panic_message;
+use super::{TrainControl, WorkerError, WorkerStats};
+use crate::backend::Backend;
+use crate::train::{Run, TrainEvent, TrainRequest};
+
+/// What a turn of training came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    Idle,
+    Advanced,
+    /// The run's owner does not take its events; it stands still until they are taken.
+    Unread,
+}
+
+/// The runs: one active, the others in line.
+pub(super) struct Training<B: Backend> {
+    waiting: VecDeque<(TrainRequest, Owner)>,
+    active: Option<Active<B>>,
+    /// Owners of ended runs that have not taken the last events.
+    leaving: Vec<Owner>,
+    /// Device time per step of serving.
+    budget: Duration,
+    /// What is left of the budget in seconds; a unit that took more than was left is paid off
+    /// before the next, so that the budget holds on average whatever a unit takes.
+    credit: f64,
+}
+
+struct Active<B: Backend> {
+    run: Run<B>,
+    lane: usize,
+    owner: Owner,
+}
+
+/// Who hears of a run.
+struct Owner {
+    job: String,
+    control: Arc<TrainControl>,
+    events: mpsc::Sender<TrainEvent>,
+    /// Events the channel has no room for yet.
+    unread: VecDeque<TrainEvent>,
+}
+
+impl<B: Backend> Training<B> {
+    pub fn new(budget: Duration) -> Self {
+        Self { waiting: VecDeque::new(), active: None, leaving: Vec::new(), budget, credit: 0.0 }
+    }
+
+    /// Puts a run in line.
+    pub fn push(
+        &mut self,
+        run: TrainRequest,
+        control: Arc<TrainControl>,
+        events: mpsc::Sender<TrainEvent>,
+    ) {
+        let owner = Owner { job: run.job.clone(), control, events, unread: VecDeque::new() };
+        self.waiting.push_back((run, owner));
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.active.is_none() && self.leaving.is_empty()
+    }
+
+    /// Spends what the budget allows while `serving`, or one unit if nobody else wants the device.
+    pub fn turn(
+        &mut self,
+        b: &mut B,
+        lanes: &[Lane<B>],
+        serving: bool,
+        stats: &WorkerStats,
+    ) -> Turn {
+        self.part_with_cancelled();
+        if self.active.is_none() {
+            self.start_next(b, lanes, stats);
+        }
+        if !serving {
+            self.credit = 0.0;
+            return self.timed_unit(b, lanes, stats);
+        }
+        let budget = self.budget.as_secs_f64();
+        self.credit = (self.credit + budget).min(budget);
+        let mut turn = Turn::Idle;
+        while self.credit > 0.0 {
+            turn = self.timed_unit(b, lanes, stats);
+            if turn != Turn::Advanced {
+                break;
+            }
+        }
+        turn
+    }
+
+    /// Drops every run where it stands; their owners see their channels close.
+    pub fn abandon(&mut self, b: &mut B) {
+        self.waiting.clear();
+        self.leaving.clear();
+        if let Some(active) = self.active.take() {
+            active.run.release(b);
+        }
+    }
+
+    fn timed_unit(&mut self, b: &mut B, lanes: &[Lane<B>], stats: &WorkerStats) -> Turn {
+        let started = Instant::now();
+        let turn = self.unit(b, lanes, stats);
+        if turn == Turn::Advanced {
+            let elapsed = started.elapsed();
+            stats.training_micros.fetch_add(elapsed.as_micros() as u64, Relaxed);
+            self.credit -= elapsed.as_secs_f64();
+        }
+        turn
+    }
+
+    fn unit(&mut self, b: &mut B, lanes: &[Lane<B>], stats: &WorkerStats) -> Turn {
+        let Some(active) = &mut self.active else {
+            return if self.leaving.is_empty() { Turn::Idle } else { Turn::Unread };
+        };
+        if active.owner.wants_no_more() {
+            self.end(b, Some(TrainEvent::Cancelled));
+            return Turn::Advanced;
+        }
+        if !active.owner.flush() {
+            return Turn::Unread;
+        }
+        if active.owner.control.pause_requested() {
+            active.run.request_pause();
+        }
+        let model = &lanes[active.lane].model;
+        match catch_unwind(AssertUnwindSafe(|| active.run.advance(b, model))) {
+            Ok(events) => self.tell(b, events, stats),
+            Err(panic) => self.fail_active(&panic_message(&*panic), stats),
+        }
+        Turn::Advanced
+    }
+
+    fn tell(&mut self, b: &mut B, events: Vec<TrainEvent>, stats: &WorkerStats) {
+        let Some(active) = &mut self.active else { return };
+        let steps = events.iter().filter(|event| matches!(event, TrainEvent::Step(_))).count();
+        stats.training_steps.fetch_add(steps as u64, Relaxed);
+        active.owner.unread.extend(events);
+        active.owner.flush();
+        if active.run.finished() {
+            self.end(b, None);
+        }
+    }
+
+    /// Frees the active run; `last` is what its owner hears at the end.
+    fn end(&mut self, b: &mut B, last: Option<TrainEvent>) {
+        if let Some(Active { run, mut owner, .. }) = self.active.take() {
+            run.release(b);
+            owner.unread.extend(last);
+            self.part_with(owner);
+        }
+    }
+
+    /// After a panic the run's buffers are not trusted to be given back; they are dropped.
+    fn fail_active(&mut self, reason: &str, stats: &WorkerStats) {
+        stats.panics.fetch_add(1, Relaxed);
+        if let Some(Active { run, mut owner, .. }) = self.active.take() {
+            tracing::error!(job.id = owner.job, reason, "a unit of training panicked");
+            let message = WorkerError::Device(reason.to_owned()).to_string();
+            owner.unread.push_back(TrainEvent::Failed { step: run.step(), message });
+            self.part_with(owner);
+        }
+    }
+
+    fn start_next(&mut self, b: &mut B, lanes: &[Lane<B>], stats: &WorkerStats) {
+        let Some((request, mut owner)) = self.waiting.pop_front() else { return };
+        match start(b, lanes, request, stats) {
+            Ok((run, lane)) => self.active = Some(Active { run, lane, owner }),
+            Err(message) => {
+                owner.unread.push_back(TrainEvent::Failed { step: 0, message });
+                self.part_with(owner);
+            }
+        }
+    }
+
+    /// Lets go of the runs in line whose owners do not want them any more, and of owners who have
+    /// heard everything.
+    fn part_with_cancelled(&mut self) {
+        self.leaving.retain_mut(|owner| !owner.events.is_closed() && !owner.flush());
+        let unwanted = |(_, owner): &(TrainRequest, Owner)| owner.wants_no_more();
+        while let Some(at) = self.waiting.iter().position(unwanted) {
+            if let Some((_, mut owner)) = self.waiting.remove(at) {
+                owner.unread.push_back(TrainEvent::Cancelled);
+                self.part_with(owner);
+            }
+        }
+    }
+
+    fn part_with(&mut self, mut owner: Owner) {
+        if !owner.flush() {
+            self.leaving.push(owner);
+        }
+    }
+}
+
+impl Owner {
+    fn wants_no_more(&self) -> bool {
+        self.control.cancel_requested() || self.events.is_closed()
+    }
+
+    /// Hands over what the channel has room for; true if nothing is left to hand over.
+    fn flush(&mut self) -> bool {
+        while let Some(event) = self.unread.pop_front() {
+            match self.events.try_send(event) {
+                Ok(()) => {}
+                Err(TrySendError::Full(event)) => {
+                    self.unread.push_front(event);
+                    return false;
+                }
+                Err(TrySendError::Closed(_)) => self.unread.clear(),
+            }
+        }
+        true
+    }
+}
+
+/// Sets a run up on its base model.
+fn start<B: Backend>(
+    b: &mut B,
+    lanes: &[Lane<B>],
+    request: TrainRequest,
+    stats: &WorkerStats,
+) -> Result<(Run<B>, usize), String> {
+    let base = &request.base;
+    let lane = lanes
+        .iter()
+        .position(|lane| lane.model.info.name == *base)
+        .ok_or_else(|| WorkerError::UnknownBase(base.to_string()).to_string())?;
+    match catch_unwind(AssertUnwindSafe(|| Run::start(b, &lanes[lane].model, request))) {
+        Ok(run) => run.map(|run| (run, lane)).map_err(|error| error.to_string()),
+        Err(panic) => {
+            stats.panics.fetch_add(1, Relaxed);
+            Err(WorkerError::Device(panic_message(&*panic)).to_string())
+        }
+    }
+}

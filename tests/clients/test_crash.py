@@ -1,0 +1,125 @@
+"""kill -9 in the middle of a job: after a restart it goes on and ends with the very same weights."""
+import hashlib
+import pathlib
+import random
+import tempfile
+import time
+import uuid
+
+import server
+
+TEACH = pathlib.Path(__file__).resolve().parents[1] / "golden" / "teach.jsonl"
+STEPS = 24
+
+
+def upload(url, name="teach.jsonl"):
+    border = uuid.uuid4().hex
+    body = (
+        f'--{border}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+        f'--{border}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+    ).encode() + TEACH.read_bytes() + f"\r\n--{border}--\r\n".encode()
+    headers = {"Content-Type": f"multipart/form-data; boundary={border}"}
+    status, file = server.request(url + "/v1/files", body, headers=headers)
+    assert status == 200, file
+    return file["id"]
+
+
+def create_job(url):
+    hyperparameters = {"max_steps": STEPS, "batch_size": 4, "checkpoint_steps": 3}
+    body = {
+        "model": "demo",
+        "training_file": upload(url),
+        "seed": 7,
+        "suffix": "crash",
+        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        "lora": {"dropout": 0.1},
+    }
+    status, job = server.request(url + "/v1/fine_tuning/jobs", body)
+    assert status == 200, job
+    return job["id"]
+
+
+def job_of(url, job):
+    status, found = server.request(f"{url}/v1/fine_tuning/jobs/{job}")
+    assert status == 200, found
+    return found
+
+
+def checkpoints(url, job):
+    status, found = server.request(f"{url}/v1/fine_tuning/jobs/{job}/checkpoints?limit=100")
+    assert status == 200, found
+    return found["data"]
+
+
+def wait(condition, what, patience=240.0):
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"waited {patience} s for {what}")
+
+
+def finished(url, job):
+    def condition():
+        found = job_of(url, job)
+        assert found["status"] not in ("failed", "cancelled"), found
+        return found if found["status"] == "succeeded" else None
+
+    return wait(condition, "the job to succeed")
+
+
+def weights(data):
+    """The hash of every adapter in a data folder, the checkpoints' among them."""
+    files = sorted(data.rglob("adapter_model.safetensors"))
+    return {hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_killed_jobs_end_with_the_same_weights():
+    with tempfile.TemporaryDirectory() as folder:
+        calm = server.Server(pathlib.Path(folder) / "calm").wait_until_ready()
+        finished(calm.url, create_job(calm.url))
+        assert calm.stop() == 0
+        expected = weights(calm.data)
+        assert expected
+
+        data = pathlib.Path(folder) / "stormy"
+        stormy = server.Server(data).wait_until_ready()
+        job = create_job(stormy.url)
+        dice = random.Random(1)
+        for kill in range(4):
+            known = len(checkpoints(stormy.url, job))
+            wait(
+                lambda: len(checkpoints(stormy.url, job)) > known or job_of(stormy.url, job)["status"] == "succeeded",
+                f"a checkpoint before kill {kill}",
+            )
+            time.sleep(dice.uniform(0, 0.4))
+            stormy.kill()
+            stormy = server.Server(data).wait_until_ready()
+        found = finished(stormy.url, job)
+        # The adapter answers at once, under its name.
+        status, answer = server.request(
+            stormy.url + "/v1/completions",
+            {"model": found["fine_tuned_model"], "prompt": "Hello", "max_tokens": 4},
+        )
+        assert status == 200, answer
+        assert stormy.stop() == 0
+        assert weights(data) == expected
+
+
+def test_everything_survives_a_restart():
+    with tempfile.TemporaryDirectory() as folder:
+        first = server.Server(pathlib.Path(folder) / "data").wait_until_ready()
+        job = create_job(first.url)
+        name = finished(first.url, job)["fine_tuned_model"]
+        ask = {"model": name, "prompt": "Once", "max_tokens": 8, "temperature": 0}
+        before = server.request(first.url + "/v1/completions", ask)
+        assert before[0] == 200, before
+        first.kill()
+        second = server.Server(pathlib.Path(folder) / "data").wait_until_ready()
+        after = server.request(second.url + "/v1/completions", ask)
+        assert after[0] == 200, after
+        assert after[1]["choices"][0]["text"] == before[1]["choices"][0]["text"]
+        assert len(checkpoints(second.url, job)) == STEPS // 3
+        second.stop()

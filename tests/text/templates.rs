@@ -1,0 +1,148 @@
+//! Chat templates against the reference implementation, and within their bounds.
+
+use serde_json::{Map, Value, json};
+use tandem::text::dataset::alpaca_prompt;
+use tandem::text::template::PRESETS;
+use tandem::text::{ChatTemplate, TemplateError};
+
+use super::{golden, golden_json};
+
+const GOLDEN: [&str; 10] = [
+    "alpaca",
+    "chatml",
+    "chatml_default_system",
+    "chatml_tools",
+    "gemma",
+    "guanaco",
+    "llama2",
+    "llama3",
+    "mistral",
+    "vicuna",
+];
+
+#[test]
+fn every_golden_conversation_renders_exactly() {
+    let mut rows_seen = 0;
+    for name in GOLDEN {
+        let case = golden_json(&format!("chat/{name}/case.json"));
+        let source = std::fs::read_to_string(golden(&format!("chat/{name}/template.jinja")));
+        let token = |key: &str| case[key].as_str().expect("a token").to_owned();
+        let template = ChatTemplate::compile(
+            name,
+            &source.expect("a template"),
+            &token("bos_token"),
+            &token("eos_token"),
+        )
+        .expect("golden templates compile");
+        for row in case["rows"].as_array().expect("rows") {
+            check_row(name, &template, row);
+            rows_seen += 1;
+        }
+    }
+    assert_eq!(rows_seen, 226);
+}
+
+fn check_row(name: &str, template: &ChatTemplate, row: &Value) {
+    let known = [
+        "conversation",
+        "messages",
+        "add_generation_prompt",
+        "expected",
+        "error",
+        "error_type",
+        "tools",
+    ];
+    let mut extra = row.as_object().expect("an object").clone();
+    extra.retain(|key, _| !known.contains(&key.as_str()));
+    let messages = row["messages"].as_array().expect("messages");
+    let tools = row["tools"].as_array().map(Vec::as_slice);
+    let prompt = row["add_generation_prompt"] == true;
+    let what = format!("{name}, {}, prompt {prompt}", row["conversation"]);
+    match (template.render(messages, tools, prompt, &extra), &row["error"]) {
+        (Ok(text), Value::Null) => assert_eq!(text, row["expected"], "{what}"),
+        (Err(TemplateError::Raised { message }), error) => assert_eq!(message, *error, "{what}"),
+        (result, _) => panic!("{what}: {result:?}"),
+    }
+}
+
+fn render(source: &str, messages: &[Value]) -> Result<String, TemplateError> {
+    ChatTemplate::compile("test", source, "<s>", "</s>")?.render(messages, None, false, &Map::new())
+}
+
+#[test]
+fn tojson_writes_as_python_does() {
+    let value = json!({"b": [1, 1.0, true, null, {}], "a": "é<\"🙂\n"});
+    let written = |filter: &str| {
+        render(&format!("{{{{ messages[0] | {filter} }}}}"), std::slice::from_ref(&value))
+    };
+    let plain = r#"{"b": [1, 1.0, true, null, {}], "a": "é<\"🙂\n"}"#;
+    assert_eq!(written("tojson").unwrap(), plain);
+    assert_eq!(
+        written("tojson(indent=2)").unwrap(),
+        "{\n  \"b\": [\n    1,\n    1.0,\n    true,\n    null,\n    {}\n  ],\n  \"a\": \"é<\\\"🙂\\n\"\n}"
+    );
+    assert_eq!(
+        written("tojson(ensure_ascii=True, sort_keys=True, separators=(',', ':'))").unwrap(),
+        r#"{"a":"\u00e9<\"\ud83d\ude42\n","b":[1,1.0,true,null,{}]}"#
+    );
+}
+
+#[test]
+fn python_idioms_of_real_templates_work() {
+    let source = "{%- set ns = namespace(n=0) %}{% for m in messages[::-1] %}{% set ns.n = ns.n + 1 %}\
+                  {% if m.content.startswith('b') and m.content.split('-')[-1] is string %}\
+                  {{ m.content.split('-')[-1].strip() | upper }}{% break %}{% endif %}{% endfor %}\
+                  {{ ns.n }}{{ strftime_now('%Y') | length }}{{ none }}{{ undefined_name }}";
+    let messages = [json!({"content": "b- x "}), json!({"content": "a"})];
+    assert_eq!(render(source, &messages).unwrap(), "X24None");
+}
+
+#[test]
+fn tests_of_kind_answer_as_in_python() {
+    let source = "{% for v in [none, 'a', [1], {'k': 1}, 1] %}{{ '1' if v is iterable else '0' }}\
+                  {{ '1' if v is sequence else '0' }} {% endfor %}{{ nothing is iterable }}";
+    assert_eq!(render(source, &[]).unwrap(), "00 11 11 11 00 True");
+}
+
+#[test]
+fn the_tags_of_training_templates_change_nothing() {
+    let source = "{% for m in messages %}\n  {%- generation -%}\n  {{ m.content }}\n  {%- endgeneration %}\n{% endfor %}";
+    assert_eq!(render(source, &[json!({"content": "A"})]).unwrap(), "A");
+}
+
+#[test]
+fn a_template_that_does_not_compile_names_the_line() {
+    let error = render("one\ntwo {% if %}\n", &[]).unwrap_err();
+    assert!(matches!(error, TemplateError::Syntax { line: 2, .. }), "{error}");
+}
+
+#[test]
+fn templates_without_end_are_stopped() {
+    let forever = "{% for a in range(100000) %}{% for b in range(100000) %}{% set x = a %}{% endfor %}{% endfor %}";
+    assert!(matches!(render(forever, &[]), Err(TemplateError::OutOfFuel { .. })));
+    let deep = "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}";
+    assert!(matches!(render(deep, &[]), Err(TemplateError::Render { .. })));
+    let endless = json!("x".repeat(1 << 20));
+    let long = "{% for a in range(1000) %}{{ messages[0] }}{% endfor %}";
+    assert!(matches!(render(long, &[endless]), Err(TemplateError::TooLong { .. })));
+}
+
+#[test]
+fn every_preset_compiles_and_opens_the_next_answer_after_a_question() {
+    let messages = [json!({"role": "user", "content": "QUESTION"})];
+    for (name, _) in PRESETS {
+        let template = ChatTemplate::from_preset(name, "<s>", "</s>").unwrap();
+        let text = template.render(&messages, None, true, &Map::new()).unwrap();
+        assert!(text.contains("QUESTION") && !text.ends_with("QUESTION"), "{name}: {text}");
+    }
+    let error = ChatTemplate::from_preset("chatm", "", "").unwrap_err().to_string();
+    assert!(error.contains("chatm") && error.contains("chatml"), "{error}");
+}
+
+#[test]
+fn the_alpaca_preset_writes_the_alpaca_prompt() {
+    let messages = [json!({"role": "user", "content": "Name a colour."})];
+    let template = ChatTemplate::from_preset("alpaca", "", "</s>").unwrap();
+    let text = template.render(&messages, None, true, &Map::new()).unwrap();
+    assert_eq!(text, alpaca_prompt("Name a colour.", ""));
+}
