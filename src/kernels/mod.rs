@@ -1,7 +1,8 @@
 //! CPU kernels: safe functions over slices, each beside a plain twin.
 //!
 //! Read in this order:
-//! 1. [`line`], [`cpu`], [`rows`], [`shared`], [`pool`], [`scratch`]: storage, dispatch, threads.
+//! 1. [`line`], [`cpu`], [`rows`], [`pool`]: storage, dispatch, row groups, threads; [`shared`],
+//!    [`split`], [`output`], [`scratch`]: who writes where, and memory on the way.
 //! 2. [`lanes`]: sixteen values side by side on every instruction set; [`math`]: functions on them.
 //! 3. [`gemm`]: `f32` products, forward, backward and for weight gradients.
 //! 4. [`activations`], [`quantized`], then [`q4`] and [`q8`]: integer products for serving.

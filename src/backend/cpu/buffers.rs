@@ -33,7 +33,7 @@ pub(super) struct FreeList {
 impl FreeList {
     /// A matrix of undefined content. Memory is reused if it is at most twice as large as asked.
     pub fn take(&mut self, rows: usize, width: usize) -> CpuRows {
-        let wanted = (rows * width).div_ceil(16);
+        let wanted = size_class((rows * width).div_ceil(16));
         let fitting = self.by_lines.range_mut(wanted..=2 * wanted);
         let reused = fitting.filter_map(|(_, memory)| memory.pop()).next();
         let lines = reused.unwrap_or_else(|| line::zeroed(wanted));
@@ -44,6 +44,12 @@ impl FreeList {
     pub fn give(&mut self, x: CpuRows) {
         self.by_lines.entry(x.lines.len()).or_default().push(x.lines);
     }
+}
+
+/// `lines`, rounded up so that an octave holds at most eight sizes and batches of many lengths
+/// share their memory.
+fn size_class(lines: usize) -> usize {
+    lines.next_multiple_of((lines.next_power_of_two() / 16).max(1))
 }
 
 #[cfg(test)]

@@ -68,14 +68,22 @@ impl Absmax {
 
 /// The signed 8-bit dynamic map of bitsandbytes (`create_dynamic_map`): seven decades, each with
 /// twice the points of the one below.
+///
+/// To the bit: torch's `linspace` counts up from 0.1 in its lower half and down from 1 in the
+/// upper one, with one rounding to `f32` per point.
 pub fn dynamic_map() -> [f32; 256] {
     let mut values = vec![0.0, 1.0];
     for decade in 0..7 {
-        let points = (1 << decade) + 1;
-        let point = |i: i32| 0.1 + 0.9 * f64::from(i) / f64::from(points - 1);
-        for i in 0..points - 1 {
-            let value = (point(i) + point(i + 1)) / 2.0 * 10f64.powi(decade - 6);
-            values.extend([value as f32, -value as f32]);
+        let parts = 1 << decade;
+        let step = f64::from((0.9 / f64::from(parts)) as f32);
+        let edge = |i: i32| match i < (parts + 1) / 2 {
+            true => (f64::from(0.1f32) + step * f64::from(i)) as f32,
+            false => (1.0 - step * f64::from(parts - i)) as f32,
+        };
+        let size = 10f64.powi(decade - 6) as f32;
+        for i in 0..parts {
+            let value = (edge(i) + edge(i + 1)) / 2.0 * size;
+            values.extend([value, -value]);
         }
     }
     values.sort_by(f32::total_cmp);
