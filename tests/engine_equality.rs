@@ -79,18 +79,18 @@ fn adapter(info: &BaseInfo, variant: usize) -> Arc<AdapterWeights> {
 /// Requests of many kinds, on both bases, with and without adapters.
 fn requests(handle: &WorkerHandle) -> Vec<GenerationRequest> {
     let request = |i: usize| {
-        let base = if i % 3 == 0 { "packed" } else { "small" };
+        let base = if i.is_multiple_of(3) { "packed" } else { "small" };
         let info = handle.base(base).expect("loaded");
         let token = |j: usize| ((j * j + j * (i % 4) + 5) % info.vocab_size) as u32;
         GenerationRequest {
             base: base.into(),
             adapter: (i % 4 > 1).then(|| adapter(info, i % 4)),
-            adapter_scale: if i % 5 == 0 { 0.5 } else { 1.0 },
+            adapter_scale: if i.is_multiple_of(5) { 0.5 } else { 1.0 },
             tenant: format!("tenant {}", i % 2).into(),
             prompt: (0..3 + (i * 5) % 37).map(token).collect(),
             choices: 1 + i % 3,
             sampling: SamplingParams {
-                temperature: if i % 4 == 0 { 0.0 } else { 0.9 },
+                temperature: if i.is_multiple_of(4) { 0.0 } else { 0.9 },
                 top_p: if i % 3 == 1 { 0.8 } else { 1.0 },
                 frequency_penalty: if i % 5 == 1 { 0.4 } else { 0.0 },
                 seed: i as u64,
@@ -216,7 +216,7 @@ async fn the_thread_ends_when_nobody_holds_a_handle_and_its_work_is_done() {
 #[test]
 fn a_thread_that_cannot_start_says_why() {
     let try_start = |bases: Vec<BaseSource>, settings: WorkerSettings| {
-        start(|| CpuBackend::new(1), bases, settings).err().expect("it cannot start")
+        start(|| CpuBackend::new(1), bases, settings).expect_err("it cannot start")
     };
     let roomy = WorkerSettings::default;
     assert!(matches!(try_start(Vec::new(), roomy()), StartError::NoBase));

@@ -19,7 +19,7 @@ pub fn bar(total_steps: usize) -> impl FnMut(Progress) {
         let speed = report.tokens as f64 / report.elapsed.as_secs_f64().max(1e-9);
         bar.set_position(report.step as u64);
         bar.set_message(format!("loss {:.3}, {speed:.0} tokens/s", report.loss));
-        if bar.is_hidden() && (report.step % 20 == 0 || report.step == 1) {
+        if bar.is_hidden() && (report.step.is_multiple_of(20) || report.step == 1) {
             tracing::info!(
                 step = report.step,
                 total_steps = report.total_steps,

@@ -53,7 +53,8 @@ fn assert_company_does_not_show<B: Backend>(count: usize, base: &BaseSource, mak
     let adapters = adapters();
     let mut dice = Dice::new(1);
     let asks: Vec<_> = (0..count).map(|_| dice.request(&adapters)).collect();
-    let bench = |settings: &WorkerSettings| Bench::with(make(), &[base.clone()], settings);
+    let bench =
+        |settings: &WorkerSettings| Bench::with(make(), std::slice::from_ref(base), settings);
     let expected = alone(bench(&roomy()), &asks);
     let two_adapters = 2 * adapters[2].as_ref().expect("an adapter").size_bytes();
     let crowds = [
