@@ -54,9 +54,9 @@ pub struct Config {
     pub adapter_root: Option<PathBuf>,
     /// Compute threads, the device thread included.
     pub threads: usize,
-    /// Memory for keys and values of all sequences, in MiB per base model.
+    /// Memory for keys and values of all sequences, in MiB, shared by the base models.
     pub kv_cache_mib: usize,
-    /// Memory for resident adapters, in MiB.
+    /// Memory for resident adapters, in MiB, shared by the base models.
     pub adapter_cache_mib: usize,
     /// Tokens of one forward pass.
     pub max_batch_tokens: usize,

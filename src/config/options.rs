@@ -64,10 +64,10 @@ pub struct ServeOptions {
     /// Compute threads [default: what affinity and the cgroup quota allow].
     #[arg(long, env = "TANDEM_THREADS", value_name = "N")]
     pub threads: Option<usize>,
-    /// Memory for keys and values, per base model [default: 512].
+    /// Memory for keys and values, in MiB, shared by the base models [default: 512].
     #[arg(long, env = "TANDEM_KV_CACHE_MIB", value_name = "MIB")]
     pub kv_cache_mib: Option<usize>,
-    /// Memory for resident adapters [default: 512].
+    /// Memory for resident adapters, in MiB, shared by the base models [default: 512].
     #[arg(long, env = "TANDEM_ADAPTER_CACHE_MIB", value_name = "MIB")]
     pub adapter_cache_mib: Option<usize>,
     /// Tokens of one forward pass [default: 512].
