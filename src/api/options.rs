@@ -122,8 +122,7 @@ macro_rules! generation_body {
             /// Extension: multiplies the adapter's own scaling; 1 is as trained.
             #[schema(minimum = -10, maximum = 10, default = 1)]
             pub adapter_scale: Option<f64>,
-            /// Extension: whether tokens may be guessed from the text so far and checked several at
-            /// once, where that is faster. The answer is the same either way.
+            /// Extension: whether tokens may be guessed and checked several at once; no answer changes.
             #[schema(default = true)]
             pub speculative: Option<bool>,
         }
