@@ -8,9 +8,12 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::{ArtifactError, ArtifactResult, Manifest};
+
+/// Times are coarse: a file younger than this may change once more without showing it.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// Name, size and time of each file of a folder.
 type Stamp = Vec<(PathBuf, u64, SystemTime)>;
@@ -33,11 +36,18 @@ impl Verified {
             return Ok(());
         }
         Manifest::verify(folder, sha256)?;
-        if let Ok(stamp) = before {
+        if let Ok(stamp) = before
+            && is_settled(&stamp)
+        {
             known().insert(key, stamp);
         }
         Ok(())
     }
+}
+
+fn is_settled(stamp: &Stamp) -> bool {
+    let old = |time: &SystemTime| time.elapsed().is_ok_and(|age| age > SETTLED);
+    stamp.iter().all(|(_, _, time)| old(time))
 }
 
 fn stamp(folder: &Path) -> ArtifactResult<Stamp> {
@@ -63,13 +73,23 @@ mod tests {
         let files = vec![("a".to_owned(), b"one".to_vec())];
         let manifest = Manifest::of(&files).to_bytes();
         let sha256 = super::super::manifest::sha256_hex(&manifest);
-        fs::write(folder.path().join("a"), b"one").expect("a file");
-        fs::write(folder.path().join(MANIFEST), manifest).expect("a file");
+        let write = |name: &str, bytes: &[u8], age: u64| {
+            let path = folder.path().join(name);
+            fs::write(&path, bytes).expect("a file");
+            let time = SystemTime::now() - Duration::from_secs(age);
+            let file = fs::File::options().write(true).open(path).expect("a file");
+            file.set_modified(time).expect("a time");
+        };
+        write("a", b"one", 0);
+        write(MANIFEST, &manifest, 60);
         let verified = Verified::default();
-        assert!(verified.check(folder.path(), &sha256).is_ok());
-        assert!(verified.check(folder.path(), &sha256).is_ok());
-        assert!(verified.check(folder.path(), "another").is_err());
-        fs::write(folder.path().join("a"), b"four").expect("a file");
-        assert!(verified.check(folder.path(), &sha256).is_err());
+        let check = |hash: &str| verified.check(folder.path(), hash).is_ok();
+        let remembered = || verified.0.lock().expect("no panic").len();
+        assert!(check(&sha256) && remembered() == 0, "too young to be taken for settled");
+        write("a", b"one", 60);
+        assert!(check(&sha256) && remembered() == 1 && check(&sha256));
+        assert!(!check("another"));
+        write("a", b"two", 30);
+        assert!(!check(&sha256));
     }
 }
