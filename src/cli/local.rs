@@ -30,7 +30,10 @@ pub async fn with_server<T>(
     let config = options.resolve().map_err(|error| Failure::new(error.exit_code(), error))?;
     let app = App::start(&config).await.map_err(|error| Failure::new(error.exit_code(), error))?;
     let client = Client::new(&format!("http://{}", app.address()), Some(&key))?;
-    let result = work(&app, &client).await;
+    let result = tokio::select! {
+        result = work(&app, &client) => result,
+        Ok(()) = tokio::signal::ctrl_c() => Err(Failure::new(1, "stopped; nothing was kept")),
+    };
     app.shut_down().await;
     result
 }

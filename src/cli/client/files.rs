@@ -10,7 +10,6 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::http::file_part;
-use super::jobs::is_local;
 use super::table::Table;
 use super::units::{ago, size};
 use super::{Client, ClientError, ClientResult, Page, ServerOptions, answer, view};
@@ -102,18 +101,27 @@ pub async fn upload(client: &Client, path: &Path, purpose: &str) -> ClientResult
     client.post_form(&FILES, form.part("file", file_part(path).await?)).await
 }
 
-/// The id of a file on the server; a file of this machine is sent there first.
-pub(super) async fn file_id(client: &Client, file: &str) -> ClientResult<String> {
-    if !is_local(file) {
-        return Ok(file.to_owned());
-    }
-    let File { id, .. } = view(&upload(client, Path::new(file), "fine-tune").await?)?;
-    Ok(id)
-}
+/// Files of this machine that were sent for one purpose.
+#[derive(Default)]
+pub(super) struct Sent(Vec<String>);
 
-/// Forgets a file.
-pub(super) async fn delete(client: &Client, id: &str) -> ClientResult<()> {
-    client.delete(&[&FILES[..], &[id]].concat()).await.map(|_| ())
+impl Sent {
+    /// The id of a file on the server; a file of this machine is sent there first.
+    pub async fn file_id(&mut self, client: &Client, file: &str) -> ClientResult<String> {
+        if file.starts_with("file-") && !Path::new(file).exists() {
+            return Ok(file.to_owned());
+        }
+        let File { id, .. } = view(&upload(client, Path::new(file), "fine-tune").await?)?;
+        self.0.push(id.clone());
+        Ok(id)
+    }
+
+    /// Deletes them again, as far as the server lets us: the command has its own outcome to tell.
+    pub async fn take_back(self, client: &Client) {
+        for id in self.0 {
+            let _ = client.delete(&[&FILES[..], &[&id]].concat()).await;
+        }
+    }
 }
 
 fn table(page: Page<File>) -> String {

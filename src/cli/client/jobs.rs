@@ -1,11 +1,9 @@
 //! `tandem jobs`: submit fine-tunes, look at them, follow and steer them.
 
-use std::path::Path;
-
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::files::file_id;
+use super::files::Sent;
 use super::job::{self, Checkpoint, Job};
 use super::settings::JobSettings;
 use super::watch::watch;
@@ -79,7 +77,8 @@ pub async fn run(options: JobsOptions) -> ClientResult<()> {
     }
 }
 
-/// Queues a job on local or uploaded files and gives its object.
+/// Queues a job on local or uploaded files and gives its object. A file that was sent for a job
+/// that cannot be is taken away again.
 ///
 /// # Errors
 /// [`ClientError::BadLines`] with every bad line; as all requests.
@@ -95,13 +94,21 @@ pub async fn submit(
         Some(model) => model.to_owned(),
         None => client.first_model().await?,
     };
-    let training = file_id(client, data).await?;
-    let validation = match validation {
-        Some(file) => Some(file_id(client, file).await?),
-        None => None,
+    let mut sent = Sent::default();
+    let queued = async {
+        let training = sent.file_id(client, data).await?;
+        let validation = match validation {
+            Some(file) => Some(sent.file_id(client, file).await?),
+            None => None,
+        };
+        let body = settings.body(&model, &training, validation.as_deref())?;
+        client.post(&JOBS, Some(&body)).await
     };
-    let body = settings.body(&model, &training, validation.as_deref())?;
-    client.post(&JOBS, Some(&body)).await
+    let queued = queued.await;
+    if queued.is_err() {
+        sent.take_back(client).await;
+    }
+    queued
 }
 
 async fn create(client: &Client, options: &CreateOptions, json: bool) -> ClientResult<()> {
@@ -160,9 +167,4 @@ async fn steer(client: &Client, id: &str, action: &str, json: bool) -> ClientRes
 /// The path of a job, or of what lies below it.
 pub(super) fn of<'a>(id: &'a str, below: &[&'a str]) -> Vec<&'a str> {
     [&JOBS, &[id][..], below].concat()
-}
-
-/// Whether an argument names a file here rather than one on the server.
-pub(super) fn is_local(file: &str) -> bool {
-    !file.starts_with("file-") || Path::new(file).exists()
 }

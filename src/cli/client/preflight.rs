@@ -7,9 +7,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::{Finding, listed};
-use super::files::{delete, file_id};
+use super::files::Sent;
 use super::job::fields;
-use super::jobs::is_local;
 use super::settings::JobSettings;
 use super::table::Table;
 use super::units::number;
@@ -80,12 +79,11 @@ pub async fn check(
         Some(model) => model.to_owned(),
         None => client.first_model().await?,
     };
-    let id = file_id(client, data).await?;
+    let mut sent = Sent::default();
+    let id = sent.file_id(client, data).await?;
     let body = settings.body(&model, &id, None)?;
     let checked = client.post(&PREFLIGHT, Some(&body)).await;
-    if is_local(data) {
-        delete(client, &id).await?;
-    }
+    sent.take_back(client).await;
     let value = checked?;
     let preflight: Preflight = view(&value)?;
     say(if json { format!("{value:#}\n") } else { shown(data, &preflight) })?;

@@ -77,6 +77,11 @@ impl Progress {
         self.last = Some(metrics);
     }
 
+    /// Something else than a step happened, perhaps a pause: the speed is measured anew.
+    pub fn interrupted(&mut self) {
+        self.recent.clear();
+    }
+
     /// Seconds until the last step, at the speed of the latest ones; their times are in whole
     /// seconds, so two are needed that differ.
     fn seconds_left(&self) -> Option<u64> {

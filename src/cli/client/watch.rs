@@ -108,7 +108,10 @@ impl Screen {
         let event: Event = serde_json::from_str(data)
             .map_err(|error| ClientError::Unreadable(error.to_string()))?;
         match event.metrics() {
-            None => self.line(&event.line()),
+            None => {
+                self.progress.interrupted();
+                self.line(&event.line())
+            }
             Some(metrics) => {
                 self.progress.add(event.created_at, metrics);
                 self.step(metrics.step, metrics.total_steps)
