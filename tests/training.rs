@@ -78,6 +78,7 @@ impl Case {
                 .collect(),
             ranks: Vec::new(),
             use_rslora: false,
+            ..LoraSpec::default()
         }
     }
 
@@ -106,6 +107,7 @@ impl Case {
             neftune_alpha: 0.0,
             eval_steps: None,
             checkpoint_steps: None,
+            ..Hyperparameters::default()
         }
     }
 
@@ -116,8 +118,14 @@ impl Case {
             scaling: (lora.alpha / lora.r as f64) as f32,
             a: self.initial[&format!("{module}.lora_A.weight")].clone(),
             b: self.initial[&format!("{module}.lora_B.weight")].clone(),
+            magnitude: None,
         });
-        AdapterWeights { key: "initial".into(), sites: sites.collect(), dropout: 0.0 }
+        AdapterWeights {
+            key: "initial".into(),
+            sites: sites.collect(),
+            saved: Vec::new(),
+            dropout: 0.0,
+        }
     }
 
     fn request(&self, lora: LoraSpec) -> TrainRequest {
@@ -131,6 +139,7 @@ impl Case {
             examples: Arc::new(self.examples.clone()),
             validation: Arc::new(Vec::new()),
             resume: None,
+            scratch: std::env::temp_dir(),
         }
     }
 
@@ -286,7 +295,7 @@ fn the_pieces_follow_the_reference_when_micro_batches_weigh_alike() {
         let norm = squares.iter().sum::<f64>().sqrt();
         let rate = schedule::learning_rate(&h, step, 10);
         case.check_step(step, loss, norm, rate);
-        optimizer.step(&mut b, &mut trainee, &h, rate, norm, step);
+        optimizer.step(&mut b, &mut trainee, &h, rate, norm, step).expect("in memory");
         trainee.zero_gradients(&mut b);
     }
     let adapter = trainee.adapter_weights(&b, "final".into(), 0.0).expect("an adapter");

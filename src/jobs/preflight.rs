@@ -100,7 +100,10 @@ async fn trainable(
     let shapes = lora.modules.iter().enumerate().filter_map(|(number, name)| {
         let module = base.info.modules.iter().find(|module| module.name == *name)?;
         let r = lora.ranks.get(number).copied().unwrap_or(lora.r);
-        Some(r * (module.in_features + module.out_features))
+        let magnitude = if lora.use_dora { module.out_features } else { 0 };
+        Some(r * (module.in_features + module.out_features) + magnitude)
     });
-    Ok(Some(shapes.sum()))
+    let saved = base.info.tables.iter().filter(|table| lora.modules_to_save.contains(&table.name));
+    let whole = saved.map(|table| table.in_features * table.out_features);
+    Ok(Some(shapes.chain(whole).sum()))
 }
