@@ -112,6 +112,7 @@ fn taught(
             modules: modules.map(|module| module.name.clone()).collect(),
             ranks: Vec::new(),
             use_rslora: false,
+            ..LoraSpec::default()
         },
         hyperparameters: hyperparameters(epochs),
         seed: 1,
@@ -119,6 +120,7 @@ fn taught(
         validation: Arc::new(examples(&text, "teach_validation.jsonl")),
         init_adapter: None,
         resume: None,
+        scratch: std::env::temp_dir(),
     };
     let mut run = Run::start(b, model, request).expect("a run");
     let mut losses = Vec::new();
@@ -156,6 +158,7 @@ fn hyperparameters(epochs: usize) -> Hyperparameters {
         neftune_alpha: 0.0,
         eval_steps: None,
         checkpoint_steps: None,
+        ..Hyperparameters::default()
     }
 }
 

@@ -1,7 +1,9 @@
 //! The decoder against numbers of torch, transformers and peft: see `golden/README.md`.
 
 mod differences;
+mod four_bit;
 mod golden;
 mod loading;
 mod lora;
 mod models;
+mod optimisers;

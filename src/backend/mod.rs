@@ -19,14 +19,16 @@ pub mod cpu;
 pub mod reference;
 
 pub use crate::domain::WeightFormat;
+pub use crate::kernels::dynamic::BLOCK as MOMENTS_BLOCK;
+pub use crate::kernels::optimiser::Moments8;
 
 impl WeightFormat {
-    /// Whether a weight `(out, in)` fits this format: NF4 wants rows of whole blocks of 64, the
+    /// Whether a weight `(out, in)` fits this format: NF4 and FP4 want rows of whole blocks of 64, the
     /// GGUF formats rows of whole blocks of 32.
     pub fn fits(self, _out_features: usize, in_features: usize) -> bool {
         match self {
             Self::F32 | Self::Bf16 => true,
-            Self::Nf4 { .. } => in_features.is_multiple_of(64),
+            Self::Nf4 { .. } | Self::Fp4 { .. } => in_features.is_multiple_of(64),
             Self::Q8_0 | Self::Q4_0 => in_features.is_multiple_of(32),
         }
     }
@@ -137,6 +139,14 @@ pub struct AdamStep {
     pub weight_decay: f64,
 }
 
+/// AdamW's moments of one tensor in the host's memory: where they are quantised, or lie in a file
+/// and visit memory only for a step.
+#[derive(Debug)]
+pub enum HostMoments<'a> {
+    F32 { first: &'a mut [f32], second: &'a mut [f32] },
+    Bits8(Moments8<'a>),
+}
+
 /// Fused operations over device buffers. Shape mismatches are programming errors and panic.
 pub trait Backend: Send + 'static {
     /// A row-major `f32` matrix on the device.
@@ -208,6 +218,18 @@ pub trait Backend: Send + 'static {
         scaling: f32,
         y: &mut Self::Rows,
         at: usize,
+    );
+    /// DoRA's other half: `y[rows, at..at+out] += strength · (factor − 1) ⊙ (y − bias)`, so that
+    /// with strength 1 what the weight gave is stretched by `factor (1, out)` and the bias is not.
+    /// Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", equation 5.
+    fn scale_columns(
+        &mut self,
+        y: &mut Self::Rows,
+        rows: Range<usize>,
+        at: usize,
+        factor: &Self::Rows,
+        strength: f32,
+        bias: Option<&Self::Rows>,
     );
     /// `y = norm(x)`, each row over its whole width.
     fn norm(&mut self, x: &Self::Rows, norm: &Norm<Self::Rows>, y: &mut Self::Rows);
@@ -299,6 +321,19 @@ pub trait Backend: Send + 'static {
         db: &mut Self::Rows,
         dx: &mut Self::Rows,
     );
+    /// The backward of `y = magnitude / norm ⊙ u`, norm held fixed and `factor` their quotient, each
+    /// `(1, out)`: `du (t, out) = factor ⊙ dy[:, at..]`, `dmagnitude += Σ dy[:, at..] ⊙ u / norm`.
+    #[allow(clippy::too_many_arguments)]
+    fn scale_columns_backward(
+        &mut self,
+        dy: &Self::Rows,
+        at: usize,
+        u: &Self::Rows,
+        factor: &Self::Rows,
+        norm: &Self::Rows,
+        du: &mut Self::Rows,
+        dmagnitude: &mut Self::Rows,
+    );
     /// `dx += ∂norm`, and the gradients of weight and bias where they are asked for.
     fn norm_backward(
         &mut self,
@@ -376,6 +411,14 @@ pub trait Backend: Send + 'static {
         g: &Self::Rows,
         m: &mut Self::Rows,
         v: &mut Self::Rows,
+        step: &AdamStep,
+    );
+    /// [`Backend::adamw`] with moments that lie in the host's memory.
+    fn adamw_on_host(
+        &mut self,
+        p: &mut Self::Rows,
+        g: &Self::Rows,
+        moments: HostMoments<'_>,
         step: &AdamStep,
     );
 }

@@ -5,12 +5,13 @@
 use std::ops::Range;
 
 use super::{
-    Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, HeadsSpec, HostWeight, LossSum,
-    Norm, SequenceRows, WeightFormat, dropout_keeps,
+    Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, HeadsSpec, HostMoments, HostWeight,
+    LossSum, Norm, SequenceRows, WeightFormat, dropout_keeps,
 };
 
 mod activation;
 mod attention;
+mod eight_bit;
 mod formats;
 mod heads;
 mod loss;
@@ -452,6 +453,70 @@ impl Backend for ReferenceBackend {
             *m += (1.0 - beta1) * (g - *m);
             *v = beta2 * *v + (1.0 - beta2) * g * g;
             *p -= rate * *m / (v.sqrt() / root + s.epsilon as f32);
+        }
+    }
+
+    fn scale_columns(
+        &mut self,
+        y: &mut Matrix,
+        rows: Range<usize>,
+        at: usize,
+        factor: &Matrix,
+        strength: f32,
+        bias: Option<&Matrix>,
+    ) {
+        for row in rows {
+            for (o, &c) in factor.values.iter().enumerate() {
+                let y = &mut y.row_mut(row)[at + o];
+                let bias = bias.map_or(0.0, |bias| bias.values[o]);
+                *y += strength * (c - 1.0) * (*y - bias);
+            }
+        }
+    }
+
+    fn scale_columns_backward(
+        &mut self,
+        dy: &Matrix,
+        at: usize,
+        u: &Matrix,
+        factor: &Matrix,
+        norm: &Matrix,
+        du: &mut Matrix,
+        dmagnitude: &mut Matrix,
+    ) {
+        for (o, &c) in factor.values.iter().enumerate() {
+            let mut sum = 0.0;
+            for row in 0..u.rows {
+                let dy = dy.row(row)[at + o];
+                sum += f64::from(dy) * f64::from(u.row(row)[o]);
+                du.row_mut(row)[o] = c * dy;
+            }
+            dmagnitude.values[o] += (sum / f64::from(norm.values[o])) as f32;
+        }
+    }
+
+    fn adamw_on_host(
+        &mut self,
+        p: &mut Matrix,
+        g: &Matrix,
+        moments: HostMoments<'_>,
+        step: &AdamStep,
+    ) {
+        let matrix = |values: &[f32]| Matrix::new(values.to_vec(), 1, values.len());
+        match moments {
+            HostMoments::F32 { first, second } => {
+                let (mut m, mut v) = (matrix(first), matrix(second));
+                self.adamw(p, g, &mut m, &mut v, step);
+                first.copy_from_slice(&m.values);
+                second.copy_from_slice(&v.values);
+            }
+            HostMoments::Bits8(state) => {
+                let mut m = matrix(&eight_bit::decode(state.first, state.first_absmax, true));
+                let mut v = matrix(&eight_bit::decode(state.second, state.second_absmax, false));
+                self.adamw(p, g, &mut m, &mut v, step);
+                eight_bit::encode(&m.values, true, state.first, state.first_absmax);
+                eight_bit::encode(&v.values, false, state.second, state.second_absmax);
+            }
         }
     }
 }

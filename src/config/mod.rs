@@ -100,6 +100,7 @@ impl Quantize {
     pub fn format(self) -> WeightFormat {
         match self {
             Self::Nf4 => WeightFormat::Nf4 { double: true },
+            Self::Fp4 => WeightFormat::Fp4 { double: true },
             Self::Q8_0 => WeightFormat::Q8_0,
             Self::Q4_0 => WeightFormat::Q4_0,
         }

@@ -11,6 +11,10 @@ pub enum WeightFormat {
     Nf4 {
         double: bool,
     },
+    /// 4-bit float, otherwise as NF4.
+    Fp4 {
+        double: bool,
+    },
     /// int8 with one scale per 32, as GGUF's Q8_0.
     Q8_0,
     /// 4 bits with one scale per 32, as GGUF's Q4_0.
@@ -49,6 +53,8 @@ pub struct BaseInfo {
     pub fingerprint: String,
     /// Every linear layer an adapter may target, in forward order.
     pub modules: Vec<ModuleShape>,
+    /// What an adapter may replace whole: the token embedding and the output head.
+    pub tables: Vec<ModuleShape>,
     /// `target_modules` where a request names none.
     pub default_targets: Vec<String>,
 }

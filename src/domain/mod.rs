@@ -10,12 +10,13 @@ pub mod job;
 pub mod sampling;
 pub mod training;
 
-pub use adapter::{AdapterSite, AdapterWeights};
+pub use adapter::{AdapterSite, AdapterWeights, SavedModule};
 pub use base::{BaseInfo, ModuleShape, WeightFormat};
 pub use generation::{FinishReason, GenerationRequest, PromptToken, SampledToken, TokenLogprob};
 pub use ids::{AdapterId, CheckpointId, EventId, FileId, JobId};
 pub use job::JobStatus;
 pub use sampling::SamplingParams;
 pub use training::{
-    BatchLimits, Example, Hyperparameters, IGNORE_INDEX, LoraSpec, LrScheduler, TrainMetrics,
+    BatchLimits, EarlyStopping, Example, Hyperparameters, IGNORE_INDEX, LoraInit, LoraSpec,
+    LrScheduler, OptimizerKind, ServedCheck, TrainMetrics,
 };

@@ -8,9 +8,9 @@ use super::request::JobRequest;
 use super::service::{JobsError, JobsResult};
 use super::spec::JobSpec;
 use crate::catalog::{Catalog, CatalogError, ServedBase};
-use crate::domain::{FileId, Hyperparameters};
+use crate::domain::{Example, FileId, Hyperparameters};
 use crate::store::StoreError;
-use crate::text::dataset::Report;
+use crate::text::dataset::{self, Dataset, Report};
 
 /// The answer to a dry run.
 #[derive(Debug, Serialize)]
@@ -20,6 +20,8 @@ pub struct Preflight {
     pub base_model: String,
     pub training: Report,
     pub validation: Option<Report>,
+    /// Validation examples that are also in the training file; `None` without two good files.
+    pub overlap: Option<usize>,
     /// What "auto" would become; `None` where the data is not usable.
     pub hyperparameters: Option<Hyperparameters>,
     pub total_steps: Option<usize>,
@@ -34,11 +36,15 @@ impl Preflight {
         spec: &JobSpec,
         request: &JobRequest,
     ) -> JobsResult<Self> {
-        let report = |id: FileId| async move { report(catalog, tenant, base, spec, &id).await };
-        let training = report(request.training_file.clone()).await?;
-        let validation = match &request.validation_file {
-            Some(file) => Some(report(file.clone()).await?),
-            None => None,
+        let read = |id: FileId| async move { read(catalog, tenant, base, spec, &id).await };
+        let (training, examples) = read(request.training_file.clone()).await?;
+        let (validation, overlap) = match &request.validation_file {
+            Some(file) => {
+                let (report, others) = read(file.clone()).await?;
+                let both = training.is_usable() && report.is_usable();
+                (Some(report), both.then(|| dataset::overlap(&examples, &others)))
+            }
+            None => (None, None),
         };
         let ok = training.is_usable() && validation.as_ref().is_none_or(Report::is_usable);
         let examples = training.examples as usize;
@@ -54,6 +60,7 @@ impl Preflight {
             base_model: base.info.name.to_string(),
             training,
             validation,
+            overlap,
             hyperparameters,
             total_steps,
             trainable_parameters: trainable(catalog, base, spec).await?,
@@ -61,16 +68,17 @@ impl Preflight {
     }
 }
 
-async fn report(
+/// What was found in a file, and its examples if it is good.
+async fn read(
     catalog: &Catalog,
     tenant: &str,
     base: &ServedBase,
     spec: &JobSpec,
     id: &FileId,
-) -> JobsResult<Report> {
+) -> JobsResult<(Report, Vec<Example>)> {
     match load(catalog, tenant, base, spec, id).await {
-        Ok(dataset) => Ok(dataset.report),
-        Err(LoadError::Invalid(report)) => Ok(*report),
+        Ok(Dataset { report, examples }) => Ok((report, examples)),
+        Err(LoadError::Invalid(report)) => Ok((*report, Vec::new())),
         Err(LoadError::Missing) => {
             let id = id.to_string();
             Err(StoreError::NotFound { kind: "file", id }.into())
@@ -100,7 +108,10 @@ async fn trainable(
     let shapes = lora.modules.iter().enumerate().filter_map(|(number, name)| {
         let module = base.info.modules.iter().find(|module| module.name == *name)?;
         let r = lora.ranks.get(number).copied().unwrap_or(lora.r);
-        Some(r * (module.in_features + module.out_features))
+        let magnitude = if lora.use_dora { module.out_features } else { 0 };
+        Some(r * (module.in_features + module.out_features) + magnitude)
     });
-    Ok(Some(shapes.sum()))
+    let saved = base.info.tables.iter().filter(|table| lora.modules_to_save.contains(&table.name));
+    let whole = saved.map(|table| table.in_features * table.out_features);
+    Ok(Some(shapes.chain(whole).sum()))
 }

@@ -24,6 +24,7 @@ pub mod activations;
 pub mod attention;
 pub mod bf16;
 pub mod cpu;
+pub mod dynamic;
 pub mod elementwise;
 pub mod gemm;
 pub mod heads;

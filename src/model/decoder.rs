@@ -9,6 +9,7 @@ use super::gradients::Gradients;
 use super::head::Head;
 use super::layer::{Keys, Layer, Pass};
 use super::linear::Adapters;
+use super::saved::{Table, replace_rows};
 use super::tensors::TensorSpec;
 use crate::backend::{BLOCK_TOKENS, Backend, SequenceRows};
 use crate::domain::BaseInfo;
@@ -51,11 +52,23 @@ impl<B: Backend> Embedding<B> {
     pub const TABLE_SLOT: usize = 0;
     pub const POSITIONS_SLOT: usize = 1;
 
-    /// `x[i] = scale · E[id] (+ P[position])`, `(t, d)`.
-    pub fn forward(&self, b: &mut B, ids: &[u32], positions: &[u32]) -> B::Rows {
+    /// `x[i] = scale · E[id] (+ P[position])`, `(t, d)`; `E` is the adapter's where it brings one.
+    pub fn forward(
+        &self,
+        b: &mut B,
+        ids: &[u32],
+        positions: &[u32],
+        adapters: &[AdapterRows<'_, B>],
+    ) -> B::Rows {
         let (_, d) = b.weight_shape(&self.table);
         let mut x = b.zeros(ids.len(), d);
         b.embed(&self.table, ids, self.scale, &mut x);
+        for group in adapters {
+            let Some(table) = group.adapter.saved(Table::Embedding) else { continue };
+            let mut own = b.zeros(group.rows.len(), d);
+            b.embed(table, &ids[group.rows.clone()], self.scale, &mut own);
+            replace_rows(b, &mut x, group.rows.clone(), own);
+        }
         if let Some(table) = &self.positions {
             let mut place = b.zeros(ids.len(), d);
             b.embed(table, positions, 1.0, &mut place);
@@ -74,6 +87,9 @@ impl<B: Backend> Embedding<B> {
         positions: &[u32],
         gradients: &mut Gradients<'_, B>,
     ) {
+        if let Some(dtable) = gradients.saved(Table::Embedding) {
+            b.embed_backward(dx, ids, self.scale, dtable);
+        }
         if let Some(dtable) = gradients.tensor(Self::TABLE_SLOT) {
             b.embed_backward(dx, ids, self.scale, dtable);
         }
@@ -134,7 +150,7 @@ impl<B: Backend> Model<B> {
         rows: &[AdapterRows<'_, B>],
         keys: Keys<'_, B>,
     ) -> B::Rows {
-        let mut x = self.embedding.forward(b, ids, positions);
+        let mut x = self.embedding.forward(b, ids, positions, rows);
         let mut pass = Pass { positions, adapters: Adapters { rows, dropout: None }, keys };
         for layer in &self.layers {
             layer.forward(b, &mut x, &mut pass);

@@ -1,5 +1,7 @@
 //! Linear layers: a frozen base plus, for each row, that row's adapter.
 
+use std::cell::OnceCell;
+
 use super::adapter::AdapterRows;
 use super::gradients::Gradients;
 use super::micro_batch::LoraDropout;
@@ -15,6 +17,8 @@ pub(super) struct Linear<B: Backend> {
     pub site: usize,
     /// Its weight's index among the model's tensors; the bias follows.
     pub slot: usize,
+    /// `‖w‖²` of each row of the weight, once DoRA asked for it.
+    pub row_squares: OnceCell<Vec<f64>>,
 }
 
 /// Linear layers of one input, side by side in one output: q, k and v, or gate and up.
@@ -78,13 +82,18 @@ impl<B: Backend> Projection<B> {
         mut dx: Option<&mut B::Rows>,
     ) {
         for linear in &self.linears {
+            let unscaled = linear.dora_backward(b, dy, x, adapters, gradients);
+            let (dy, at) = unscaled.as_ref().map_or((dy, linear.at), |du| (du, 0));
             if let Some(dx) = dx.as_deref_mut() {
-                b.matmul_backward(dy, linear.at, &linear.weight, dx);
+                b.matmul_backward(dy, at, &linear.weight, dx);
             }
             match gradients.with_bias(linear.slot, linear.bias.is_some()) {
-                (Some(dw), db) => b.weight_gradient(dy, linear.at, x, dw, db),
-                _ => linear.adapter_backward(b, dy, x, adapters, gradients, dx.as_deref_mut()),
+                (Some(dw), db) => b.weight_gradient(dy, at, x, dw, db),
+                _ => {
+                    linear.adapter_backward(b, (dy, at), x, adapters, gradients, dx.as_deref_mut());
+                }
             }
+            unscaled.into_iter().for_each(|du| b.recycle(du));
         }
     }
 }
@@ -94,22 +103,52 @@ impl<B: Backend> Linear<B> {
         for group in adapters.rows {
             let Some(site) = group.adapter.site(self.site) else { continue };
             let (rows, scaling) = (group.rows.clone(), group.scale * site.scaling);
+            if let Some(dora) = &site.dora {
+                let (factor, bias) = (&dora.factor, self.bias.as_ref());
+                b.scale_columns(y, rows.clone(), self.at, factor, group.scale, bias);
+            }
             match adapters.dropout {
-                None => b.add_low_rank(x, rows, &site.a, &site.b, scaling, y, self.at),
+                None => b.add_low_rank(x, rows, &site.a, site.up(), scaling, y, self.at),
                 Some(dropout) => {
                     let x = dropout.apply(b, self.site, x);
-                    b.add_low_rank(&x, rows, &site.a, &site.b, scaling, y, self.at);
+                    b.add_low_rank(&x, rows, &site.a, site.up(), scaling, y, self.at);
                     b.recycle(x);
                 }
             }
         }
     }
 
-    /// The trained adapter covers every row.
-    fn adapter_backward(
+    /// Of a DoRA site: adds to the gradient of its magnitude, and gives the gradient `(t, out)` of
+    /// the sum `W x + scaling · B A x` before it is scaled, which is formed again for it.
+    fn dora_backward(
         &self,
         b: &mut B,
         dy: &B::Rows,
+        x: &B::Rows,
+        adapters: Adapters<'_, B>,
+        gradients: &mut Gradients<'_, B>,
+    ) -> Option<B::Rows> {
+        let site = adapters.rows.first()?.adapter.site(self.site)?;
+        let dora = site.dora.as_ref()?;
+        let ((t, _), (_, out)) = (b.shape(x), b.shape(&dora.factor));
+        let mut u = b.zeros(t, out);
+        b.matmul(x, &self.weight, None, &mut u, 0);
+        let thinned = adapters.dropout.map(|dropout| dropout.apply(b, self.site, x));
+        let input = thinned.as_ref().unwrap_or(x);
+        b.add_low_rank(input, 0..t, &site.a, &site.b, site.scaling, &mut u, 0);
+        let mut du = b.zeros(t, out);
+        let dmagnitude = gradients.site(self.site).magnitude.as_mut();
+        let dmagnitude = dmagnitude.expect("a DoRA site has a gradient for its magnitude");
+        b.scale_columns_backward(dy, self.at, &u, &dora.factor, &dora.norm, &mut du, dmagnitude);
+        thinned.into_iter().chain([u]).for_each(|rows| b.recycle(rows));
+        Some(du)
+    }
+
+    /// The trained adapter covers every row; `dy` holds the gradient of this layer from column `at`.
+    fn adapter_backward(
+        &self,
+        b: &mut B,
+        (dy, at): (&B::Rows, usize),
         x: &B::Rows,
         adapters: Adapters<'_, B>,
         gradients: &mut Gradients<'_, B>,
@@ -122,14 +161,14 @@ impl<B: Backend> Linear<B> {
         let scaling = group.scale * site.scaling;
         match (adapters.dropout, dx) {
             (None, Some(dx)) => {
-                b.low_rank_backward(dy, self.at, x, &site.a, &site.b, scaling, da, db, dx);
+                b.low_rank_backward(dy, at, x, &site.a, &site.b, scaling, da, db, dx);
             }
             (dropout, dx) => {
                 let (t, width) = b.shape(x);
                 let thinned = dropout.map(|dropout| dropout.apply(b, self.site, x));
                 let x = thinned.as_ref().unwrap_or(x);
                 let mut dz = b.zeros(t, width);
-                b.low_rank_backward(dy, self.at, x, &site.a, &site.b, scaling, da, db, &mut dz);
+                b.low_rank_backward(dy, at, x, &site.a, &site.b, scaling, da, db, &mut dz);
                 if let (Some(dropout), Some(dx)) = (dropout, dx) {
                     // The mask is diagonal, and so its own transpose.
                     let thinned = dropout.apply(b, self.site, &dz);

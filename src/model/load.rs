@@ -12,7 +12,7 @@ use super::config::DecoderConfig;
 use super::fields::Fields;
 use super::{LoadOptions, Model, ModelError, ModelSource, families};
 use crate::backend::{Backend, WeightFormat};
-use crate::domain::BaseInfo;
+use crate::domain::{BaseInfo, ModuleShape};
 
 impl<B: Backend> Model<B> {
     /// Reads a model and packs it for the device.
@@ -62,6 +62,7 @@ impl<B: Backend> Model<B> {
             dtype: format_name(format).to_owned(),
             size_bytes: size_bytes as u64,
             fingerprint: String::new(),
+            tables: tables(&config),
             modules,
             default_targets: config.default_targets.iter().map(|&name| name.to_owned()).collect(),
         };
@@ -93,6 +94,19 @@ impl<B: Backend> Model<B> {
             "the model is loaded"
         );
     }
+}
+
+/// The token embedding and the head, which may be the same matrix.
+fn tables(config: &DecoderConfig) -> Vec<ModuleShape> {
+    let names = &config.names;
+    let embedding = format!("{}{}", names.prefix, names.embedding);
+    let table = |name| ModuleShape {
+        name,
+        in_features: config.hidden_size,
+        out_features: config.vocab_size,
+        layer: None,
+    };
+    vec![table(embedding), table(names.head.to_owned())]
 }
 
 fn config_bytes(source: &ModelSource) -> Result<Cow<'static, [u8]>, ModelError> {
@@ -143,6 +157,8 @@ fn format_name(format: WeightFormat) -> &'static str {
         WeightFormat::Bf16 => "bf16",
         WeightFormat::Nf4 { double: false } => "nf4",
         WeightFormat::Nf4 { double: true } => "nf4-dq",
+        WeightFormat::Fp4 { double: false } => "fp4",
+        WeightFormat::Fp4 { double: true } => "fp4-dq",
         WeightFormat::Q8_0 => "q8_0",
         WeightFormat::Q4_0 => "q4_0",
     }

@@ -90,7 +90,8 @@ impl<B: Backend> MicroBatch<B> {
     ) -> Option<LossSum> {
         self.state = match std::mem::replace(&mut self.state, State::Done) {
             State::Embed => {
-                let x = self.embed(b, model);
+                trainee.renew(b, model);
+                let x = self.embed(b, model, trainee);
                 self.forward_unit(b, model, trainee, 0, x)
             }
             State::Forward { layer, x } => self.forward_unit(b, model, trainee, layer, x),
@@ -107,9 +108,10 @@ impl<B: Backend> MicroBatch<B> {
         passes * model.layers.len() + self.labelled.len().div_ceil(HEAD_CHUNK)
     }
 
-    fn embed(&self, b: &mut B, model: &Model<B>) -> B::Rows {
+    fn embed(&self, b: &mut B, model: &Model<B>, trainee: &mut Trainee<B>) -> B::Rows {
         let TrainBatch { ids, positions, .. } = &self.batch;
-        let mut x = model.embedding.forward(b, ids, positions);
+        let (worn, _) = trainee.parts(ids.len());
+        let mut x = model.embedding.forward(b, ids, positions, worn.as_slice());
         if let Some(noise) = &self.options.noise {
             let (t, d) = b.shape(&x);
             let noise = b.upload(noise, t, d);

@@ -80,11 +80,13 @@ fn adapter<B: Backend>(model: &Model<B>, wanted: impl Fn(&str) -> bool) -> Adapt
         scaling: 1.5,
         a: numbers(2 * module.in_features, seed),
         b: numbers(module.out_features * 2, seed + 5),
+        magnitude: None,
     };
     AdapterWeights {
         key: "a".to_owned(),
         sites: modules.enumerate().map(site).collect(),
         dropout: 0.0,
+        saved: Vec::new(),
     }
 }
 

@@ -266,6 +266,7 @@ fn base() -> Arc<BaseInfo> {
         size_bytes: 4000,
         fingerprint: "b".repeat(64),
         modules: Vec::new(),
+        tables: Vec::new(),
         default_targets: Vec::new(),
     })
 }

@@ -3,7 +3,7 @@
 use crate::backend::{HostWeight, WeightFormat};
 use crate::kernels::bf16::PackedBf16;
 use crate::kernels::gemm::PackedF32;
-use crate::kernels::nf4::PackedNf4;
+use crate::kernels::nf4::{Code, PackedNf4};
 use crate::kernels::q4::PackedQ4;
 use crate::kernels::q8::PackedQ8;
 
@@ -24,7 +24,12 @@ impl CpuWeight {
         match format {
             WeightFormat::F32 => Self::F32(PackedF32::pack(values, n, k)),
             WeightFormat::Bf16 => Self::Bf16(PackedBf16::pack(values, n, k)),
-            WeightFormat::Nf4 { double } => Self::Nf4(PackedNf4::quantize(values, n, k, double)),
+            WeightFormat::Nf4 { double } => {
+                Self::Nf4(PackedNf4::quantize(values, n, k, Code::Nf4, double))
+            }
+            WeightFormat::Fp4 { double } => {
+                Self::Nf4(PackedNf4::quantize(values, n, k, Code::Fp4, double))
+            }
             WeightFormat::Q8_0 => Self::Q8(PackedQ8::quantize(values, n, k)),
             WeightFormat::Q4_0 => Self::Q4(PackedQ4::quantize(values, n, k)),
         }

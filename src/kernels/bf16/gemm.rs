@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::{Bf16Rows, PANEL, multiply};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::Line;
+use crate::kernels::nf4::Code;
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use crate::kernels::rows::{piece, pieces};
@@ -41,7 +42,7 @@ pub(crate) enum Chunk<'a> {
     /// Two lines per pair of columns, see [`super::PackedBf16`].
     Bf16(&'a [Line]),
     /// Two lines of codes per eight columns and two of absmax per 64, see [`crate::kernels::nf4`].
-    Nf4 { codes: &'a [Line], absmax: &'a [Line] },
+    Nf4 { code: Code, codes: &'a [Line], absmax: &'a [Line] },
 }
 
 /// `y = x · Wᵀ`, or `y += x · Wᵀ` if the output says so.

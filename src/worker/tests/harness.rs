@@ -242,11 +242,17 @@ pub fn adapter(info: &BaseInfo, r: usize, seed: u64) -> Arc<AdapterWeights> {
             scaling: 2.0 / r as f32,
             a: draw(0, r * module.in_features),
             b: draw(1, module.out_features * r),
+            magnitude: None,
         }
     };
     let modules = info.modules.iter().filter(|module| module.layer.is_some());
     let sites = modules.enumerate().map(site).collect();
-    Arc::new(AdapterWeights { key: format!("adapter-{seed}-{r}"), sites, dropout: 0.0 })
+    Arc::new(AdapterWeights {
+        key: format!("adapter-{seed}-{r}"),
+        sites,
+        saved: Vec::new(),
+        dropout: 0.0,
+    })
 }
 
 /// A stream of small random numbers.

@@ -3,11 +3,13 @@
 use super::*;
 use crate::backend::{HostWeight, WeightFormat};
 
-const FORMATS: [(WeightFormat, f32); 6] = [
+const FORMATS: [(WeightFormat, f32); 8] = [
     (WeightFormat::F32, 2e-6),
     (WeightFormat::Bf16, 1e-2),
     (WeightFormat::Nf4 { double: false }, 2e-2),
     (WeightFormat::Nf4 { double: true }, 2e-2),
+    (WeightFormat::Fp4 { double: false }, 2e-2),
+    (WeightFormat::Fp4 { double: true }, 2e-2),
     (WeightFormat::Q8_0, 2e-2),
     (WeightFormat::Q4_0, 2e-2),
 ];
