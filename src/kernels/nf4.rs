@@ -23,7 +23,7 @@ use crate::kernels::line::{self, Line};
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use absmax::PackedAbsmax;
-use panel::Dequantized;
+pub(crate) use panel::Dequantized;
 
 /// The code book of bitsandbytes: quantiles of a normal distribution scaled to −1..1.
 #[allow(clippy::excessive_precision)] // as bitsandbytes prints them; each is an exact f32
@@ -164,7 +164,7 @@ pub fn matmul(cpu: Cpu, pool: &Pool, x: &Bf16Rows, w: &PackedNf4, y: &Output<'_>
 /// # Panics
 /// If the shapes do not fit.
 pub fn matmul_transposed(cpu: Cpu, pool: &Pool, g: &Bf16Rows, w: &PackedNf4, dx: &Output<'_>) {
-    gemm(cpu, pool, g, &Transposed(&Dequantized(w)), dx);
+    gemm(cpu, pool, g, &Transposed(Dequantized(w)), dx);
 }
 
 /// An NF4 weight dequantised to `f32` panels on the way, where bf16 products do not exist.

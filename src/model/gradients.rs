@@ -1,5 +1,7 @@
 //! Where the backward puts what it finds about trained tensors.
 
+use std::ops::Range;
+
 use crate::backend::Backend;
 
 /// Gradients of one site's adapter, of the shapes of its matrices.
@@ -23,6 +25,14 @@ impl<B: Backend> Gradients<'_, B> {
             Gradients::Adapter(sites) => {
                 sites[site].as_mut().expect("every site of the trained adapter has gradients")
             }
+            Gradients::Full(_) => unreachable!("a run trains an adapter or every weight"),
+        }
+    }
+
+    /// Of the adapter at each of `sites`.
+    pub fn sites(&mut self, sites: Range<usize>) -> &mut [Option<SiteGradient<B>>] {
+        match self {
+            Gradients::Adapter(all) => &mut all[sites],
             Gradients::Full(_) => unreachable!("a run trains an adapter or every weight"),
         }
     }

@@ -106,7 +106,7 @@ impl<B: Backend> Head<B> {
         dnormed: &mut B::Rows,
     ) {
         match &self.projection {
-            Some(head) => head.backward(b, dz, normed, adapters, gradients, Some(dnormed)),
+            Some(head) => head.add_backward(b, dz, normed, adapters, gradients, Some(dnormed)),
             None => {
                 b.matmul_backward(dz, 0, &embedding.table, dnormed);
                 if let Some(dtable) = gradients.tensor(Embedding::<B>::TABLE_SLOT) {
