@@ -16,6 +16,7 @@
 use std::ops::Range;
 
 pub mod cpu;
+mod one_by_one;
 pub mod reference;
 
 pub use crate::domain::WeightFormat;
@@ -147,6 +148,28 @@ pub enum HostMoments<'a> {
     Bits8(Moments8<'a>),
 }
 
+/// One linear layer of a projection in training: its frozen weight, and the adapter every row wears.
+pub struct Part<'a, B: Backend> {
+    pub weight: &'a B::Weight,
+    pub bias: Option<&'a B::Rows>,
+    /// Its first column in the projection's output.
+    pub at: usize,
+    pub low_rank: Option<LowRank<'a, B::Rows>>,
+}
+
+/// `scaling · B A`, `A (r, in)`, `B (out, r)`.
+pub struct LowRank<'a, R> {
+    pub a: &'a R,
+    pub b: &'a R,
+    pub scaling: f32,
+}
+
+/// Where the gradients of `A` and `B` are added.
+pub struct LowRankGradient<'a, R> {
+    pub a: &'a mut R,
+    pub b: &'a mut R,
+}
+
 /// Fused operations over device buffers. Shape mismatches are programming errors and panic.
 pub trait Backend: Send + 'static {
     /// A row-major `f32` matrix on the device.
@@ -160,6 +183,12 @@ pub trait Backend: Send + 'static {
 
     /// A zeroed matrix; memory is reused from [`Backend::recycle`] where it fits.
     fn zeros(&mut self, rows: usize, width: usize) -> Self::Rows;
+    /// A matrix of undefined content, to be overwritten.
+    fn room(&mut self, rows: usize, width: usize) -> Self::Rows {
+        self.zeros(rows, width)
+    }
+    /// Gives back to the system what was recycled and is not in use.
+    fn trim(&mut self) {}
     /// A matrix with these values.
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> Self::Rows;
     /// The values of a matrix.
@@ -231,6 +260,15 @@ pub trait Backend: Send + 'static {
         strength: f32,
         bias: Option<&Self::Rows>,
     );
+    /// The linear layers of one projection in training, side by side in `y (t, out)`, which is
+    /// overwritten: `y = W x (+ bias) + scaling · B A x` each. Where the frozen weights compute in
+    /// bf16, so do the adapters, from `f32` master copies and with `f32` sums.
+    fn project(&mut self, x: &Self::Rows, parts: &[Part<'_, Self>], y: &mut Self::Rows)
+    where
+        Self: Sized,
+    {
+        one_by_one::project(self, x, parts, y);
+    }
     /// `y = norm(x)`, each row over its whole width.
     fn norm(&mut self, x: &Self::Rows, norm: &Norm<Self::Rows>, y: &mut Self::Rows);
     /// Clip, split, q/k norm and RoPE of a raw projection into `q (t, h·hd)`, `k` and `v (t, kv·hd)`.
@@ -334,6 +372,20 @@ pub trait Backend: Send + 'static {
         du: &mut Self::Rows,
         dmagnitude: &mut Self::Rows,
     );
+    /// The backward of [`Backend::project`]: adds to `gradients`, one per part that has an adapter,
+    /// and overwrites `dx` where it is asked for.
+    fn project_backward(
+        &mut self,
+        dy: &Self::Rows,
+        x: &Self::Rows,
+        parts: &[Part<'_, Self>],
+        gradients: &mut [Option<LowRankGradient<'_, Self::Rows>>],
+        dx: Option<&mut Self::Rows>,
+    ) where
+        Self: Sized,
+    {
+        one_by_one::project_backward(self, dy, x, parts, gradients, dx);
+    }
     /// `dx += ∂norm`, and the gradients of weight and bias where they are asked for.
     fn norm_backward(
         &mut self,

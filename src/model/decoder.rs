@@ -151,7 +151,8 @@ impl<B: Backend> Model<B> {
         keys: Keys<'_, B>,
     ) -> B::Rows {
         let mut x = self.embedding.forward(b, ids, positions, rows);
-        let mut pass = Pass { positions, adapters: Adapters { rows, dropout: None }, keys };
+        let adapters = Adapters { rows, dropout: None, training: false };
+        let mut pass = Pass { positions, adapters, keys };
         for layer in &self.layers {
             layer.forward(b, &mut x, &mut pass);
         }
@@ -175,7 +176,7 @@ impl<B: Backend> Model<B> {
         b.gather(&x, rows, &mut asked);
         b.recycle(x);
         let adapters = follow(adapters, rows);
-        let adapters = Adapters { rows: &adapters, dropout: None };
+        let adapters = Adapters { rows: &adapters, dropout: None, training: false };
         let logits = self.head.logits(b, &asked, &self.embedding, adapters);
         b.recycle(asked);
         logits

@@ -37,6 +37,7 @@ pub struct Run<B: Backend> {
     /// Events of the start, told with the first unit.
     pending: Vec<TrainEvent>,
     pause_requested: bool,
+    keep_bytes: usize,
     metrics: Option<TrainMetrics>,
     validation: Option<Validation>,
 }
@@ -110,9 +111,16 @@ impl<B: Backend> Run<B> {
             phase,
             pending,
             pause_requested: false,
+            keep_bytes: 0,
             metrics: None,
             validation: None,
         })
+    }
+
+    /// Lets the run keep so many bytes of activations between forward and backward. It then computes
+    /// less of them anew; its results stay the same to the bit.
+    pub fn keep_activations(&mut self, bytes: usize) {
+        self.keep_bytes = bytes;
     }
 
     /// Does one unit: a layer of one micro-batch, an optimiser step, a unit of validation or a
@@ -164,7 +172,7 @@ impl<B: Backend> Run<B> {
         let step = self.progress.step + 1;
         let batches = self.plan.window(&self.request.examples, step);
         let width = model.info.hidden_size;
-        Phase::Window(Window::new(batches, &self.request, step, width))
+        Phase::Window(Window::new(batches, &self.request, step, width, self.keep_bytes))
     }
 
     fn window_unit(&mut self, b: &mut B, model: &Model<B>, mut window: Window<B>) -> Phase<B> {

@@ -118,6 +118,7 @@ fn adapters_learn_through_dropout_noise_and_soft_caps() {
             dropout: Some(LoraDropout { p: 0.3, key: 42 }),
             noise: Some(noise.collect()),
             evaluate: false,
+            keep_bytes: 0,
         };
         check(b, &mut model, &mut trainee, &options);
         let kept = trainee.adapter_weights(b, "a".to_owned(), 0.0).unwrap();

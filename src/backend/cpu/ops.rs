@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use super::buffers::FreeList;
 use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, specs};
 use crate::backend::{
     Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostMoments, HostWeight, LossSum,
-    Moments8, Norm, SequenceRows, WeightFormat, dropout_keeps,
+    LowRankGradient, Moments8, Norm, Part, SequenceRows, WeightFormat, dropout_keeps,
 };
 use crate::domain::IGNORE_INDEX;
 use crate::kernels::attention::{self, SpanQueries};
@@ -48,6 +49,14 @@ impl Backend for CpuBackend {
         let mut x = self.free.take(rows, width);
         x.values_mut().fill(0.0);
         x
+    }
+
+    fn room(&mut self, rows: usize, width: usize) -> CpuRows {
+        self.free.take(rows, width)
+    }
+
+    fn trim(&mut self) {
+        self.free = FreeList::default();
     }
 
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> CpuRows {
@@ -148,6 +157,21 @@ impl Backend for CpuBackend {
         at: usize,
     ) {
         self.low_rank(x, rows, a, b, scaling, y, at);
+    }
+
+    fn project(&mut self, x: &CpuRows, parts: &[Part<'_, Self>], y: &mut CpuRows) {
+        self.project_adapted(x, parts, y);
+    }
+
+    fn project_backward(
+        &mut self,
+        dy: &CpuRows,
+        x: &CpuRows,
+        parts: &[Part<'_, Self>],
+        gradients: &mut [Option<LowRankGradient<'_, CpuRows>>],
+        dx: Option<&mut CpuRows>,
+    ) {
+        self.project_adapted_backward(dy, x, parts, gradients, dx);
     }
 
     fn norm(&mut self, x: &CpuRows, norm: &Norm<CpuRows>, y: &mut CpuRows) {
