@@ -77,7 +77,6 @@ impl LoadedAdapter {
             use_rslora: self.use_rslora,
             use_dora: sites.iter().any(|site| site.magnitude.is_some()),
             modules_to_save: self.weights.saved.iter().map(|s| s.module.clone()).collect(),
-            ..LoraSpec::default()
         }
     }
 }

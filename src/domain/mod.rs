@@ -17,6 +17,6 @@ pub use ids::{AdapterId, CheckpointId, EventId, FileId, JobId};
 pub use job::JobStatus;
 pub use sampling::SamplingParams;
 pub use training::{
-    BatchLimits, EarlyStopping, Example, Hyperparameters, IGNORE_INDEX, LoraInit, LoraSpec,
-    LrScheduler, OptimizerKind, ServedCheck, TrainMetrics,
+    BatchLimits, EarlyStopping, Example, Hyperparameters, IGNORE_INDEX, LoraSpec, LrScheduler,
+    OptimizerKind, ServedCheck, TrainMetrics,
 };

@@ -155,17 +155,6 @@ impl Default for Hyperparameters {
     }
 }
 
-/// How a fresh adapter begins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LoraInit {
-    /// `A` random, `B` zero: nothing is changed yet.
-    #[default]
-    Default,
-    /// The best approximation of what quantising the base took away. Li et al. 2023, "LoftQ".
-    Loftq,
-}
-
 /// The adapter a run trains. Hu et al. 2021, "LoRA", section 4.1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoraSpec {
@@ -187,8 +176,6 @@ pub struct LoraSpec {
     /// Modules trained whole beside the matrices; full names.
     #[serde(default)]
     pub modules_to_save: Vec<String>,
-    #[serde(default)]
-    pub init: LoraInit,
 }
 
 impl Default for LoraSpec {
@@ -204,7 +191,6 @@ impl Default for LoraSpec {
             use_rslora: false,
             use_dora: false,
             modules_to_save: Vec::new(),
-            init: LoraInit::Default,
         }
     }
 }

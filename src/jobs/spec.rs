@@ -125,7 +125,6 @@ impl RequestedLora {
             use_rslora: self.use_rslora.unwrap_or(false),
             use_dora: self.use_dora.unwrap_or(false),
             modules_to_save: saved.into_iter().map(|module| module.name.clone()).collect(),
-            ..LoraSpec::default()
         })
     }
 
