@@ -13,8 +13,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tandem::backend::cpu::CpuBackend;
 use tandem::backend::WeightFormat;
+use tandem::backend::cpu::CpuBackend;
 use tandem::domain::{BaseInfo, Example, Hyperparameters, LoraSpec, LrScheduler};
 use tandem::model::{LoadOptions, Model, ModelSource};
 use tandem::train::{Run, TrainEvent, TrainRequest};
@@ -33,7 +33,9 @@ struct Job {
 
 fn main() {
     let Some(job) = job(std::env::args().skip(1).filter(|word| word != "--bench")) else {
-        eprintln!("usage: train MODEL_FOLDER f32|bf16|nf4|nf4-dq BATCH TOKENS [STEPS [MEMORY_MIB]]");
+        eprintln!(
+            "usage: train MODEL_FOLDER f32|bf16|nf4|nf4-dq BATCH TOKENS [STEPS [MEMORY_MIB]]"
+        );
         return;
     };
     let peak = match job.format {
@@ -41,13 +43,17 @@ fn main() {
         _ => machine::bf16_gemm(),
     };
     machine::forget_peak();
-    
+
     let started = Instant::now();
     let mut b = CpuBackend::for_this_machine();
     let options = LoadOptions { name: "base".into(), format: Some(job.format) };
     let model = Model::load(&mut b, &ModelSource::Folder(job.folder.clone()), &options)
         .unwrap_or_else(|error| panic!("{error}"));
-    println!("loaded in {:.2} s, peak {:.2} GiB", started.elapsed().as_secs_f64(), gib(machine::peak_bytes()));
+    println!(
+        "loaded in {:.2} s, peak {:.2} GiB",
+        started.elapsed().as_secs_f64(),
+        gib(machine::peak_bytes())
+    );
     machine::forget_peak();
     let speeds = train(&mut b, &model, &job, started);
     report(&model.info, &job, speeds, peak);
@@ -74,12 +80,7 @@ fn job(words: impl Iterator<Item = String>) -> Option<Job> {
 }
 
 /// Tokens per second of each step.
-fn train(
-    b: &mut CpuBackend,
-    model: &Model<CpuBackend>,
-    job: &Job,
-    started: Instant,
-) -> Vec<f64> {
+fn train(b: &mut CpuBackend, model: &Model<CpuBackend>, job: &Job, started: Instant) -> Vec<f64> {
     let mut run = Run::start(b, model, request(&model.info, job)).expect("the job starts");
     run.keep_activations(job.keep_bytes);
     let mut speeds = Vec::new();
@@ -133,7 +134,8 @@ fn request(info: &BaseInfo, job: &Job) -> TrainRequest {
     let modules = info.modules.iter().filter(|module| module.layer.is_some());
     let mut state = 1u64;
     let mut token = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as u32 % info.vocab_size as u32
     };
     let mut example = || {

@@ -135,7 +135,8 @@ impl<B: Backend> Model<B> {
         keys: Keys<'_, B>,
     ) -> B::Rows {
         let mut x = self.embedding.forward(b, ids, positions);
-        let mut pass = Pass { positions, adapters: Adapters { rows, dropout: None, training: false }, keys };
+        let mut pass =
+            Pass { positions, adapters: Adapters { rows, dropout: None, training: false }, keys };
         for layer in &self.layers {
             layer.forward(b, &mut x, &mut pass);
         }

@@ -121,7 +121,9 @@ impl<B: Backend> Projection<B> {
     ) -> Vec<Option<LowRankGradient<'a, B::Rows>>> {
         let (first, last) = (self.linears[0].site, self.linears[self.linears.len() - 1].site);
         let sites = gradients.sites(first..last + 1).iter_mut();
-        sites.map(|sum| sum.as_mut().map(|s| LowRankGradient { a: &mut s.a, b: &mut s.b })).collect()
+        sites
+            .map(|sum| sum.as_mut().map(|s| LowRankGradient { a: &mut s.a, b: &mut s.b }))
+            .collect()
     }
 
     /// Adds `dy W` and the adapters' share to `dx` where it is asked for, and what is trained here

@@ -58,8 +58,14 @@ impl<B: Backend> Window<B> {
 
     /// A window without dropout or noise that keeps nothing, as a model trained in full has it.
     pub fn plain(batches: Vec<TrainBatch>) -> Self {
-        let options =
-            Options { seed: 0, step: 0, dropout: 0.0, neftune_alpha: 0.0, hidden_size: 0, keep_bytes: 0 };
+        let options = Options {
+            seed: 0,
+            step: 0,
+            dropout: 0.0,
+            neftune_alpha: 0.0,
+            hidden_size: 0,
+            keep_bytes: 0,
+        };
         Self::with(batches, options)
     }
 
@@ -144,8 +150,14 @@ mod tests {
 
     #[test]
     fn noise_is_bounded_by_the_length_of_its_example() {
-        let options =
-            Options { seed: 1, step: 2, dropout: 0.0, neftune_alpha: 5.0, hidden_size: 4, keep_bytes: 0 };
+        let options = Options {
+            seed: 1,
+            step: 2,
+            dropout: 0.0,
+            neftune_alpha: 5.0,
+            hidden_size: 4,
+            keep_bytes: 0,
+        };
         let example = |n: usize| crate::domain::Example { ids: vec![1; n], labels: vec![1; n] };
         let batch = TrainBatch::new(&[example(25), example(4)]);
         let noise = options.noise(&batch, Stream::new(1, 2, Site::Noise(0)));

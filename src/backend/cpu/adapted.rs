@@ -66,16 +66,12 @@ fn places<'p, 'a>(
 impl CpuBackend {
     /// Whether sums of bf16 products can be formed over these parts.
     fn adapts_in_bf16(&self, parts: &[PartOf<'_>]) -> bool {
-        let fits = parts.len() < OPERANDS && parts.iter().all(|part| part.weight.panels().is_some());
+        let fits =
+            parts.len() < OPERANDS && parts.iter().all(|part| part.weight.panels().is_some());
         self.cpu.has_bf16() && fits
     }
 
-    pub(super) fn project_adapted(
-        &mut self,
-        x: &CpuRows,
-        parts: &[PartOf<'_>],
-        y: &mut CpuRows,
-    ) {
+    pub(super) fn project_adapted(&mut self, x: &CpuRows, parts: &[PartOf<'_>], y: &mut CpuRows) {
         if !self.adapts_in_bf16(parts) {
             return one_by_one::project(self, x, parts, y);
         }

@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::buffers::FreeList;
 use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, specs};
 use crate::backend::{
-    Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostWeight, LossSum,
-    LowRankGradient, Norm, Part, SequenceRows, WeightFormat, dropout_keeps,
+    Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostWeight, LossSum, LowRankGradient,
+    Norm, Part, SequenceRows, WeightFormat, dropout_keeps,
 };
 use crate::domain::IGNORE_INDEX;
 use crate::kernels::attention::{self, SpanQueries};
