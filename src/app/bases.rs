@@ -35,6 +35,7 @@ fn settings(config: &Config) -> WorkerSettings {
         kv_cache_bytes: config.kv_cache_mib << 20,
         adapter_cache_bytes: config.adapter_cache_mib << 20,
         training_latency_budget: config.training_latency_budget,
+        training_memory_bytes: config.training_memory_mib.map(|mib| mib << 20),
     }
 }
 

@@ -66,6 +66,8 @@ pub struct Config {
     pub max_waiting: usize,
     /// How much a training unit may add to the time between two tokens of a running request.
     pub training_latency_budget: Duration,
+    /// Most memory for kept activations of a training run, in MiB; `None`: half of what is available.
+    pub training_memory_mib: Option<usize>,
     /// How long a shutdown waits for running streams.
     pub shutdown_timeout: Duration,
     pub log_json: bool,

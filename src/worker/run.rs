@@ -39,11 +39,10 @@ impl<B: Backend> Device<B> {
         commands: mpsc::Receiver<Command>,
         stopping: Arc<AtomicBool>,
         stats: Arc<WorkerStats>,
-        training_budget: Duration,
+        training: Training<B>,
     ) -> Self {
         let blocks = lanes.iter().map(|lane| lane.scheduler.room.total()).sum();
         stats.blocks_total.store(blocks, Relaxed);
-        let training = Training::new(training_budget);
         Self { backend, lanes, turn: 0, last_step: None, training, commands, stopping, stats }
     }
 

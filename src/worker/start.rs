@@ -11,6 +11,7 @@ use super::kv::blocks_for;
 use super::lane::Lane;
 use super::run::Device;
 use super::scheduler::StepLimits;
+use super::training::Training;
 use super::{Command, WorkerHandle, WorkerStats};
 use crate::backend::Backend;
 use crate::domain::BaseInfo;
@@ -47,6 +48,9 @@ pub struct WorkerSettings {
     pub adapter_cache_bytes: usize,
     /// Time that training may add to a step of serving, on average.
     pub training_latency_budget: Duration,
+    /// Most memory for activations that a training run keeps between forward and backward; `None`:
+    /// half of what the machine has left when the run starts.
+    pub training_memory_bytes: Option<usize>,
 }
 
 impl Default for WorkerSettings {
@@ -58,6 +62,7 @@ impl Default for WorkerSettings {
             kv_cache_bytes: 1 << 30,
             adapter_cache_bytes: 512 << 20,
             training_latency_budget: Duration::from_millis(20),
+            training_memory_bytes: None,
         }
     }
 }
@@ -117,8 +122,8 @@ pub fn start<B: Backend>(
             };
             let infos = lanes.iter().map(|lane| Arc::clone(&lane.model.info)).collect();
             if loaded.send(Ok(infos)).is_ok() {
-                let budget = settings.training_latency_budget;
-                Device::new(backend, lanes, receiver, flag, counters, budget).run();
+                let training = Training::new(&settings);
+                Device::new(backend, lanes, receiver, flag, counters, training).run();
             }
         },
     )?;
