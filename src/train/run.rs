@@ -97,7 +97,12 @@ impl<B: Backend> Run<B> {
         let guards = Guards::new(trainee.parameters_mut().map(|p| p.name.to_owned()));
         let pending = opening(&plan, &trainee, progress.step, h);
         let over = progress.stopped || progress.step >= plan.total_steps();
-        let phase = if over { Phase::Snapshot(Occasion::End) } else { Phase::NextStep };
+        let phase = match progress.step {
+            _ if over => Phase::Snapshot(Occasion::End),
+            // What the later losses are to be compared with.
+            0 if !request.validation.is_empty() => validate(&request),
+            _ => Phase::NextStep,
+        };
         Ok(Self {
             request,
             identity,
@@ -235,11 +240,13 @@ impl<B: Backend> Run<B> {
         if self.request.validation.is_empty() || !self.due(h.eval_steps) {
             return self.after_evaluation();
         }
-        Phase::Evaluate(Evaluation::new(&self.request.validation, h.max_seq_length))
+        validate(&self.request)
     }
 
     fn after_evaluation(&self) -> Phase<B> {
-        if self.progress.stopped || self.progress.step == self.plan.total_steps() {
+        if self.progress.step == 0 {
+            Phase::NextStep
+        } else if self.progress.stopped || self.progress.step == self.plan.total_steps() {
             Phase::Snapshot(Occasion::End)
         } else if self.pause_requested {
             Phase::Snapshot(Occasion::Pause)
@@ -416,6 +423,12 @@ impl<B: Backend> Run<B> {
             valid_mean_token_accuracy: validation.map(|validation| validation.accuracy),
         })
     }
+}
+
+/// A pass over the validation examples.
+fn validate<B: Backend>(request: &TrainRequest) -> Phase<B> {
+    let longest = request.hyperparameters.max_seq_length;
+    Phase::Evaluate(Evaluation::new(&request.validation, longest))
 }
 
 /// What there is to say before the first step.

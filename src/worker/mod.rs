@@ -12,6 +12,7 @@
 //! sequence   a request and the sequences that answer it
 //! batch      a step as one flat ragged batch
 //! answer     logits to events
+//! panics     when to give up
 //! training   runs of training, one at a time
 //! ```
 //! What runs together never shows in what is answered: the numbers of a row depend on that row
@@ -24,6 +25,7 @@ mod command;
 mod handle;
 mod kv;
 mod lane;
+mod panics;
 mod prefix;
 mod queue;
 mod resident;

@@ -13,7 +13,7 @@ use super::run::Device;
 use super::scheduler::StepLimits;
 use super::training::Training;
 use super::{Command, WorkerHandle, WorkerStats};
-use crate::backend::Backend;
+use crate::backend::{BLOCK_TOKENS, Backend};
 use crate::domain::BaseInfo;
 use crate::model::{LoadOptions, Model, ModelError, ModelSource};
 
@@ -183,7 +183,7 @@ fn load_one<B: Backend>(
     shares: usize,
 ) -> Result<Lane<B>, StartError> {
     let name = || base.options.name.clone();
-    let model = Model::load(b, &base.source, &base.options)
+    let mut model = Model::load(b, &base.source, &base.options)
         .map_err(|source| StartError::Load { base: name(), source })?;
     let (given_bytes, block_bytes) = (settings.kv_cache_bytes / shares, model.kv_bytes_per_block());
     let tokens = settings.max_batch_tokens.max(1);
@@ -196,6 +196,17 @@ fn load_one<B: Backend>(
     let blocks = (given_bytes / block_bytes.max(1)).min(useful);
     if blocks == 0 {
         return Err(StartError::CacheTooSmall { base: name(), block_bytes, given_bytes });
+    }
+    let (holds, context_length) = (blocks * BLOCK_TOKENS, model.info.context_length);
+    if holds < context_length {
+        tracing::warn!(
+            model = &*model.info.name,
+            context_length,
+            served_context_length = holds,
+            "the KV cache cannot hold the model's whole context: the context is served cut to what \
+             it holds; a larger --kv-cache-mib serves more"
+        );
+        model.cut_context(holds);
     }
     Ok(Lane::new(b, model, limits, blocks, settings.adapter_cache_bytes / shares))
 }
