@@ -227,6 +227,7 @@ pub fn ask(prompt: &[u32]) -> GenerationRequest {
         choices: 1,
         sampling: SamplingParams { temperature: 0.0, max_tokens: 8, ..Default::default() },
         stop_tokens: Vec::new(),
+        speculative: true,
     }
 }
 
