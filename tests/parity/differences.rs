@@ -119,7 +119,6 @@ fn adapters_learn_through_dropout_noise_and_soft_caps() {
             noise: Some(noise.collect()),
             keep_bytes: usize::MAX,
             evaluate: false,
-            keep_bytes: 0,
         };
         check(b, &mut model, &mut trainee, &options);
         let kept = trainee.adapter_weights(b, "a".to_owned(), 0.0).unwrap();
