@@ -4,6 +4,7 @@
 //! - [`weight`]: frozen weights in their formats.
 //! - [`cache`]: blocks of keys and values.
 //! - [`products`]: matrix products, forward and backward.
+//! - [`stages`]: what each kind of operation costs, for `tandem bench`.
 //! - [`ops`]: the [`Backend`](super::Backend) implementation, which splits rows over the pool.
 
 mod buffers;
@@ -12,12 +13,14 @@ mod ops;
 mod products;
 mod rope;
 mod specs;
+mod stages;
 #[cfg(test)]
 mod tests;
 mod weight;
 
 pub use buffers::CpuRows;
 pub use cache::CpuCache;
+pub use stages::{Cost, Stage, Stages};
 pub use weight::CpuWeight;
 
 use crate::kernels::activations::Q8Rows;
@@ -35,6 +38,8 @@ pub struct CpuBackend {
     free: FreeList,
     ropes: RopeTables,
     work: Work,
+    /// What operations cost, while somebody keeps the book.
+    pub stages: Stages,
 }
 
 /// Memory that one operation leaves to the next.
@@ -71,6 +76,7 @@ impl CpuBackend {
             free: FreeList::default(),
             ropes: RopeTables::default(),
             work: Work::default(),
+            stages: Stages::default(),
         }
     }
 }

@@ -7,9 +7,11 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ServeOptions;
 
+mod bench;
 mod serve;
 mod train;
 
+pub use bench::{BenchOptions, DoctorOptions};
 pub use train::TrainOptions;
 
 /// Serve a language model, fine-tune it, and use the result at once.
@@ -33,6 +35,10 @@ enum Command {
     Serve(Box<ServeOptions>),
     /// Train a model without a server.
     Train(TrainOptions),
+    /// Say what this machine can do, which kernels will be used, and why.
+    Doctor(DoctorOptions),
+    /// Measure a model on this machine, or a running server.
+    Bench(Box<BenchOptions>),
 }
 
 /// A failed command: the sentence for the person, and the exit code for the shell.
@@ -59,6 +65,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Serve(options) => serve::run(*options),
         Command::Train(options) => train::run(options),
+        Command::Doctor(options) => bench::doctor(&options),
+        Command::Bench(options) => bench::bench(*options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

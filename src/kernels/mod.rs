@@ -9,6 +9,7 @@
 //! 5. [`bf16`] and [`nf4`]: the dot-product tile, fused 4-bit weights, panels turned for `dx`.
 //! 6. [`norm`], [`heads`], [`mlp`], [`attention`], [`loss`], [`elementwise`], [`optimiser`]: what
 //!    lies between the products, forward and backward.
+//! 7. [`peak`]: what the machine can do at best.
 //!
 //! Invariants:
 //! - A row's numbers depend on that row alone. Rows are cut into groups that a register tile
@@ -36,6 +37,7 @@ pub mod nf4;
 pub mod norm;
 pub mod optimiser;
 pub mod output;
+pub mod peak;
 pub mod pool;
 pub mod q4;
 pub mod q8;

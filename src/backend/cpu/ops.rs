@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, specs};
+use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, products, specs};
 use crate::backend::{
     Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostWeight, LossSum, Norm,
     SequenceRows, WeightFormat, dropout_keeps,
@@ -45,8 +45,10 @@ impl Backend for CpuBackend {
     type Cache = CpuCache;
 
     fn zeros(&mut self, rows: usize, width: usize) -> CpuRows {
+        let began = self.stages.begin();
         let mut x = self.free.take(rows, width);
         x.values_mut().fill(0.0);
+        self.stages.end(began, "zeros", (0, 0), (size_of_val(x.values()), 0));
         x
     }
 
@@ -114,6 +116,7 @@ impl Backend for CpuBackend {
     }
 
     fn embed(&mut self, table: &CpuWeight, ids: &[u32], scale: f32, y: &mut CpuRows) {
+        let began = self.stages.begin();
         let (width, cpu) = (y.width, self.cpu);
         assert_eq!((ids.len(), table.shape().1), (y.rows, width), "one row per id");
         split(&self.pool, ids.len(), width, PerItem::new(y.values_mut(), width), |rows, y| {
@@ -124,6 +127,7 @@ impl Backend for CpuBackend {
                 elementwise::scale(cpu, scale, y);
             }
         });
+        self.stages.end(began, "embed", (0, 0), (2 * size_of_val(y.values()), 0));
     }
 
     fn matmul(
@@ -134,7 +138,9 @@ impl Backend for CpuBackend {
         y: &mut CpuRows,
         at: usize,
     ) {
+        let began = self.stages.begin();
         self.product(x, w, bias, y, at);
+        self.stages.end(began, "product", w.shape(), (w.bytes(), 2 * x.values().len() * w.shape().0));
     }
 
     fn add_low_rank(
@@ -147,16 +153,20 @@ impl Backend for CpuBackend {
         y: &mut CpuRows,
         at: usize,
     ) {
-        self.low_rank(x, rows, a, b, scaling, y, at);
+        let began = self.stages.begin();
+        self.low_rank(x, rows.clone(), a, b, scaling, y, at);
+        self.stages.end(began, "adapter", (a.width, b.rows), products::low_rank_cost(&rows, a, b));
     }
 
     fn norm(&mut self, x: &CpuRows, norm: &Norm<CpuRows>, y: &mut CpuRows) {
+        let began = self.stages.begin();
         let (width, row, cpu) = (x.width, specs::norm(norm), self.cpu);
         assert_eq!((y.rows, y.width, row.weight.len()), (x.rows, width, width));
         let y = PerItem::new(y.values_mut(), width);
         split(&self.pool, x.rows, 2 * width, y, |rows, y| {
             norm::forward(cpu, &x.values()[span(&rows, width)], row, y);
         });
+        self.stages.end(began, "norm", (0, 0), (2 * size_of_val(x.values()), 0));
     }
 
     fn heads(
@@ -168,6 +178,7 @@ impl Backend for CpuBackend {
         k: &mut CpuRows,
         v: &mut CpuRows,
     ) {
+        let began = self.stages.begin();
         let (width, qw, kw) = (qkv.width, q.width, k.width);
         assert_eq!((width, v.width), (qw + 2 * kw, kw), "q, k and v must share qkv");
         let (cpu, all) = (self.cpu, specs::heads(spec, &mut self.ropes, positions));
@@ -182,6 +193,7 @@ impl Backend for CpuBackend {
                 heads::forward(cpu, x, &all, &positions[rows], q, k, v, spare);
             });
         });
+        self.stages.end(began, "heads", (0, 0), (2 * size_of_val(qkv.values()), 0));
     }
 
     fn write_cache(
@@ -192,7 +204,9 @@ impl Backend for CpuBackend {
         k: &CpuRows,
         v: &CpuRows,
     ) {
+        let began = self.stages.begin();
         cache.write(layer, sequences, k.values(), v.values());
+        self.stages.end(began, "write cache", (0, 0), (4 * size_of_val(k.values()), 0));
     }
 
     fn attention_cached(
@@ -204,13 +218,15 @@ impl Backend for CpuBackend {
         q: &CpuRows,
         o: &mut CpuRows,
     ) {
+        let began = self.stages.begin();
         let queries: Vec<_> = sequences
             .iter()
             .map(|s| SpanQueries { rows: s.rows.clone(), start: s.start, blocks: &s.blocks })
             .collect();
-        let (spec, blocks) = (specs::attention(spec), cache.layer(layer));
+        let (how, blocks) = (specs::attention(spec), cache.layer(layer));
         let (cpu, pool) = (self.cpu, &self.pool);
-        attention::attend_cached(cpu, pool, blocks, &queries, &spec, q.values(), o.values_mut());
+        attention::attend_cached(cpu, pool, blocks, &queries, &how, q.values(), o.values_mut());
+        self.stages.end(began, "attention", (0, 0), specs::attention_cost(sequences, spec));
     }
 
     fn attention(
@@ -229,6 +245,7 @@ impl Backend for CpuBackend {
     }
 
     fn mlp_inner(&mut self, up: &CpuRows, kind: Activation, gated: bool, u: &mut CpuRows) {
+        let began = self.stages.begin();
         let (width, ff, cpu, kind) = (up.width, u.width, self.cpu, specs::act(kind));
         assert_eq!((width, u.rows), (ff * (1 + usize::from(gated)), up.rows));
         split(&self.pool, up.rows, 8 * ff, PerItem::new(u.values_mut(), ff), |rows, u| {
@@ -238,19 +255,24 @@ impl Backend for CpuBackend {
                 false => mlp::activate(cpu, kind, x, u),
             }
         });
+        self.stages.end(began, "mlp inner", (0, 0), (size_of_val(up.values()) + size_of_val(u.values()), 0));
     }
 
     fn add(&mut self, x: &CpuRows, y: &mut CpuRows) {
+        let began = self.stages.begin();
         let cpu = self.cpu;
         self.zip(x.values(), y.values_mut(), |x, y| elementwise::add(cpu, x, y));
+        self.stages.end(began, "add", (0, 0), (3 * size_of_val(y.values()), 0));
     }
 
     fn gather(&mut self, x: &CpuRows, rows: &[usize], y: &mut CpuRows) {
+        let began = self.stages.begin();
         let width = x.width;
         assert_eq!((y.rows, y.width), (rows.len(), width), "one row per index");
         for (y, &row) in y.values_mut().chunks_exact_mut(width.max(1)).zip(rows) {
             y.copy_from_slice(&x.values()[row * width..(row + 1) * width]);
         }
+        self.stages.end(began, "gather", (0, 0), (2 * size_of_val(y.values()), 0));
     }
 
     fn scale_logits(&mut self, z: &mut CpuRows, scale: f32, softcap: Option<f32>) {

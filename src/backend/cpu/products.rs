@@ -8,6 +8,12 @@ use crate::kernels::output::Output;
 use crate::kernels::split::{PerItem, split};
 use crate::kernels::{bf16, elementwise, nf4, quantized};
 
+/// Bytes and operations of one low-rank product.
+pub(super) fn low_rank_cost(rows: &Range<usize>, a: &CpuRows, b: &CpuRows) -> (usize, usize) {
+    let values = a.values().len() + b.values().len();
+    (values * size_of::<f32>(), 2 * rows.len() * values)
+}
+
 impl CpuBackend {
     pub(super) fn product(
         &mut self,
