@@ -27,6 +27,7 @@ use crate::kernels::activations::Q8Rows;
 use crate::kernels::bf16::Bf16Rows;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::loss::RowLoss;
+use crate::kernels::low_rank::LowRankWork;
 use crate::kernels::pool::Pool;
 use buffers::FreeList;
 use rope::RopeTables;
@@ -49,6 +50,8 @@ struct Work {
     bf16: Bf16Rows,
     /// Activations in int8, for 8-bit and 4-bit weights.
     int8: Q8Rows,
+    /// Activations and inner values of adapters.
+    low_rank: LowRankWork,
     /// Mean and reciprocal deviation of each row of a norm.
     moments: Vec<[f32; 2]>,
     /// What each row of a cross-entropy contributed.

@@ -190,10 +190,7 @@ impl Answer {
     }
 }
 
-fn summarise(
-    results: Vec<Result<Answer, String>>,
-    seconds: f64,
-) -> Result<LoadReport, BenchError> {
+fn summarise(results: Vec<Result<Answer, String>>, seconds: f64) -> Result<LoadReport, BenchError> {
     let requests = results.len();
     let (answers, errors): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
     let answers: Vec<Answer> = answers.into_iter().flatten().collect();

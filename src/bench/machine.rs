@@ -86,7 +86,9 @@ pub fn choices() -> [Choice; 4] {
         _ => ("plain loops", "neither AVX2 nor AVX-512 was detected"),
     };
     let integer = match cpu.names().as_slice() {
-        names if names.contains(&"avx512vnni") => ("vpdpbusd, 16 rows", "AVX-512 VNNI was detected"),
+        names if names.contains(&"avx512vnni") => {
+            ("vpdpbusd, 16 rows", "AVX-512 VNNI was detected")
+        }
         names if names.contains(&"avx2") => ("vpmaddubsw, 8 rows", "AVX2, but no AVX-512 VNNI"),
         _ => ("plain loops", "neither AVX2 nor AVX-512 VNNI was detected"),
     };

@@ -202,7 +202,9 @@ impl<'a> Bench<'a> {
     fn stages(&mut self, case: &Case) -> Vec<StageReport> {
         const STEPS: u32 = 3;
         self.b.stages.open();
-        (0..STEPS).for_each(|_| drop(self.step(case)));
+        for _ in 0..STEPS {
+            self.step(case);
+        }
         let book = self.b.stages.close();
         let total: Duration = book.iter().map(|(_, cost)| cost.time).sum();
         book.iter().map(|entry| stage_report(case, entry, STEPS, total)).collect()

@@ -29,7 +29,13 @@ pub struct BenchOptions {
     #[arg(long, value_name = "URL", conflicts_with = "model")]
     url: Option<String>,
     /// Model names that requests to the server take in turn.
-    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "demo", requires = "url")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_delimiter = ',',
+        default_value = "demo",
+        requires = "url"
+    )]
     name: Vec<String>,
     /// Requests in flight.
     #[arg(long, default_value_t = 8, requires = "url")]

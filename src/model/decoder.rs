@@ -11,7 +11,7 @@ use super::layer::{Keys, Layer, Pass};
 use super::linear::Adapters;
 use super::tensors::TensorSpec;
 use crate::backend::{BLOCK_TOKENS, Backend, SequenceRows};
-use crate::domain::BaseInfo;
+use crate::domain::{BaseInfo, WeightFormat};
 
 /// A resident base model.
 pub struct Model<B: Backend> {
@@ -24,6 +24,8 @@ pub struct Model<B: Backend> {
     /// Every tensor, by slot.
     pub(super) specs: Vec<TensorSpec>,
     pub(super) config: DecoderConfig,
+    /// How its linear layers are held.
+    pub(super) format: WeightFormat,
 }
 
 /// Token embeddings, and learned positions where a family has them.
@@ -54,10 +56,10 @@ impl<B: Backend> Embedding<B> {
     /// `x[i] = scale · E[id] (+ P[position])`, `(t, d)`.
     pub fn forward(&self, b: &mut B, ids: &[u32], positions: &[u32]) -> B::Rows {
         let (_, d) = b.weight_shape(&self.table);
-        let mut x = b.zeros(ids.len(), d);
+        let mut x = b.room(ids.len(), d);
         b.embed(&self.table, ids, self.scale, &mut x);
         if let Some(table) = &self.positions {
-            let mut place = b.zeros(ids.len(), d);
+            let mut place = b.room(ids.len(), d);
             b.embed(table, positions, 1.0, &mut place);
             b.add(&place, &mut x);
             b.recycle(place);
@@ -155,7 +157,7 @@ impl<B: Backend> Model<B> {
             b.recycle(x);
             return b.zeros(0, self.head.vocab_size);
         }
-        let mut asked = b.zeros(rows.len(), d);
+        let mut asked = b.room(rows.len(), d);
         b.gather(&x, rows, &mut asked);
         b.recycle(x);
         let adapters = follow(adapters, rows);

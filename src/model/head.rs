@@ -40,7 +40,7 @@ impl<B: Backend> Head<B> {
         let mut z = match &self.projection {
             Some(projection) => projection.forward(b, normed, adapters),
             None => {
-                let mut z = b.zeros(b.shape(normed).0, self.vocab_size);
+                let mut z = b.room(b.shape(normed).0, self.vocab_size);
                 b.matmul(normed, &embedding.table, None, &mut z, 0);
                 z
             }

@@ -101,7 +101,7 @@ impl<B: Backend> Layer<B> {
         let [mut q, mut k, mut v] = self.room_for_heads(b, &qkv);
         b.heads(&qkv, &self.heads, pass.positions, &mut q, &mut k, &mut v);
         let (t, width) = b.shape(&q);
-        let mut o = b.zeros(t, width);
+        let mut o = b.room(t, width);
         let lse = self.attention(b, pass, [&q, &k, &v], &mut o);
         let proj = self.o.forward(b, &o, pass.adapters);
         AttentionParts { qkv, q, k, v, o, lse, proj }
@@ -121,7 +121,7 @@ impl<B: Backend> Layer<B> {
                 None
             }
             Keys::Spans(spans) => {
-                let mut lse = b.zeros(b.shape(q).0, self.attention.heads);
+                let mut lse = b.room(b.shape(q).0, self.attention.heads);
                 b.attention(q, k, v, spans, &self.attention, o, &mut lse);
                 Some(lse)
             }
@@ -130,7 +130,7 @@ impl<B: Backend> Layer<B> {
 
     fn room_for_heads(&self, b: &mut B, qkv: &B::Rows) -> [B::Rows; 3] {
         let (t, hd) = (b.shape(qkv).0, self.heads.head_dim);
-        [self.heads.heads, self.heads.kv_heads, self.heads.kv_heads].map(|n| b.zeros(t, n * hd))
+        [self.heads.heads, self.heads.kv_heads, self.heads.kv_heads].map(|n| b.room(t, n * hd))
     }
 
     fn mlp_up(&self, b: &mut B, x1: &B::Rows, adapters: Adapters<'_, B>) -> B::Rows {
@@ -143,7 +143,7 @@ impl<B: Backend> Layer<B> {
     /// `act(gate) · up`, or `act(up)`.
     fn inner(&self, b: &mut B, up: &B::Rows) -> B::Rows {
         let (t, width) = b.shape(up);
-        let mut u = b.zeros(t, if self.gated { width / 2 } else { width });
+        let mut u = b.room(t, if self.gated { width / 2 } else { width });
         b.mlp_inner(up, self.activation, self.gated, &mut u);
         u
     }

@@ -3,7 +3,7 @@
 use super::adapter::AdapterRows;
 use super::gradients::Gradients;
 use super::micro_batch::LoraDropout;
-use crate::backend::Backend;
+use crate::backend::{Backend, LowRankPart, Part};
 
 /// One linear layer, one of several that may share an input and a wide output.
 pub(super) struct Linear<B: Backend> {
@@ -58,12 +58,36 @@ impl<B: Backend> Projection<B> {
     /// Hu et al. 2021, "LoRA", section 4.1.
     pub fn forward(&self, b: &mut B, x: &B::Rows, adapters: Adapters<'_, B>) -> B::Rows {
         let (t, _) = b.shape(x);
-        let mut y = b.zeros(t, self.out_features);
+        let mut y = b.room(t, self.out_features);
+        let parts: Vec<_> = self.linears.iter().map(Linear::part).collect();
+        b.project(x, &parts, &mut y);
+        self.add_packed_adapters(b, x, adapters, &mut y);
         for linear in &self.linears {
-            b.matmul(x, &linear.weight, linear.bias.as_ref(), &mut y, linear.at);
             linear.add_adapters(b, x, adapters, &mut y);
         }
         y
+    }
+
+    /// The share of every adapter that is packed for serving, in one pass.
+    fn add_packed_adapters(
+        &self,
+        b: &mut B,
+        x: &B::Rows,
+        adapters: Adapters<'_, B>,
+        y: &mut B::Rows,
+    ) {
+        let mut parts = Vec::new();
+        for group in adapters.rows {
+            for linear in &self.linears {
+                if let Some(site) = group.adapter.packed(linear.site) {
+                    let (rows, scale) = (group.rows.clone(), group.scale * site.scaling);
+                    parts.push(LowRankPart { rows, weights: &site.weights, scale, at: linear.at });
+                }
+            }
+        }
+        if !parts.is_empty() {
+            b.add_low_ranks(x, &parts, y);
+        }
     }
 
     /// Adds `dy W` and the adapters' share to `dx` where it is asked for, and what is trained here
@@ -90,6 +114,10 @@ impl<B: Backend> Projection<B> {
 }
 
 impl<B: Backend> Linear<B> {
+    fn part(&self) -> Part<'_, B::Weight, B::Rows> {
+        Part { weight: &self.weight, bias: self.bias.as_ref(), at: self.at }
+    }
+
     fn add_adapters(&self, b: &mut B, x: &B::Rows, adapters: Adapters<'_, B>, y: &mut B::Rows) {
         for group in adapters.rows {
             let Some(site) = group.adapter.site(self.site) else { continue };

@@ -13,7 +13,7 @@ impl<B: Backend> ModelNorm<B> {
     /// `norm(x)`, a new matrix.
     pub fn forward(&self, b: &mut B, x: &B::Rows) -> B::Rows {
         let (t, d) = b.shape(x);
-        let mut y = b.zeros(t, d);
+        let mut y = b.room(t, d);
         b.norm(x, &self.norm, &mut y);
         y
     }

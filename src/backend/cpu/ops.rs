@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, products, specs};
 use crate::backend::{
-    Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostWeight, LossSum, Norm,
-    SequenceRows, WeightFormat, dropout_keeps,
+    Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostWeight, LossSum, LowRankPart,
+    LowRankShape, Norm, Part, SequenceRows, WeightFormat, dropout_keeps,
 };
 use crate::domain::IGNORE_INDEX;
 use crate::kernels::attention::{self, SpanQueries};
 use crate::kernels::loss::{self, RowLoss};
+use crate::kernels::low_rank::PackedLowRank;
 use crate::kernels::optimiser::{self, SQUARES_RUN};
 use crate::kernels::scratch::with_values;
 use crate::kernels::split::{PerItem, split};
@@ -42,6 +43,7 @@ impl CpuBackend {
 impl Backend for CpuBackend {
     type Rows = CpuRows;
     type Weight = CpuWeight;
+    type LowRank = PackedLowRank;
     type Cache = CpuCache;
 
     fn zeros(&mut self, rows: usize, width: usize) -> CpuRows {
@@ -50,6 +52,10 @@ impl Backend for CpuBackend {
         x.values_mut().fill(0.0);
         self.stages.end(began, "zeros", (0, 0), (size_of_val(x.values()), 0));
         x
+    }
+
+    fn room(&mut self, rows: usize, width: usize) -> CpuRows {
+        self.free.take(rows, width)
     }
 
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> CpuRows {
@@ -79,7 +85,7 @@ impl Backend for CpuBackend {
     }
 
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> CpuWeight {
-        CpuWeight::pack(weight, format)
+        CpuWeight::pack(&self.pool, weight, format)
     }
 
     fn weight_bytes(&self, weight: &CpuWeight) -> usize {
@@ -88,6 +94,24 @@ impl Backend for CpuBackend {
 
     fn weight_shape(&self, weight: &CpuWeight) -> (usize, usize) {
         weight.shape()
+    }
+
+    fn pack_low_rank(
+        &mut self,
+        a: &[f32],
+        b: &[f32],
+        shape: LowRankShape,
+        format: WeightFormat,
+    ) -> Option<PackedLowRank> {
+        let LowRankShape { rank, in_features, out_features } = shape;
+        // Beside dense `f32` the adapter stays exact; without bf16 products packing gains nothing.
+        let gains = self.cpu.has_bf16() && format != WeightFormat::F32;
+        let shape = (rank, in_features, out_features);
+        gains.then(|| PackedLowRank::pack(self.cpu, &self.pool, a, b, shape))
+    }
+
+    fn low_rank_bytes(&self, weights: &PackedLowRank) -> usize {
+        weights.size_bytes()
     }
 
     fn unpack(&self, weight: &CpuWeight) -> Vec<f32> {
@@ -138,9 +162,27 @@ impl Backend for CpuBackend {
         y: &mut CpuRows,
         at: usize,
     ) {
+        self.project(x, &[Part { weight: w, bias, at }], y);
+    }
+
+    fn project(&mut self, x: &CpuRows, parts: &[Part<'_, CpuWeight, CpuRows>], y: &mut CpuRows) {
         let began = self.stages.begin();
-        self.product(x, w, bias, y, at);
-        self.stages.end(began, "product", w.shape(), (w.bytes(), 2 * x.values().len() * w.shape().0));
+        self.products(x, parts, y);
+        let (shape, cost) = products::products_cost(x.rows, parts);
+        self.stages.end(began, "product", shape, cost);
+    }
+
+    fn add_low_ranks(
+        &mut self,
+        x: &CpuRows,
+        parts: &[LowRankPart<'_, PackedLowRank>],
+        y: &mut CpuRows,
+    ) {
+        let began = self.stages.begin();
+        self.low_ranks(x, parts, y);
+        let bytes = parts.iter().map(|part| part.weights.size_bytes()).sum();
+        let values = parts.iter().map(|part| part.rows.len() * part.weights.values());
+        self.stages.end(began, "adapters", (0, 0), (bytes, 2 * values.sum::<usize>()));
     }
 
     fn add_low_rank(
@@ -255,7 +297,12 @@ impl Backend for CpuBackend {
                 false => mlp::activate(cpu, kind, x, u),
             }
         });
-        self.stages.end(began, "mlp inner", (0, 0), (size_of_val(up.values()) + size_of_val(u.values()), 0));
+        self.stages.end(
+            began,
+            "mlp inner",
+            (0, 0),
+            (size_of_val(up.values()) + size_of_val(u.values()), 0),
+        );
     }
 
     fn add(&mut self, x: &CpuRows, y: &mut CpuRows) {

@@ -46,16 +46,26 @@ pub(crate) enum Chunk<'a> {
 
 /// `y = x · Wᵀ`, or `y += x · Wᵀ` if the output says so.
 pub(crate) fn gemm(cpu: Cpu, pool: &Pool, x: &Bf16Rows, w: &impl Panels, y: &Output<'_>) {
-    let (n, k) = w.shape();
-    assert_eq!(x.k(), k, "x and W must agree on k");
-    y.check(x.rows(), n);
-    let panels = n.div_ceil(PANEL);
-    let grain = pool.grain(panels, 4);
-    let columns = panels.div_ceil(grain);
-    pool.run(columns * x.groups().len().div_ceil(GROUPS_PER_ITEM), &|item| {
-        let panels = piece(panels, grain, item % columns);
+    gemms(cpu, pool, x, &[(w, y)]);
+}
+
+/// [`gemm`] with several weights of one input, in one region: `(W, y)` of each.
+pub(crate) fn gemms<W: Panels>(cpu: Cpu, pool: &Pool, x: &Bf16Rows, parts: &[(&W, &Output<'_>)]) {
+    let panels = |w: &W| w.shape().0.div_ceil(PANEL);
+    let grain = pool.grain(parts.iter().map(|(w, _)| panels(w)).sum(), 4);
+    let counts = parts.iter().map(|(w, y)| {
+        let (n, k) = w.shape();
+        assert_eq!(x.k(), k, "x and W must agree on k");
+        y.check(x.rows(), n);
+        panels(w).div_ceil(grain) * x.groups().len().div_ceil(GROUPS_PER_ITEM)
+    });
+    pool.run_all(&counts.collect::<Vec<_>>(), &|part, item| {
+        let (w, y) = parts[part];
+        let columns = panels(w).div_ceil(grain);
+        let panels = piece(panels(w), grain, item % columns);
         let groups = &x.groups()[piece(x.groups().len(), GROUPS_PER_ITEM, item / columns)];
-        // SAFETY: items differ in their panels or in their row groups, so no two share outputs.
+        // SAFETY: items of one part differ in their panels or in their row groups, and parts write
+        // to columns of their own, so no two share outputs.
         unsafe { work_item(cpu, x, w, panels, groups, y) };
     });
 }
