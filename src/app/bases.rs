@@ -54,7 +54,8 @@ fn text(model: &ModelOption) -> Result<TextModel, AppError> {
     read.map_err(|source| AppError::Text { model: model.name.clone(), source })
 }
 
-fn source(model: &ModelOption) -> BaseSource {
+/// Where a model comes from and how it shall be held.
+pub fn source(model: &ModelOption) -> BaseSource {
     let (source, stored) = match &model.source {
         // The demo is small and must run as fast on any CPU: dense f32.
         Source::Demo => (demo::weights(), Some(WeightFormat::F32)),

@@ -25,6 +25,7 @@ mod error;
 mod export;
 mod signals;
 
+pub use bases::source as base_source;
 pub use error::AppError;
 
 /// A running server.

@@ -50,6 +50,7 @@ fn slot(blocks: &[u32], position: usize) -> usize {
 impl Backend for ReferenceBackend {
     type Rows = Matrix;
     type Weight = ReferenceWeight;
+    type LowRank = ();
     type Cache = ReferenceCache;
 
     fn zeros(&mut self, rows: usize, width: usize) -> Matrix {

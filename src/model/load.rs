@@ -67,7 +67,7 @@ impl<B: Backend> Model<B> {
             default_targets: config.default_targets.iter().map(|&name| name.to_owned()).collect(),
         };
         let (info, eos_token_ids) = (Arc::new(info), config.eos_token_ids.clone());
-        Ok(Self { info, eos_token_ids, embedding, layers, head, specs, config })
+        Ok(Self { info, eos_token_ids, embedding, layers, head, specs, config, format })
     }
 
     fn set_fingerprint(&mut self, fingerprint: String) {
