@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use safetensors::SafeTensors;
 use serde_json::Value;
-use tandem::backend::Backend;
 use tandem::backend::cpu::CpuBackend;
 use tandem::backend::reference::ReferenceBackend;
+use tandem::backend::{Backend, WeightFormat};
 use tandem::domain::{
     AdapterSite, AdapterWeights, EarlyStopping, Example, Hyperparameters, IGNORE_INDEX, LoraSpec,
     LrScheduler, OptimizerKind, TrainMetrics,
 };
 use tandem::model::{
-    LoadOptions, MicroBatch, MicroBatchOptions, Model, ModelSource, TrainBatch, Trainee,
+    LoadOptions, MicroBatch, MicroBatchOptions, Model, ModelSource, Parameter, TrainBatch, Trainee,
 };
 use tandem::train::{
     Decay, Evaluation, Optimizer, Run, TrainEvent, TrainRequest, TrainSnapshot, schedule,
@@ -204,8 +204,12 @@ fn examples(path: &Path) -> Vec<Example> {
 }
 
 fn load<B: Backend>(b: &mut B) -> Model<B> {
+    load_as(b, None)
+}
+
+fn load_as<B: Backend>(b: &mut B, format: Option<WeightFormat>) -> Model<B> {
     let source = ModelSource::Folder(golden("models/llama_gqa/model"));
-    let options = LoadOptions { name: "llama_gqa".to_owned(), format: None };
+    let options = LoadOptions { name: "llama_gqa".to_owned(), format };
     Model::load(b, &source, &options).expect("the tiny Llama")
 }
 
@@ -267,6 +271,59 @@ fn check_moments(case: &Case, state: &[u8]) {
 #[test]
 fn a_run_follows_the_reference_trajectory() {
     follows_the_reference(&mut ReferenceBackend);
+}
+
+#[test]
+fn what_is_kept_and_what_is_computed_again_are_the_same_bits() {
+    let case = Case::read("llama_lora_token");
+    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Nf4 { double: true }] {
+        let mut b = CpuBackend::new(2);
+        let model = load_as(&mut b, Some(format));
+        // Nothing, the last layer alone, and everything.
+        let [none, some, all] = [0, 2 * 30 * 400 * 4, usize::MAX].map(|bytes| {
+            let request = TrainRequest {
+                hyperparameters: Hyperparameters { max_steps: Some(2), ..case.hyperparameters() },
+                ..case.request(case.lora(&model))
+            };
+            let mut run = Run::start(&mut b, &model, request).expect("a run");
+            run.keep_activations(bytes);
+            let events = drive(&mut b, &model, &mut run);
+            bits(&finished(&events).adapter)
+        });
+        assert!(none == some && none == all, "{format:?}");
+    }
+}
+
+/// The gradients of one micro-batch, by tensor.
+fn gradients<B: Backend>(b: &mut B, format: WeightFormat) -> Vec<(String, Vec<f32>)> {
+    let case = Case::read("llama_lora_token");
+    let model = load_as(b, Some(format));
+    let adapter = case.adapter(&case.lora(&model));
+    let mut trainee = Trainee::adapter(b, &model, &adapter).expect("a trainee");
+    let batch = TrainBatch::new(&case.examples[..4]);
+    let weight = 1.0 / batch.trained_tokens() as f32;
+    let mut micro =
+        MicroBatch::start(batch, MicroBatchOptions { weight, ..MicroBatchOptions::default() });
+    while micro.advance(b, &model, &mut trainee).is_none() {}
+    let read = |p: Parameter<'_, B>| (p.name.to_owned(), b.download(p.gradient));
+    trainee.parameters_mut().map(read).collect()
+}
+
+/// The reference computes in `f32` with the same rounded weights, so that what differs is the
+/// rounding of activations and adapters to bf16: half a unit of 2⁻⁸ each.
+#[test]
+fn gradients_in_bf16_stay_within_its_rounding() {
+    for format in [WeightFormat::Bf16, WeightFormat::Nf4 { double: true }] {
+        let expected = gradients(&mut ReferenceBackend, format);
+        let found = gradients(&mut CpuBackend::new(2), format);
+        for ((name, found), (_, expected)) in found.iter().zip(&expected) {
+            let squares = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>();
+            let size = squares(&mut expected.iter().map(|&x| f64::from(x))).sqrt();
+            let pairs = found.iter().zip(expected);
+            let off = squares(&mut pairs.map(|(x, y)| f64::from(x - y))).sqrt();
+            assert!(size > 0.0 && off <= 0.04 * size, "{format:?} {name}: {:.4}", off / size);
+        }
+    }
 }
 
 /// The same pieces under the other normalisation: the mean of the micro-batches' means.

@@ -14,11 +14,14 @@
 //! call, on the thread count or on timing. Sums over rows (gradients) run in row order.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 pub mod cpu;
+mod one_by_one;
 pub mod reference;
 
-pub use crate::domain::WeightFormat;
+use crate::domain::AdapterWeights;
+pub use crate::domain::{KvFormat, WeightFormat};
 pub use crate::kernels::dynamic::BLOCK as MOMENTS_BLOCK;
 pub use crate::kernels::optimiser::Moments8;
 
@@ -108,6 +111,18 @@ pub struct HeadsSpec<R> {
 /// token on, whatever the batch, so that cached, chunked and recomputed attention agree to the bit.
 pub const BLOCK_TOKENS: usize = 16;
 
+/// What a KV cache is to hold.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheShape {
+    pub layers: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub blocks: usize,
+    /// The numbers are rounded as they are written, so that whoever reads them, in whatever step,
+    /// reads the same.
+    pub format: KvFormat,
+}
+
 /// One sequence's share of a step: rows `rows` of the batch are its tokens at positions
 /// `start .. start + rows.len()`, and `blocks` hold its keys and values from position 0 on.
 #[derive(Clone, Debug)]
@@ -115,6 +130,24 @@ pub struct SequenceRows {
     pub rows: Range<usize>,
     pub start: usize,
     pub blocks: Vec<u32>,
+}
+
+/// One matrix of an adapter that is in memory already, and stays there while this lives.
+#[derive(Clone, Debug)]
+pub struct SharedMatrix {
+    pub adapter: Arc<AdapterWeights>,
+    /// Into its sites.
+    pub site: usize,
+    /// `A (r, in)`, or else `B (out, r)`.
+    pub is_a: bool,
+}
+
+impl SharedMatrix {
+    /// Its numbers, row-major.
+    pub fn values(&self) -> &[f32] {
+        let site = &self.adapter.sites[self.site];
+        if self.is_a { &site.a } else { &site.b }
+    }
 }
 
 /// What one chunk of cross-entropy found.
@@ -147,6 +180,28 @@ pub enum HostMoments<'a> {
     Bits8(Moments8<'a>),
 }
 
+/// One linear layer of a projection in training: its frozen weight, and the adapter every row wears.
+pub struct Part<'a, B: Backend> {
+    pub weight: &'a B::Weight,
+    pub bias: Option<&'a B::Rows>,
+    /// Its first column in the projection's output.
+    pub at: usize,
+    pub low_rank: Option<LowRank<'a, B::Rows>>,
+}
+
+/// `scaling · B A`, `A (r, in)`, `B (out, r)`.
+pub struct LowRank<'a, R> {
+    pub a: &'a R,
+    pub b: &'a R,
+    pub scaling: f32,
+}
+
+/// Where the gradients of `A` and `B` are added.
+pub struct LowRankGradient<'a, R> {
+    pub a: &'a mut R,
+    pub b: &'a mut R,
+}
+
 /// Fused operations over device buffers. Shape mismatches are programming errors and panic.
 pub trait Backend: Send + 'static {
     /// A row-major `f32` matrix on the device.
@@ -160,8 +215,19 @@ pub trait Backend: Send + 'static {
 
     /// A zeroed matrix; memory is reused from [`Backend::recycle`] where it fits.
     fn zeros(&mut self, rows: usize, width: usize) -> Self::Rows;
+    /// A matrix of undefined content, to be overwritten.
+    fn room(&mut self, rows: usize, width: usize) -> Self::Rows {
+        self.zeros(rows, width)
+    }
+    /// Gives back to the system what was recycled and is not in use.
+    fn trim(&mut self) {}
     /// A matrix with these values.
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> Self::Rows;
+    /// A matrix with these values, only ever to be read: a device that can read them where they are
+    /// need not copy them.
+    fn share(&mut self, values: SharedMatrix, rows: usize, width: usize) -> Self::Rows {
+        self.upload(values.values(), rows, width)
+    }
     /// The values of a matrix.
     fn download(&self, x: &Self::Rows) -> Vec<f32>;
     /// Copies `values` over a matrix of the same size.
@@ -182,14 +248,10 @@ pub trait Backend: Send + 'static {
     /// The weight as `f32 (out, in)`, dequantised.
     fn unpack(&self, weight: &Self::Weight) -> Vec<f32>;
 
-    /// Room for `blocks` KV blocks of `layers` layers.
-    fn cache(
-        &mut self,
-        layers: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        blocks: usize,
-    ) -> Self::Cache;
+    /// Room for KV blocks.
+    fn cache(&mut self, shape: &CacheShape) -> Self::Cache;
+    /// Bytes that one block takes over all layers.
+    fn cache_block_bytes(&self, shape: &CacheShape) -> usize;
     /// Copies block `from` over block `to` in every layer (copy on write).
     fn copy_block(&mut self, cache: &mut Self::Cache, from: u32, to: u32);
 
@@ -231,6 +293,15 @@ pub trait Backend: Send + 'static {
         strength: f32,
         bias: Option<&Self::Rows>,
     );
+    /// The linear layers of one projection in training, side by side in `y (t, out)`, which is
+    /// overwritten: `y = W x (+ bias) + scaling · B A x` each. Where the frozen weights compute in
+    /// bf16, so do the adapters, from `f32` master copies and with `f32` sums.
+    fn project(&mut self, x: &Self::Rows, parts: &[Part<'_, Self>], y: &mut Self::Rows)
+    where
+        Self: Sized,
+    {
+        one_by_one::project(self, x, parts, y);
+    }
     /// `y = norm(x)`, each row over its whole width.
     fn norm(&mut self, x: &Self::Rows, norm: &Norm<Self::Rows>, y: &mut Self::Rows);
     /// Clip, split, q/k norm and RoPE of a raw projection into `q (t, h·hd)`, `k` and `v (t, kv·hd)`.
@@ -334,6 +405,20 @@ pub trait Backend: Send + 'static {
         du: &mut Self::Rows,
         dmagnitude: &mut Self::Rows,
     );
+    /// The backward of [`Backend::project`]: adds to `gradients`, one per part that has an adapter,
+    /// and overwrites `dx` where it is asked for.
+    fn project_backward(
+        &mut self,
+        dy: &Self::Rows,
+        x: &Self::Rows,
+        parts: &[Part<'_, Self>],
+        gradients: &mut [Option<LowRankGradient<'_, Self::Rows>>],
+        dx: Option<&mut Self::Rows>,
+    ) where
+        Self: Sized,
+    {
+        one_by_one::project_backward(self, dy, x, parts, gradients, dx);
+    }
     /// `dx += ∂norm`, and the gradients of weight and bias where they are asked for.
     fn norm_backward(
         &mut self,

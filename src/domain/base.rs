@@ -39,7 +39,8 @@ pub struct BaseInfo {
     pub name: Arc<str>,
     /// `model_type` of its `config.json`: `llama`, `gpt2`, …
     pub family: String,
-    /// Most tokens a sequence may hold, prompt and answer together.
+    /// Most tokens a sequence may hold, prompt and answer together: what the model was made for, or
+    /// less where the KV cache holds less.
     pub context_length: usize,
     pub vocab_size: usize,
     pub hidden_size: usize,

@@ -112,6 +112,38 @@ kernel! {
     }
 }
 
+kernel! {
+    /// `to (columns, rows) = fromᵀ` of the first `columns` values of `rows` rows, which are `stride`
+    /// values apart.
+    pub fn transpose(
+        s,
+        from: &[f32],
+        stride: usize,
+        columns: usize,
+        rows: usize,
+        to: &mut [f32],
+    ) {
+        let mut r = 0;
+        while r < rows {
+            let height = (rows - r).min(LANES);
+            let mut c = 0;
+            while c < columns {
+                let width = (columns - c).min(LANES);
+                let mut square = [s.splat(0.0); LANES];
+                for i in 0..height {
+                    square[i] = s.load_part(&from[(r + i) * stride + c..][..width]);
+                }
+                s.transpose(&mut square);
+                for i in 0..width {
+                    s.store_part(&mut to[(c + i) * rows + r..][..height], square[i]);
+                }
+                c += LANES;
+            }
+            r += LANES;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,6 +32,7 @@ pub(crate) mod lanes;
 pub mod line;
 pub mod loss;
 pub(crate) mod math;
+pub mod memory;
 pub mod mlp;
 pub mod nf4;
 pub mod norm;

@@ -26,7 +26,7 @@ use crate::kernels::line::{self, Line};
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use absmax::PackedAbsmax;
-use panel::Dequantized;
+pub(crate) use panel::Dequantized;
 
 /// Values that share one absmax in a product, and at least in a tensor.
 pub const BLOCK: usize = 64;
@@ -135,7 +135,7 @@ pub fn matmul(cpu: Cpu, pool: &Pool, x: &Bf16Rows, w: &PackedNf4, y: &Output<'_>
 /// # Panics
 /// If the shapes do not fit.
 pub fn matmul_transposed(cpu: Cpu, pool: &Pool, g: &Bf16Rows, w: &PackedNf4, dx: &Output<'_>) {
-    gemm(cpu, pool, g, &Transposed(&Dequantized(w)), dx);
+    gemm(cpu, pool, g, &Transposed(Dequantized(w)), dx);
 }
 
 /// An NF4 weight dequantised to `f32` panels on the way, where bf16 products do not exist.

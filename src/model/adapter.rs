@@ -1,11 +1,12 @@
 //! An adapter on the device: `ΔW = scaling · B A` at some of a model's linear layers.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::dora::Dora;
 use super::saved::Table;
 use super::{Model, ModelError};
-use crate::backend::Backend;
+use crate::backend::{Backend, SharedMatrix};
 use crate::domain::{AdapterSite, AdapterWeights, ModuleShape};
 
 /// One resident adapter, checked against the model it was attached to.
@@ -69,17 +70,55 @@ impl<B: Backend> Model<B> {
     /// If it names a module this model does not have, or a matrix of the wrong size, or holds a
     /// number that is not finite.
     pub fn attach(&self, b: &mut B, weights: &AdapterWeights) -> Result<Adapter<B>, ModelError> {
+        weights.sites.iter().try_for_each(check_numbers)?;
+        self.attach_by(b, weights, |b, site, module| {
+            let site = &weights.sites[site];
+            [
+                b.upload(&site.a, site.r, module.in_features),
+                b.upload(&site.b, module.out_features, site.r),
+            ]
+        })
+    }
+
+    /// The same for an adapter to serve with, whose numbers were checked when it was read: nothing
+    /// of its matrices is touched here, and on a CPU nothing is copied.
+    ///
+    /// # Errors
+    /// If it names a module this model does not have, or a matrix of the wrong size.
+    pub fn attach_shared(
+        &self,
+        b: &mut B,
+        weights: &Arc<AdapterWeights>,
+    ) -> Result<Adapter<B>, ModelError> {
+        self.attach_by(b, weights, |b, site, module| {
+            let r = weights.sites[site].r;
+            let matrix = |is_a| SharedMatrix { adapter: Arc::clone(weights), site, is_a };
+            [
+                b.share(matrix(true), r, module.in_features),
+                b.share(matrix(false), module.out_features, r),
+            ]
+        })
+    }
+
+    /// With `[A, B]` of each site as `bring` has them.
+    fn attach_by(
+        &self,
+        b: &mut B,
+        weights: &AdapterWeights,
+        mut bring: impl FnMut(&mut B, usize, &ModuleShape) -> [B::Rows; 2],
+    ) -> Result<Adapter<B>, ModelError> {
         let mut sites: Vec<_> = self.info.modules.iter().map(|_| None).collect();
         if weights.sites.is_empty() && weights.saved.is_empty() {
             return Err(ModelError::EmptyAdapter);
         }
-        for site in &weights.sites {
+        for (number, site) in weights.sites.iter().enumerate() {
             let (index, module) = self.module(&site.module)?;
             check_site(site, module)?;
             if sites[index].is_some() {
                 return Err(ModelError::RepeatedModule { module: site.module.clone() });
             }
-            sites[index] = Some(self.attach_site(b, index, site, module));
+            let matrices = bring(b, number, module);
+            sites[index] = Some(self.attach_site(b, index, site, matrices));
         }
         let mut saved = [None, None];
         for module in &weights.saved {
@@ -96,12 +135,10 @@ impl<B: Backend> Model<B> {
         b: &mut B,
         index: usize,
         site: &AdapterSite,
-        module: &ModuleShape,
+        [a, up]: [B::Rows; 2],
     ) -> SiteWeights<B> {
-        let a = b.upload(&site.a, site.r, module.in_features);
-        let up = b.upload(&site.b, module.out_features, site.r);
         let dora = site.magnitude.as_ref().map(|magnitude| {
-            let magnitude = b.upload(magnitude, 1, module.out_features);
+            let magnitude = b.upload(magnitude, 1, magnitude.len());
             self.decompose(b, index, (&a, &up, site.scaling), magnitude)
         });
         SiteWeights { a, b: up, scaling: site.scaling, dora }
@@ -137,6 +174,12 @@ pub(super) fn check_site(site: &AdapterSite, module: &ModuleShape) -> Result<(),
                 found: values.len(),
             });
         }
+    }
+    Ok(())
+}
+
+fn check_numbers(site: &AdapterSite) -> Result<(), ModelError> {
+    for (matrix, values) in [("A", &site.a), ("B", &site.b)] {
         if !values.iter().all(|value| value.is_finite()) {
             return Err(ModelError::AdapterNotFinite { module: site.module.clone(), matrix });
         }

@@ -1,5 +1,7 @@
 //! Where the backward puts what it finds about trained tensors.
 
+use std::ops::Range;
+
 use super::saved::Table;
 use crate::backend::Backend;
 
@@ -35,6 +37,14 @@ impl<B: Backend> Gradients<'_, B> {
         match self {
             Gradients::Adapter { saved, .. } => saved[table as usize].as_deref_mut(),
             Gradients::Full(_) => None,
+        }
+    }
+
+    /// Of the adapter at each of `sites`.
+    pub fn sites(&mut self, sites: Range<usize>) -> &mut [Option<SiteGradient<B>>] {
+        match self {
+            Gradients::Adapter { sites: all, .. } => &mut all[sites],
+            Gradients::Full(_) => unreachable!("a run trains an adapter or every weight"),
         }
     }
 

@@ -145,7 +145,7 @@ impl<B: Backend> Head<B> {
             return;
         }
         match &self.projection {
-            Some(head) => head.backward(b, dz, normed, adapters, gradients, Some(dnormed)),
+            Some(head) => head.add_backward(b, dz, normed, adapters, gradients, Some(dnormed)),
             None => {
                 b.matmul_backward(dz, 0, &embedding.table, dnormed);
                 if let Some(dtable) = gradients.tensor(Embedding::<B>::TABLE_SLOT) {

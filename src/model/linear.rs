@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use super::adapter::AdapterRows;
 use super::gradients::Gradients;
 use super::micro_batch::LoraDropout;
-use crate::backend::Backend;
+use crate::backend::{Backend, LowRank, LowRankGradient, Part};
 
 /// One linear layer, one of several that may share an input and a wide output.
 pub(super) struct Linear<B: Backend> {
@@ -31,6 +31,9 @@ pub(super) struct Projection<B: Backend> {
 pub(super) struct Adapters<'a, B: Backend> {
     pub rows: &'a [AdapterRows<'a, B>],
     pub dropout: Option<LoraDropout>,
+    /// Whether this is a pass of training: one adapter on every row, products fused with it.
+    /// Serving computes each row as if it were alone, whatever it shares the batch with.
+    pub training: bool,
 }
 
 // Not derived, because that would ask `B` to be `Copy`.
@@ -62,7 +65,11 @@ impl<B: Backend> Projection<B> {
     /// Hu et al. 2021, "LoRA", section 4.1.
     pub fn forward(&self, b: &mut B, x: &B::Rows, adapters: Adapters<'_, B>) -> B::Rows {
         let (t, _) = b.shape(x);
-        let mut y = b.zeros(t, self.out_features);
+        let mut y = b.room(t, self.out_features);
+        if let Some(parts) = self.parts(adapters) {
+            b.project(x, &parts, &mut y);
+            return y;
+        }
         for linear in &self.linears {
             b.matmul(x, &linear.weight, linear.bias.as_ref(), &mut y, linear.at);
             linear.add_adapters(b, x, adapters, &mut y);
@@ -70,9 +77,66 @@ impl<B: Backend> Projection<B> {
         y
     }
 
-    /// Adds `dy W` and the adapters' share to `dx` where it is asked for, and what is trained here
-    /// to `gradients`.
+    /// The gradient of `x` where it is asked for; what is trained here is added to `gradients`.
     pub fn backward(
+        &self,
+        b: &mut B,
+        dy: &B::Rows,
+        x: &B::Rows,
+        adapters: Adapters<'_, B>,
+        gradients: &mut Gradients<'_, B>,
+        need_dx: bool,
+    ) -> Option<B::Rows> {
+        let (t, width) = b.shape(x);
+        if let Some(parts) = self.parts(adapters) {
+            let mut dx = need_dx.then(|| b.room(t, width));
+            let mut sums = self.part_gradients(gradients);
+            b.project_backward(dy, x, &parts, &mut sums, dx.as_mut());
+            return dx;
+        }
+        let mut dx = need_dx.then(|| b.zeros(t, width));
+        self.add_backward(b, dy, x, adapters, gradients, dx.as_mut());
+        dx
+    }
+
+    /// The linear layers as the waist fuses them, where one adapter is trained on every row, undimmed
+    /// by dropout and unscaled by DoRA.
+    fn parts<'a>(&'a self, adapters: Adapters<'a, B>) -> Option<Vec<Part<'a, B>>> {
+        let [group] = adapters.rows else { return None };
+        let dora = |linear: &Linear<B>| {
+            group.adapter.site(linear.site).is_some_and(|site| site.dora.is_some())
+        };
+        if !adapters.training || adapters.dropout.is_some() || self.linears.iter().any(dora) {
+            return None;
+        }
+        let parts = self.linears.iter().map(|linear| Part {
+            weight: &linear.weight,
+            bias: linear.bias.as_ref(),
+            at: linear.at,
+            low_rank: group.adapter.site(linear.site).map(|site| LowRank {
+                a: &site.a,
+                b: &site.b,
+                scaling: group.scale * site.scaling,
+            }),
+        });
+        Some(parts.collect())
+    }
+
+    /// Where the gradients of this projection's adapters go, one after the other.
+    fn part_gradients<'a>(
+        &self,
+        gradients: &'a mut Gradients<'_, B>,
+    ) -> Vec<Option<LowRankGradient<'a, B::Rows>>> {
+        let (first, last) = (self.linears[0].site, self.linears[self.linears.len() - 1].site);
+        let sites = gradients.sites(first..last + 1).iter_mut();
+        sites
+            .map(|sum| sum.as_mut().map(|s| LowRankGradient { a: &mut s.a, b: &mut s.b }))
+            .collect()
+    }
+
+    /// Adds `dy W` and the adapters' share to `dx` where it is asked for, and what is trained here
+    /// to `gradients`, one linear layer after the other.
+    pub fn add_backward(
         &self,
         b: &mut B,
         dy: &B::Rows,

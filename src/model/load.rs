@@ -74,6 +74,12 @@ impl<B: Backend> Model<B> {
         Arc::make_mut(&mut self.info).fingerprint = fingerprint;
     }
 
+    /// Serves at most `tokens` tokens per sequence, where the device has no room for more.
+    pub fn cut_context(&mut self, tokens: usize) {
+        let info = Arc::make_mut(&mut self.info);
+        info.context_length = info.context_length.min(tokens);
+    }
+
     /// Whether a tensor that was not asked for may lie in the checkpoint all the same: a buffer, or
     /// the copy of a tied head.
     fn ignores(&self, tensor: &str) -> bool {

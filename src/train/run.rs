@@ -37,6 +37,7 @@ pub struct Run<B: Backend> {
     /// Events of the start, told with the first unit.
     pending: Vec<TrainEvent>,
     pause_requested: bool,
+    keep_bytes: usize,
     metrics: Option<TrainMetrics>,
     validation: Option<Validation>,
 }
@@ -96,7 +97,12 @@ impl<B: Backend> Run<B> {
         let guards = Guards::new(trainee.parameters_mut().map(|p| p.name.to_owned()));
         let pending = opening(&plan, &trainee, progress.step, h);
         let over = progress.stopped || progress.step >= plan.total_steps();
-        let phase = if over { Phase::Snapshot(Occasion::End) } else { Phase::NextStep };
+        let phase = match progress.step {
+            _ if over => Phase::Snapshot(Occasion::End),
+            // What the later losses are to be compared with.
+            0 if !request.validation.is_empty() => validate(&request),
+            _ => Phase::NextStep,
+        };
         Ok(Self {
             request,
             identity,
@@ -110,9 +116,16 @@ impl<B: Backend> Run<B> {
             phase,
             pending,
             pause_requested: false,
+            keep_bytes: 0,
             metrics: None,
             validation: None,
         })
+    }
+
+    /// Lets the run keep so many bytes of activations between forward and backward. It then computes
+    /// less of them anew; its results stay the same to the bit.
+    pub fn keep_activations(&mut self, bytes: usize) {
+        self.keep_bytes = bytes;
     }
 
     /// Does one unit: a layer of one micro-batch, an optimiser step, a unit of validation or a
@@ -164,7 +177,7 @@ impl<B: Backend> Run<B> {
         let step = self.progress.step + 1;
         let batches = self.plan.window(&self.request.examples, step);
         let width = model.info.hidden_size;
-        Phase::Window(Window::new(batches, &self.request, step, width))
+        Phase::Window(Window::new(batches, &self.request, step, width, self.keep_bytes))
     }
 
     fn window_unit(&mut self, b: &mut B, model: &Model<B>, mut window: Window<B>) -> Phase<B> {
@@ -227,11 +240,13 @@ impl<B: Backend> Run<B> {
         if self.request.validation.is_empty() || !self.due(h.eval_steps) {
             return self.after_evaluation();
         }
-        Phase::Evaluate(Evaluation::new(&self.request.validation, h.max_seq_length))
+        validate(&self.request)
     }
 
     fn after_evaluation(&self) -> Phase<B> {
-        if self.progress.stopped || self.progress.step == self.plan.total_steps() {
+        if self.progress.step == 0 {
+            Phase::NextStep
+        } else if self.progress.stopped || self.progress.step == self.plan.total_steps() {
             Phase::Snapshot(Occasion::End)
         } else if self.pause_requested {
             Phase::Snapshot(Occasion::Pause)
@@ -408,6 +423,12 @@ impl<B: Backend> Run<B> {
             valid_mean_token_accuracy: validation.map(|validation| validation.accuracy),
         })
     }
+}
+
+/// A pass over the validation examples.
+fn validate<B: Backend>(request: &TrainRequest) -> Phase<B> {
+    let longest = request.hyperparameters.max_seq_length;
+    Phase::Evaluate(Evaluation::new(&request.validation, longest))
 }
 
 /// What there is to say before the first step.

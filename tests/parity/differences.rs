@@ -117,6 +117,7 @@ fn adapters_learn_through_dropout_noise_and_soft_caps() {
             weight: 0.1,
             dropout: Some(LoraDropout { p: 0.3, key: 42 }),
             noise: Some(noise.collect()),
+            keep_bytes: usize::MAX,
             evaluate: false,
         };
         check(b, &mut model, &mut trainee, &options);

@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode};
 use futures::future::BoxFuture;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use tandem::api::{self, AppState, Keys, Lifecycle, Metrics};
+use tandem::api::{self, AppState, Guesses, Keys, Lifecycle, Metrics};
 use tandem::artifacts::Artifacts;
 use tandem::catalog::{Catalog, CatalogOptions, ServedBase};
 use tandem::domain::{
@@ -99,6 +99,7 @@ impl Setup {
         let state = AppState {
             engine: Engine::new(worker, catalog),
             keys: Keys::new(&self.keys),
+            guesses: Guesses::default(),
             metrics: Metrics::default(),
             lifecycle: Lifecycle::default(),
         };

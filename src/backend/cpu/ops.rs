@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
-use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, specs};
+use super::buffers::FreeList;
+use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, cache, specs};
 use crate::backend::{
-    Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostMoments, HostWeight, LossSum,
-    Moments8, Norm, SequenceRows, WeightFormat, dropout_keeps,
+    Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostMoments, HostWeight,
+    LossSum, LowRankGradient, Moments8, Norm, Part, SequenceRows, SharedMatrix, WeightFormat,
+    dropout_keeps,
 };
 use crate::domain::IGNORE_INDEX;
 use crate::kernels::attention::{self, SpanQueries};
@@ -50,10 +52,22 @@ impl Backend for CpuBackend {
         x
     }
 
+    fn room(&mut self, rows: usize, width: usize) -> CpuRows {
+        self.free.take(rows, width)
+    }
+
+    fn trim(&mut self) {
+        self.free = FreeList::default();
+    }
+
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> CpuRows {
         let mut x = self.free.take(rows, width);
         x.values_mut().copy_from_slice(values);
         x
+    }
+
+    fn share(&mut self, values: SharedMatrix, rows: usize, width: usize) -> CpuRows {
+        CpuRows::shared(values, rows, width)
     }
 
     fn download(&self, x: &CpuRows) -> Vec<f32> {
@@ -99,14 +113,12 @@ impl Backend for CpuBackend {
         values
     }
 
-    fn cache(
-        &mut self,
-        layers: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        blocks: usize,
-    ) -> CpuCache {
-        CpuCache::new(layers, kv_heads, head_dim, blocks)
+    fn cache(&mut self, shape: &CacheShape) -> CpuCache {
+        CpuCache::new(shape)
+    }
+
+    fn cache_block_bytes(&self, shape: &CacheShape) -> usize {
+        shape.layers * cache::block_bytes(shape)
     }
 
     fn copy_block(&mut self, cache: &mut CpuCache, from: u32, to: u32) {
@@ -148,6 +160,21 @@ impl Backend for CpuBackend {
         at: usize,
     ) {
         self.low_rank(x, rows, a, b, scaling, y, at);
+    }
+
+    fn project(&mut self, x: &CpuRows, parts: &[Part<'_, Self>], y: &mut CpuRows) {
+        self.project_adapted(x, parts, y);
+    }
+
+    fn project_backward(
+        &mut self,
+        dy: &CpuRows,
+        x: &CpuRows,
+        parts: &[Part<'_, Self>],
+        gradients: &mut [Option<LowRankGradient<'_, CpuRows>>],
+        dx: Option<&mut CpuRows>,
+    ) {
+        self.project_adapted_backward(dy, x, parts, gradients, dx);
     }
 
     fn norm(&mut self, x: &CpuRows, norm: &Norm<CpuRows>, y: &mut CpuRows) {

@@ -9,7 +9,7 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::line::Line;
 
 /// A weight seen as bf16: `bf16(level[q] · absmax)`, with the product in `f32`.
-pub(super) struct Dequantized<'a>(pub &'a PackedNf4);
+pub(crate) struct Dequantized<'a>(pub &'a PackedNf4);
 
 impl Panels for Dequantized<'_> {
     fn shape(&self) -> (usize, usize) {
@@ -66,7 +66,7 @@ fn dequantize(
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use super::*;
-    use crate::kernels::simd::{as_words, load_line, load_line_ps, load_ps, store_line};
+    use crate::kernels::simd::{load_line, load_line_ps, load_ps, round_pairs, store_line};
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
@@ -95,8 +95,7 @@ mod avx512 {
     ) -> __m512i {
         let even = look_up(levels, _mm512_srli_epi32::<EVEN>(codes), absmax);
         let odd = look_up(levels, _mm512_srli_epi32::<ODD>(codes), absmax);
-        let halves = as_words(_mm512_cvtne2ps_pbh(odd, even));
-        _mm512_permutexvar_epi16(load_line(&INTERLEAVE), halves)
+        round_pairs(even, odd)
     }
 
     /// `vpermps` reads the lowest four bits of its index and ignores the others.
@@ -105,14 +104,4 @@ mod avx512 {
     fn look_up(levels: __m512, codes: __m512i, absmax: __m512) -> __m512 {
         _mm512_mul_ps(_mm512_permutexvar_ps(codes, levels), absmax)
     }
-
-    /// Sixteen even values then sixteen odd ones become sixteen pairs.
-    static INTERLEAVE: Line = {
-        let (mut words, mut lane) = ([0; 16], 0);
-        while lane < 16 {
-            words[lane] = lane as u32 | (lane as u32 + 16) << 16;
-            lane += 1;
-        }
-        Line(words)
-    };
 }

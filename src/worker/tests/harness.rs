@@ -19,6 +19,7 @@ use crate::model::{LoadOptions, ModelSource};
 use crate::train::rng::{Site, Stream};
 use crate::worker::run::Device;
 use crate::worker::start::{BaseSource, load};
+use crate::worker::training::Training;
 use crate::worker::{
     Command, GenerationEvent, GenerationEvents, WorkerError, WorkerHandle, WorkerSettings,
     WorkerStats,
@@ -120,8 +121,8 @@ impl<B: Backend> Bench<B> {
         let (stats, stopping) =
             (Arc::new(WorkerStats::default()), Arc::new(AtomicBool::new(false)));
         stats.max_waiting.store(settings.max_waiting, Relaxed);
-        let (flag, budget) = (Arc::clone(&stopping), settings.training_latency_budget);
-        let device = Device::new(backend, lanes, receiver, flag, Arc::clone(&stats), budget);
+        let (flag, training) = (Arc::clone(&stopping), Training::new(settings));
+        let device = Device::new(backend, lanes, receiver, flag, Arc::clone(&stats), training);
         let handle = WorkerHandle::new(commands.clone(), infos, stats);
         Self { device, handle, commands, stopping }
     }
@@ -226,6 +227,7 @@ pub fn ask(prompt: &[u32]) -> GenerationRequest {
         choices: 1,
         sampling: SamplingParams { temperature: 0.0, max_tokens: 8, ..Default::default() },
         stop_tokens: Vec::new(),
+        speculative: true,
     }
 }
 
