@@ -23,6 +23,7 @@ pub mod reference;
 use crate::domain::AdapterWeights;
 pub use crate::domain::{KvFormat, WeightFormat};
 pub use crate::kernels::dynamic::BLOCK as MOMENTS_BLOCK;
+pub use crate::kernels::memory::available_bytes;
 pub use crate::kernels::optimiser::Moments8;
 
 impl WeightFormat {

@@ -78,6 +78,9 @@ pub(crate) fn gemm_sum(cpu: Cpu, pool: &Pool, terms: &[Term<'_>], y: &Output<'_>
         assert_eq!((x.rows(), w.shape()), (first.rows(), (n, x.k())), "terms must fit");
     }
     y.check(first.rows(), n);
+    if n == 0 {
+        return;
+    }
     let (panels, groups) = (n.div_ceil(PANEL), first.groups());
     let grain = pool.grain(panels, 4);
     let columns = panels.div_ceil(grain);
