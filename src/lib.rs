@@ -7,7 +7,7 @@
 //!                        |   ^
 //!               commands v   | events        worker::WorkerHandle
 //!              worker > train, sample > model > backend > kernels     one thread; no async
-//! text, peft and domain lie below both halves and import neither
+//! text, peft, gguf and domain lie below both halves and import neither
 //! ```
 //!
 //! Three invariants carry the design. Above the handle there is no tensor; below it there is no
@@ -26,6 +26,7 @@ pub mod config;
 pub mod demo;
 pub mod domain;
 pub mod engine;
+pub mod gguf;
 pub mod jobs;
 pub mod kernels;
 pub mod model;

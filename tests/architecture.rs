@@ -39,11 +39,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("train", &["backend", "domain", "model"]),
     ("demo", &["backend", "domain", "model", "text", "train"]),
     ("sample", &["domain"]),
-    ("model", &["backend", "domain"]),
+    ("model", &["backend", "domain", "gguf"]),
     ("backend", &["domain", "kernels"]),
     ("kernels", &[]),
     ("peft", &["domain"]),
-    ("text", &["domain"]),
+    ("gguf", &[]),
+    ("text", &["domain", "gguf"]),
     ("domain", &[]),
 ];
 

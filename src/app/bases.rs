@@ -46,6 +46,7 @@ fn text(model: &ModelOption) -> Result<TextModel, AppError> {
     let read = match &model.source {
         Source::Demo => TextModel::from_bytes(&demo::text_files(), template.as_deref()),
         Source::Folder(folder) => TextModel::from_folder(folder, template.as_deref()),
+        Source::Gguf(path) => TextModel::from_gguf(path, template.as_deref()),
     };
     read.map_err(|source| AppError::Text { model: model.name.clone(), source })
 }
@@ -55,6 +56,7 @@ fn source(model: &ModelOption) -> BaseSource {
         // The demo is small and must run as fast on any CPU: dense f32.
         Source::Demo => (demo::weights(), Some(WeightFormat::F32)),
         Source::Folder(folder) => (ModelSource::Folder(folder.clone()), None),
+        Source::Gguf(path) => (ModelSource::Gguf(path.clone()), None),
     };
     let format = model.format().or(stored);
     BaseSource { source, options: LoadOptions { name: model.name.clone(), format } }

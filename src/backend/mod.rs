@@ -19,15 +19,44 @@ pub mod cpu;
 pub mod reference;
 
 pub use crate::domain::WeightFormat;
+pub use crate::kernels::nf4::Absmax;
 
 impl WeightFormat {
-    /// Whether a weight `(out, in)` fits this format: NF4 wants rows of whole blocks of 64, the
-    /// GGUF formats rows of whole blocks of 32.
+    /// Whether a weight `(out, in)` fits this format: NF4 wants rows of whole blocks of 64,
+    /// Q8_0 and Q4_0 of 32, Q4_K of 256.
     pub fn fits(self, _out_features: usize, in_features: usize) -> bool {
         match self {
             Self::F32 | Self::Bf16 => true,
             Self::Nf4 { .. } => in_features.is_multiple_of(64),
             Self::Q8_0 | Self::Q4_0 => in_features.is_multiple_of(32),
+            Self::Q4K => in_features.is_multiple_of(256),
+        }
+    }
+
+    /// This format, or what holds rows of `in_features` values in its place.
+    pub fn or_fallback(self, in_features: usize) -> Self {
+        let fits = |format: &Self| format.fits(1, in_features);
+        [self, Self::Q8_0].into_iter().find(fits).unwrap_or(Self::Bf16)
+    }
+}
+
+/// A weight `(out, in)` in blocks, as a file holds them.
+#[derive(Clone, Debug)]
+pub enum HostBlocks {
+    /// Blocks of GGUF, row after row, in a `format` that has them.
+    Gguf { format: WeightFormat, bytes: Vec<u8> },
+    /// bitsandbytes: two codes per byte, the first one high, and an absmax per 64.
+    Nf4 { codes: Vec<u8>, absmax: Absmax },
+}
+
+impl HostBlocks {
+    /// The format that holds them as they are.
+    pub fn format(&self) -> WeightFormat {
+        match self {
+            Self::Gguf { format, .. } => *format,
+            Self::Nf4 { absmax, .. } => {
+                WeightFormat::Nf4 { double: matches!(absmax, Absmax::Double { .. }) }
+            }
         }
     }
 }
@@ -165,6 +194,8 @@ pub trait Backend: Send + 'static {
 
     /// Packs a frozen weight.
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> Self::Weight;
+    /// Packs a frozen weight `(out, in)` from blocks; no value changes.
+    fn adopt(&mut self, blocks: HostBlocks, out_features: usize, in_features: usize) -> Self::Weight;
     /// Bytes it takes.
     fn weight_bytes(&self, weight: &Self::Weight) -> usize;
     /// `(out, in)`.

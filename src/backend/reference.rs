@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::{
-    Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, HeadsSpec, HostWeight, LossSum,
+    Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, HeadsSpec, HostBlocks, HostWeight, LossSum,
     Norm, SequenceRows, WeightFormat, dropout_keeps,
 };
 
@@ -81,6 +81,11 @@ impl Backend for ReferenceBackend {
             values: Matrix::new(rounded, weight.out_features, weight.in_features),
             format,
         }
+    }
+
+    fn adopt(&mut self, blocks: HostBlocks, out: usize, inner: usize) -> ReferenceWeight {
+        let values = Matrix::new(formats::dequantised(&blocks), out, inner);
+        ReferenceWeight { values, format: blocks.format() }
     }
 
     fn weight_bytes(&self, weight: &ReferenceWeight) -> usize {

@@ -102,6 +102,7 @@ impl Quantize {
             Self::Nf4 => WeightFormat::Nf4 { double: true },
             Self::Q8_0 => WeightFormat::Q8_0,
             Self::Q4_0 => WeightFormat::Q4_0,
+            Self::Q4K => WeightFormat::Q4K,
         }
     }
 }

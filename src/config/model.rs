@@ -12,6 +12,8 @@ pub enum Source {
     Demo,
     /// A Hugging Face folder: `config.json`, `*.safetensors`, `tokenizer.json`.
     Folder(PathBuf),
+    /// A GGUF file.
+    Gguf(PathBuf),
 }
 
 /// 4- and 8-bit formats a model may be packed into while loading.
@@ -21,6 +23,7 @@ pub enum Quantize {
     Nf4,
     Q8_0,
     Q4_0,
+    Q4K,
 }
 
 /// A chat template that replaces the model's own.
@@ -75,6 +78,9 @@ impl ModelOption {
             (Some(name), _) => name.to_owned(),
             (None, Source::Demo) => "demo".to_owned(),
             (None, Source::Folder(path)) => folder_name(text, path)?,
+            (None, Source::Gguf(path)) => {
+                path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+            }
         };
         for extra in extras.split(',').filter(|extra| !extra.is_empty()) {
             option.set(text, extra)?;
@@ -118,10 +124,13 @@ fn parse_source(text: &str, source: &str) -> Result<Source, ConfigError> {
     if source.starts_with("hf:") {
         return wrong("downloading from the hub is not built yet; give the model's local folder");
     }
-    if source.ends_with(".gguf") {
-        return wrong("GGUF files are not read yet; give a folder with safetensors files");
-    }
     let path = PathBuf::from(source);
+    if source.ends_with(".gguf") {
+        return match path.is_file() {
+            true => Ok(Source::Gguf(path)),
+            false => wrong("there is no such file"),
+        };
+    }
     if !path.join("config.json").is_file() {
         return wrong("there is no `config.json` in that folder; give a Hugging Face model folder");
     }
@@ -139,8 +148,9 @@ fn parse_quantize(value: &str) -> Result<Quantize, String> {
         "nf4" => Ok(Quantize::Nf4),
         "q8_0" => Ok(Quantize::Q8_0),
         "q4_0" => Ok(Quantize::Q4_0),
-        "fp4" | "q4_k" => Err(format!("quantize={value} is not built yet; use nf4, q8_0 or q4_0")),
-        _ => Err(format!("quantize={value} is none of nf4, q8_0, q4_0")),
+        "q4_k" => Ok(Quantize::Q4K),
+        "fp4" => Err("quantize=fp4 is not built yet; use nf4, q8_0, q4_0 or q4_k".to_owned()),
+        _ => Err(format!("quantize={value} is none of nf4, q8_0, q4_0, q4_k")),
     }
 }
 
@@ -221,7 +231,7 @@ mod tests {
             (format!("{at},colour=red"), "colour"),
             (format!("{at},dtype"), "key=value"),
             ("/nowhere/at/all".to_owned(), "config.json"),
-            ("x.gguf".to_owned(), "GGUF"),
+            ("x.gguf".to_owned(), "no such file"),
             ("hf:org/name".to_owned(), "hub"),
         ] {
             let error = ModelOption::parse(&text).expect_err("must be refused").to_string();

@@ -38,6 +38,7 @@ pub mod optimiser;
 pub mod output;
 pub mod pool;
 pub mod q4;
+pub mod q4k;
 pub mod q8;
 pub mod quantized;
 pub mod rows;

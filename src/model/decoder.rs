@@ -9,6 +9,7 @@ use super::gradients::Gradients;
 use super::head::Head;
 use super::layer::{Keys, Layer, Pass};
 use super::linear::Adapters;
+use super::report::Report;
 use super::tensors::TensorSpec;
 use crate::backend::{BLOCK_TOKENS, Backend, SequenceRows};
 use crate::domain::BaseInfo;
@@ -24,6 +25,7 @@ pub struct Model<B: Backend> {
     /// Every tensor, by slot.
     pub(super) specs: Vec<TensorSpec>,
     pub(super) config: DecoderConfig,
+    pub(super) report: Report,
 }
 
 /// Token embeddings, and learned positions where a family has them.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::gguf::GgufError;
+
 /// A model, an adapter or a training set-up that cannot be used, and why.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -9,6 +11,8 @@ pub enum ModelError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("{file} is not valid JSON: {source}")]
     Json { file: String, source: serde_json::Error },
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     #[error("the folder {0} holds no config.json; is it a Hugging Face model folder?")]
     NoConfig(PathBuf),
     #[error(
@@ -26,7 +30,7 @@ pub enum ModelError {
     Unsupported { key: String, value: String },
     #[error("`model_type` {family} is not supported; supported are {supported}")]
     UnknownFamily { family: String, supported: String },
-    #[error("{file} is not a safetensors file: {reason}")]
+    #[error("{file} is not a usable checkpoint: {reason}")]
     BadFile { file: String, reason: String },
     #[error("the tensor {tensor} is missing from {place}")]
     MissingTensor { tensor: String, place: String },

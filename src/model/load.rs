@@ -1,18 +1,20 @@
 //! From a folder or from memory to a resident model.
 
 use std::borrow::Cow;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::Value;
 
 use super::build::{Builder, Parts};
-use super::checkpoint::{Checkpoint, read_file};
+use super::checkpoint::{Checkpoint, Layout, read_file};
 use super::config::DecoderConfig;
 use super::fields::Fields;
 use super::{LoadOptions, Model, ModelError, ModelSource, families};
 use crate::backend::{Backend, WeightFormat};
 use crate::domain::BaseInfo;
+use crate::gguf::Gguf;
 
 impl<B: Backend> Model<B> {
     /// Reads a model and packs it for the device.
@@ -30,14 +32,23 @@ impl<B: Backend> Model<B> {
         let (json, mut config) = read_config(&bytes)?;
         add_generation_config(source, &mut config)?;
         let mut checkpoint = Checkpoint::open(source, &bytes, &config.family)?;
+        if let ModelSource::Gguf(_) = source {
+            checkpoint.set_layout(Layout::Gguf(Box::new(config.clone())));
+        }
         let format = match options.format {
             Some(format) => format,
-            None => stored_format(&json)?,
+            None => {
+                checkpoint.keep_formats();
+                stored_format(&json)?
+            }
         };
         let mut model = Self::build(b, config, &mut checkpoint, &options.name, format)?;
+        if let Some(format) = options.format {
+            Arc::make_mut(&mut model.info).dtype = format.name().to_owned();
+        }
         checkpoint.finish(|name| model.ignores(name))?;
         model.set_fingerprint(checkpoint.fingerprint());
-        model.report(started);
+        model.say(started);
         Ok(model)
     }
 
@@ -50,7 +61,7 @@ impl<B: Backend> Model<B> {
     ) -> Result<Self, ModelError> {
         let mut builder = Builder::new(b, &config, checkpoint, format);
         let Parts { embedding, layers, head } = builder.build()?;
-        let (specs, modules, size_bytes) = (builder.specs, builder.modules, builder.size_bytes);
+        let (specs, modules, report) = (builder.specs, builder.modules, builder.report);
         let info = BaseInfo {
             name: name.into(),
             family: config.family.clone(),
@@ -59,14 +70,14 @@ impl<B: Backend> Model<B> {
             hidden_size: config.hidden_size,
             num_layers: layers.len(),
             parameters: specs.iter().map(|spec| spec.parameters() as u64).sum(),
-            dtype: format_name(format).to_owned(),
-            size_bytes: size_bytes as u64,
+            dtype: report.dtype().to_owned(),
+            size_bytes: report.size_bytes as u64,
             fingerprint: String::new(),
             modules,
             default_targets: config.default_targets.iter().map(|&name| name.to_owned()).collect(),
         };
         let (info, eos_token_ids) = (Arc::new(info), config.eos_token_ids.clone());
-        Ok(Self { info, eos_token_ids, embedding, layers, head, specs, config })
+        Ok(Self { info, eos_token_ids, embedding, layers, head, specs, config, report })
     }
 
     fn set_fingerprint(&mut self, fingerprint: String) {
@@ -78,16 +89,18 @@ impl<B: Backend> Model<B> {
     fn ignores(&self, tensor: &str) -> bool {
         let names = &self.config.names;
         let buffer = names.ignored.iter().any(|suffix| tensor.ends_with(suffix));
-        buffer || (self.config.tied && tensor == format!("{}.weight", names.head))
+        let read_before = matches!(tensor, "rope_freqs.weight") || tensor.starts_with("rope_factors_");
+        buffer || read_before || (self.config.tied && tensor == format!("{}.weight", names.head))
     }
 
-    fn report(&self, started: Instant) {
+    fn say(&self, started: Instant) {
         let info = &self.info;
         tracing::info!(
             model = &*info.name,
             family = info.family,
             parameters = info.parameters,
             format = info.dtype,
+            weights = %self.report,
             size_bytes = info.size_bytes,
             seconds = started.elapsed().as_secs_f64(),
             "the model is loaded"
@@ -102,7 +115,15 @@ fn config_bytes(source: &ModelSource) -> Result<Cow<'static, [u8]>, ModelError> 
             Some(bytes) => Ok(bytes.into()),
             None => Err(ModelError::NoConfig(folder.clone())),
         },
+        ModelSource::Gguf(path) => gguf_config(path),
     }
+}
+
+/// The configuration that a GGUF file was made from, as JSON.
+fn gguf_config(path: &Path) -> Result<Cow<'static, [u8]>, ModelError> {
+    let gguf = Gguf::open(path)?;
+    let vector = |name: &str| Checkpoint::vector(path, &gguf, name);
+    Ok(super::gguf::config(&gguf, vector)?.to_string().into_bytes().into())
 }
 
 fn read_config(bytes: &[u8]) -> Result<(Value, DecoderConfig), ModelError> {
@@ -135,15 +156,4 @@ fn stored_format(config: &Value) -> Result<WeightFormat, ModelError> {
     let fields = Fields::new(config)?;
     let dtype = fields.optional_str("dtype")?.or(fields.optional_str("torch_dtype")?);
     Ok(if dtype == Some("bfloat16") { WeightFormat::Bf16 } else { WeightFormat::F32 })
-}
-
-fn format_name(format: WeightFormat) -> &'static str {
-    match format {
-        WeightFormat::F32 => "f32",
-        WeightFormat::Bf16 => "bf16",
-        WeightFormat::Nf4 { double: false } => "nf4",
-        WeightFormat::Nf4 { double: true } => "nf4-dq",
-        WeightFormat::Q8_0 => "q8_0",
-        WeightFormat::Q4_0 => "q4_0",
-    }
 }

@@ -2,7 +2,7 @@
 //! strings, and the formats of training data.
 //!
 //! [`TextModel`] is what stands beside each base model; `engine` serves with it, [`dataset`] trains
-//! with it, so that a prompt is written the same way in both. Only `domain` lies below.
+//! with it, so that a prompt is written the same way in both. Only `domain` and `gguf` lie below.
 
 pub mod dataset;
 pub mod detokenizer;
@@ -15,6 +15,7 @@ pub mod template;
 pub mod tokenizer;
 
 mod decoding;
+pub mod gguf;
 
 pub use detokenizer::{Detokenizer, Start};
 pub use messages::MessageError;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::gguf::GgufText;
 use super::detokenizer::{Detokenizer, Start};
 use super::mask::MaskError;
 use super::messages::{MessageError, normalise};
@@ -94,6 +95,17 @@ impl TextModel {
             None => configured_template(&tokenizer_config)?
                 .map(|source| ("tokenizer_config.json", source)),
         };
+        Self::new(tokenizer, own, template)
+    }
+
+    /// The same from the metadata of a GGUF file.
+    ///
+    /// # Errors
+    /// As [`TextModel::from_folder`].
+    pub fn from_gguf(path: &Path, template: Option<&str>) -> Result<Self, TextError> {
+        let text = GgufText::open(path).map_err(TokenizerError::from)?;
+        let tokenizer = Tokenizer::from_bytes(&text.tokenizer, text.special)?;
+        let own = text.chat_template.map(|source| (text.file.as_str(), source));
         Self::new(tokenizer, own, template)
     }
 

@@ -18,6 +18,8 @@ pub const MAX_INPUT_BYTES: usize = 16 << 20;
 pub enum TokenizerError {
     #[error("{path} could not be read: {source}")]
     Unreadable { path: String, source: std::io::Error },
+    #[error(transparent)]
+    Gguf(#[from] crate::gguf::GgufError),
     #[error("{file} is not valid JSON: {reason}")]
     Json { file: &'static str, reason: String },
     #[error("tokenizer.json could not be loaded: {reason}")]

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, specs};
 use crate::backend::{
-    Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostWeight, LossSum, Norm,
+    Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostBlocks, HostWeight, LossSum, Norm,
     SequenceRows, WeightFormat, dropout_keeps,
 };
 use crate::domain::IGNORE_INDEX;
@@ -78,6 +78,10 @@ impl Backend for CpuBackend {
 
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> CpuWeight {
         CpuWeight::pack(weight, format)
+    }
+
+    fn adopt(&mut self, blocks: HostBlocks, out: usize, inner: usize) -> CpuWeight {
+        CpuWeight::adopt(blocks, out, inner)
     }
 
     fn weight_bytes(&self, weight: &CpuWeight) -> usize {

@@ -46,6 +46,10 @@ impl CpuBackend {
                 work.int8.quantize(cpu, pool, x.values(), m, k);
                 quantized::matmul(cpu, pool, &work.int8, w, &y);
             }
+            CpuWeight::Q4K(w) => {
+                work.int8.quantize(cpu, pool, x.values(), m, k);
+                quantized::matmul(cpu, pool, &work.int8, w, &y);
+            }
             CpuWeight::F32(w) => self.multiply(Left::rows(x.values(), m, k, 0), w, &y),
             CpuWeight::Bf16(w) => {
                 self.multiply(Left::rows(x.values(), m, k, 0), &bf16::Widened(w), &y);
@@ -88,6 +92,7 @@ impl CpuBackend {
             CpuWeight::Nf4(w) => self.multiply(g, &Turned(&nf4::Widened(w)), &dx),
             CpuWeight::Q8(w) => self.multiply(g, &Turned(w), &dx),
             CpuWeight::Q4(w) => self.multiply(g, &Turned(w), &dx),
+            CpuWeight::Q4K(w) => self.multiply(g, &Turned(w), &dx),
         }
     }
 

@@ -1,10 +1,11 @@
 //! Frozen weights in their formats.
 
-use crate::backend::{HostWeight, WeightFormat};
+use crate::backend::{HostBlocks, HostWeight, WeightFormat};
 use crate::kernels::bf16::PackedBf16;
 use crate::kernels::gemm::PackedF32;
 use crate::kernels::nf4::PackedNf4;
 use crate::kernels::q4::PackedQ4;
+use crate::kernels::q4k::PackedQ4K;
 use crate::kernels::q8::PackedQ8;
 
 /// A frozen weight `(out, in)`, packed once for one row and for many, forward and backward.
@@ -15,6 +16,7 @@ pub enum CpuWeight {
     Nf4(PackedNf4),
     Q8(PackedQ8),
     Q4(PackedQ4),
+    Q4K(PackedQ4K),
 }
 
 impl CpuWeight {
@@ -27,6 +29,25 @@ impl CpuWeight {
             WeightFormat::Nf4 { double } => Self::Nf4(PackedNf4::quantize(values, n, k, double)),
             WeightFormat::Q8_0 => Self::Q8(PackedQ8::quantize(values, n, k)),
             WeightFormat::Q4_0 => Self::Q4(PackedQ4::quantize(values, n, k)),
+            WeightFormat::Q4K => Self::Q4K(PackedQ4K::quantize(values, n, k)),
+        }
+    }
+
+    pub(super) fn adopt(blocks: HostBlocks, n: usize, k: usize) -> Self {
+        match blocks {
+            HostBlocks::Gguf { format: WeightFormat::Q8_0, bytes } => {
+                Self::Q8(PackedQ8::from_gguf(&bytes, n, k))
+            }
+            HostBlocks::Gguf { format: WeightFormat::Q4_0, bytes } => {
+                Self::Q4(PackedQ4::from_gguf(&bytes, n, k))
+            }
+            HostBlocks::Gguf { format: WeightFormat::Q4K, bytes } => {
+                Self::Q4K(PackedQ4K::from_gguf(&bytes, n, k))
+            }
+            HostBlocks::Gguf { format, .. } => panic!("GGUF has no blocks of {format:?}"),
+            HostBlocks::Nf4 { codes, absmax } => {
+                Self::Nf4(PackedNf4::from_bitsandbytes(&codes, absmax, n, k))
+            }
         }
     }
 
@@ -37,6 +58,7 @@ impl CpuWeight {
             Self::Nf4(w) => w.size_bytes(),
             Self::Q8(w) => w.size_bytes(),
             Self::Q4(w) => w.size_bytes(),
+            Self::Q4K(w) => w.size_bytes(),
         }
     }
 
@@ -48,6 +70,7 @@ impl CpuWeight {
             Self::Nf4(w) => (w.n(), w.k()),
             Self::Q8(w) => (w.n(), w.k()),
             Self::Q4(w) => (w.n(), w.k()),
+            Self::Q4K(w) => (w.n(), w.k()),
         }
     }
 
@@ -61,6 +84,7 @@ impl CpuWeight {
             Self::Nf4(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
             Self::Q8(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
             Self::Q4(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
+            Self::Q4K(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
         }
     }
 }

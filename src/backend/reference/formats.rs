@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::backend::WeightFormat;
+use crate::backend::{HostBlocks, WeightFormat};
 
 /// The 16 levels of NF4. Dettmers et al. 2023, "QLoRA", appendix E.
 const NF4: [f32; 16] = [
@@ -36,7 +36,57 @@ pub(super) fn round_trip(values: &[f32], in_features: usize, format: WeightForma
         WeightFormat::Nf4 { double } => nf4(values, double),
         WeightFormat::Q8_0 => blockwise(values, in_features, q8_0),
         WeightFormat::Q4_0 => blockwise(values, in_features, q4_0),
+        WeightFormat::Q4K => gguf_q4_k(&crate::kernels::q4k::quantize(values)),
     }
+}
+
+/// The values of a weight that comes in blocks, row-major.
+pub(super) fn dequantised(blocks: &HostBlocks) -> Vec<f32> {
+    match blocks {
+        HostBlocks::Gguf { format: WeightFormat::Q8_0, bytes } => gguf_q8_0(bytes),
+        HostBlocks::Gguf { format: WeightFormat::Q4_0, bytes } => gguf_q4_0(bytes),
+        HostBlocks::Gguf { format: WeightFormat::Q4K, bytes } => gguf_q4_k(bytes),
+        HostBlocks::Gguf { format, .. } => panic!("GGUF has no blocks of {format:?}"),
+        HostBlocks::Nf4 { codes, absmax } => {
+            let code = |i: usize| NF4[usize::from(codes[i / 2] >> (4 - 4 * (i % 2)) & 15)];
+            (0..2 * codes.len()).map(|i| code(i) * absmax.get(i / NF4_BLOCK)).collect()
+        }
+    }
+}
+
+fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// `scale · q`.
+fn gguf_q8_0(bytes: &[u8]) -> Vec<f32> {
+    let blocks = bytes.chunks_exact(34);
+    blocks.flat_map(|b| b[2..].iter().map(|&q| half_at(b, 0) * f32::from(q as i8))).collect()
+}
+
+/// `scale · (q − 8)`; byte `i` holds value `i` low and value `i + 16` high.
+fn gguf_q4_0(bytes: &[u8]) -> Vec<f32> {
+    let value = |b: &[u8], i: usize| {
+        half_at(b, 0) * (f32::from(b[2 + i % 16] >> (4 * (i / 16)) & 15) - 8.0)
+    };
+    bytes.chunks_exact(18).flat_map(|b| (0..32).map(move |i| value(b, i))).collect()
+}
+
+/// `d · scale · q − dmin · min`, eight scales and minima of 6 bits per block of 256.
+fn gguf_q4_k(bytes: &[u8]) -> Vec<f32> {
+    let six_bits = |b: &[u8], s: usize| match s {
+        0..4 => (b[4 + s] & 63, b[8 + s] & 63),
+        _ => (
+            b[8 + s] & 15 | b[s] >> 6 << 4,
+            b[8 + s] >> 4 | b[4 + s] >> 6 << 4,
+        ),
+    };
+    let value = |b: &[u8], i: usize| {
+        let (scale, min) = six_bits(b, i / 32);
+        let q = b[16 + i / 64 * 32 + i % 32] >> (4 * (i / 32 % 2)) & 15;
+        half_at(b, 0) * f32::from(scale) * f32::from(q) - half_at(b, 2) * f32::from(min)
+    };
+    bytes.chunks_exact(144).flat_map(|b| (0..256).map(move |i| value(b, i))).collect()
 }
 
 /// Bytes `n` weights take in `format`.
@@ -51,6 +101,7 @@ pub(super) fn bytes(n: usize, format: WeightFormat) -> usize {
         }
         WeightFormat::Q8_0 => n + 2 * blocks(GGUF_BLOCK),
         WeightFormat::Q4_0 => n.div_ceil(2) + 2 * blocks(GGUF_BLOCK),
+        WeightFormat::Q4K => 144 * blocks(256),
     }
 }
 

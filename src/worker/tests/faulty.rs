@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use crate::backend::reference::ReferenceBackend;
 use crate::backend::{
-    Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostWeight, LossSum, Norm,
+    Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostBlocks, HostWeight, LossSum, Norm,
     SequenceRows, WeightFormat,
 };
 
@@ -87,6 +87,10 @@ impl Backend for FaultyBackend {
 
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> Self::Weight {
         self.inner.pack(weight, format)
+    }
+
+    fn adopt(&mut self, blocks: HostBlocks, out: usize, inner: usize) -> Self::Weight {
+        self.inner.adopt(blocks, out, inner)
     }
 
     fn weight_bytes(&self, weight: &Self::Weight) -> usize {
