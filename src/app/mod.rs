@@ -21,11 +21,13 @@ use crate::worker::{Worker, WorkerHandle};
 
 mod adapters;
 mod bases;
+mod convert;
 mod error;
 
 mod signals;
 
-pub use error::AppError;
+pub use convert::{Comparison, Conversion, Converted, convert};
+pub use error::{AppError, ConvertError};
 
 /// A running server.
 #[derive(Debug)]

@@ -7,9 +7,11 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ServeOptions;
 
+mod convert;
 mod serve;
 mod train;
 
+pub use convert::ConvertOptions;
 pub use train::TrainOptions;
 
 /// Serve a language model, fine-tune it, and use the result at once.
@@ -33,6 +35,8 @@ enum Command {
     Serve(Box<ServeOptions>),
     /// Train a model without a server.
     Train(TrainOptions),
+    /// Write a model in another format, with an adapter merged into it.
+    Convert(ConvertOptions),
 }
 
 /// A failed command: the sentence for the person, and the exit code for the shell.
@@ -59,6 +63,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Serve(options) => serve::run(*options),
         Command::Train(options) => train::run(options),
+        Command::Convert(options) => convert::run(options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

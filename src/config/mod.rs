@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 mod file;
+mod hub;
 mod model;
 mod options;
 

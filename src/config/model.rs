@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::ConfigError;
+use super::{ConfigError, hub};
 use crate::domain::WeightFormat;
 
 /// Where a model comes from.
@@ -77,6 +77,7 @@ impl ModelOption {
         option.name = match (name, &option.source) {
             (Some(name), _) => name.to_owned(),
             (None, Source::Demo) => "demo".to_owned(),
+            (None, _) if source.starts_with("hf:") => hub_name(source).to_owned(),
             (None, Source::Folder(path)) => folder_name(text, path)?,
             (None, Source::Gguf(path)) => {
                 path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
@@ -121,10 +122,10 @@ fn parse_source(text: &str, source: &str) -> Result<Source, ConfigError> {
     if source == "demo" {
         return Ok(Source::Demo);
     }
-    if source.starts_with("hf:") {
-        return wrong("downloading from the hub is not built yet; give the model's local folder");
-    }
-    let path = PathBuf::from(source);
+    let path = match source.strip_prefix("hf:") {
+        Some(name) => hub::snapshot(name).map_err(|reason| invalid("--model", text, reason))?,
+        None => PathBuf::from(source),
+    };
     if source.ends_with(".gguf") {
         return match path.is_file() {
             true => Ok(Source::Gguf(path)),
@@ -135,6 +136,12 @@ fn parse_source(text: &str, source: &str) -> Result<Source, ConfigError> {
         return wrong("there is no `config.json` in that folder; give a Hugging Face model folder");
     }
     Ok(Source::Folder(path))
+}
+
+/// `NAME` of `hf:ORG/NAME@REVISION`.
+fn hub_name(source: &str) -> &str {
+    let repository = source.split('@').next().unwrap_or(source);
+    repository.rsplit('/').next().unwrap_or(repository)
 }
 
 fn folder_name(text: &str, path: &Path) -> Result<String, ConfigError> {
@@ -232,7 +239,7 @@ mod tests {
             (format!("{at},dtype"), "key=value"),
             ("/nowhere/at/all".to_owned(), "config.json"),
             ("x.gguf".to_owned(), "no such file"),
-            ("hf:org/name".to_owned(), "hub"),
+            ("hf:org/name".to_owned(), "huggingface-cli download org/name"),
         ] {
             let error = ModelOption::parse(&text).expect_err("must be refused").to_string();
             assert!(error.contains(word), "{error}");

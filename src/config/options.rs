@@ -12,8 +12,8 @@ use super::{AdapterOption, Config, ConfigError, Database, Device, ModelOption};
 /// What `tandem serve` takes. Each option is also an environment variable.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ServeOptions {
-    /// Base model to serve; repeatable. SOURCE is a Hugging Face folder, a GGUF file, or
-    /// `demo`.
+    /// Base model to serve; repeatable. SOURCE is a Hugging Face folder, a GGUF file,
+    /// `hf:ORG/NAME` in the local cache of the hub, or `demo`.
     #[arg(
         long,
         env = "TANDEM_MODEL",

@@ -9,6 +9,7 @@ use super::layer::Layer;
 use super::linear::{Linear, Projection};
 use super::norm::ModelNorm;
 use super::tensors::{TensorKind, TensorSpec};
+use super::progress::Progress;
 use super::report::Report;
 use crate::backend::{AttentionSpec, Backend, HeadsSpec, HostWeight, Norm, WeightFormat};
 use crate::domain::ModuleShape;
@@ -25,6 +26,7 @@ pub(super) struct Builder<'a, B: Backend> {
     pub specs: Vec<TensorSpec>,
     pub modules: Vec<ModuleShape>,
     pub report: Report,
+    progress: Progress,
 }
 
 /// The parts of a decoder.
@@ -56,7 +58,8 @@ impl<'a, B: Backend> Builder<'a, B> {
         let whole = source.has(&format!("{}{}.weight", names.prefix, names.embedding));
         let prefix = if whole { names.prefix } else { "" };
         let (specs, modules, report) = (Vec::new(), Vec::new(), Report::default());
-        Self { b, config, source, format, prefix, specs, modules, report }
+        let progress = Progress::new(source.total_bytes());
+        Self { b, config, source, format, prefix, specs, modules, report, progress }
     }
 
     pub fn build(&mut self) -> Result<Parts<B>, ModelError> {
@@ -264,6 +267,7 @@ impl<'a, B: Backend> Builder<'a, B> {
         let stored = bare.map_or_else(|| name.clone(), |(prefix, rest)| format!("{prefix}{rest}"));
         let spec = TensorSpec { name, stored, shape, kind, transposed };
         let stored = self.source.read(&spec)?;
+        self.progress.reach(self.source.read_bytes());
         self.specs.push(spec);
         Ok(stored)
     }

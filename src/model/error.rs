@@ -9,6 +9,10 @@ use crate::gguf::GgufError;
 pub enum ModelError {
     #[error("cannot read {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
+    #[error("cannot write {path}: {source}")]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error("{key} = {value} cannot be written in that format")]
+    NotExportable { key: String, value: String },
     #[error("{file} is not valid JSON: {source}")]
     Json { file: String, source: serde_json::Error },
     #[error(transparent)]

@@ -108,7 +108,8 @@ impl<B: Backend> Model<B> {
     }
 }
 
-fn config_bytes(source: &ModelSource) -> Result<Cow<'static, [u8]>, ModelError> {
+/// The bytes of the configuration.
+pub(super) fn config_bytes(source: &ModelSource) -> Result<Cow<'static, [u8]>, ModelError> {
     match source {
         ModelSource::Embedded { config, .. } => Ok(config.clone()),
         ModelSource::Folder(folder) => match read_file(folder, "config.json")? {
@@ -146,7 +147,7 @@ fn add_generation_config(
     Ok(())
 }
 
-fn parse(file: &str, bytes: &[u8]) -> Result<Value, ModelError> {
+pub(super) fn parse(file: &str, bytes: &[u8]) -> Result<Value, ModelError> {
     serde_json::from_slice(bytes)
         .map_err(|source| ModelError::Json { file: file.to_owned(), source })
 }

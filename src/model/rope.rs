@@ -166,7 +166,7 @@ fn longrope(
 }
 
 /// `theta^(−2i/dim)`, `(dim / 2)`.
-fn base(theta: f32, dim: usize) -> Vec<f32> {
+pub fn base(theta: f32, dim: usize) -> Vec<f32> {
     (0..dim / 2).map(|i| 1.0 / theta.powf((2 * i) as f32 / dim as f32)).collect()
 }
 

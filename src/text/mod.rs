@@ -15,11 +15,13 @@ pub mod template;
 pub mod tokenizer;
 
 mod decoding;
+mod source;
 pub mod gguf;
 
 pub use detokenizer::{Detokenizer, Start};
 pub use messages::MessageError;
 pub use model::{TextError, TextFiles, TextModel};
+pub use source::TextSource;
 pub use stop::{MatchedStop, StopMatcher};
 pub use template::{ChatTemplate, TemplateError};
 pub use tokenizer::{Tokenizer, TokenizerError};

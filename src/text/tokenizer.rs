@@ -374,7 +374,7 @@ fn parse(json: &[u8], file: &'static str) -> Result<Value, TokenizerError> {
         .map_err(|error| TokenizerError::Json { file, reason: error.to_string() })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     std::fs::read(path)
         .map_err(|source| TokenizerError::Unreadable { path: path.display().to_string(), source })
 }

@@ -115,6 +115,12 @@ pub fn candle_type(kind: TensorType) -> GgmlDType {
     }
 }
 
+/// Values of twice the width as `f32`.
+pub fn narrowed(bytes: &[u8]) -> Vec<u8> {
+    let values = bytes.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes) as f32);
+    values.flat_map(f32::to_le_bytes).collect()
+}
+
 /// Values stored `(in, out)` as `(out, in)`.
 pub fn turned(values: &[f32], (out, inner): (usize, usize)) -> Vec<f32> {
     let mut turned = Vec::with_capacity(values.len());

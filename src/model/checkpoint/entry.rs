@@ -25,6 +25,7 @@ pub struct Entry {
 pub enum Encoding {
     /// Numbers, or blocks of them.
     Known(TensorType),
+    Double,
     Bytes,
     Other(safetensors::Dtype),
 }
@@ -33,6 +34,7 @@ impl Encoding {
     pub fn name(self) -> String {
         match self {
             Self::Known(kind) => kind.name().to_owned(),
+            Self::Double => "f64".to_owned(),
             Self::Bytes => "u8".to_owned(),
             Self::Other(dtype) => format!("{dtype:?}").to_lowercase(),
         }

@@ -20,6 +20,7 @@ use super::tensors::{TensorKind, TensorSpec};
 use crate::backend::{HostBlocks, WeightFormat};
 use crate::gguf::{Gguf, TensorType};
 use entry::{Data, Encoding, Entry, TensorFile};
+pub use decode::candle_type;
 pub use layout::Layout;
 
 /// A vector of frequencies is no longer.
@@ -35,6 +36,7 @@ pub struct Checkpoint {
     /// Blocks are handed out as they are, and values with the format nearest to their own.
     as_stored: bool,
     digest: Sha256,
+    read_bytes: u64,
 }
 
 /// A tensor, in our orientation.
@@ -72,6 +74,7 @@ impl Checkpoint {
             layout: Layout::HuggingFace,
             as_stored: false,
             digest: Sha256::new_with_prefix(config),
+            read_bytes: 0,
         };
         match source {
             ModelSource::Embedded { tensors, .. } => {
@@ -81,6 +84,16 @@ impl Checkpoint {
             ModelSource::Gguf(path) => checkpoint.add_gguf(path)?,
         }
         Ok(checkpoint)
+    }
+
+    /// Bytes of all tensors.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|entry| entry.bytes as u64).sum()
+    }
+
+    /// Bytes read so far.
+    pub fn read_bytes(&self) -> u64 {
+        self.read_bytes
     }
 
     /// Hands out what is stored as it is stored.
@@ -164,12 +177,18 @@ impl Checkpoint {
             let found = entry.shape;
             return Err(ModelError::Misshapen { file, tensor: name, expected, found });
         }
-        let Encoding::Known(kind) = entry.encoding else {
-            let dtype = entry.encoding.name();
-            let file = self.files[entry.file].name.clone();
-            return Err(ModelError::TensorType { file, tensor: name, dtype });
+        let kind = match entry.encoding {
+            Encoding::Known(kind) => kind,
+            Encoding::Double => TensorType::F32,
+            other => {
+                let (file, dtype) = (self.files[entry.file].name.clone(), other.name());
+                return Err(ModelError::TensorType { file, tensor: name, dtype });
+            }
         };
-        let bytes = self.bytes(&name, spec, &entry)?;
+        let mut bytes = self.bytes(&name, spec, &entry)?;
+        if entry.encoding == Encoding::Double {
+            bytes = decode::narrowed(&bytes);
+        }
         let bytes = self.layout.in_our_order(&name, bytes, expected[0]);
         self.decoded(spec, &name, entry.file, kind, bytes)
     }
@@ -221,6 +240,7 @@ impl Checkpoint {
         let file = &mut self.files[entry.file];
         let bytes = file.read(entry.start, entry.bytes);
         let bytes = bytes.map_err(|error| bad_file(&file.name, format!("{name}: {error}")))?;
+        self.read_bytes += bytes.len() as u64;
         self.digest.update(spec.name.as_bytes());
         self.digest.update(format!("{}{:?}", entry.encoding.name(), entry.shape));
         self.digest.update(&bytes);

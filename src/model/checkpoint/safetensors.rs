@@ -71,6 +71,7 @@ fn encoding(dtype: Dtype) -> Encoding {
         Dtype::F32 => Encoding::Known(TensorType::F32),
         Dtype::F16 => Encoding::Known(TensorType::F16),
         Dtype::BF16 => Encoding::Known(TensorType::BF16),
+        Dtype::F64 => Encoding::Double,
         Dtype::U8 => Encoding::Bytes,
         other => Encoding::Other(other),
     }

@@ -18,6 +18,16 @@ const ARCHITECTURES: [(&str, &str); 8] = [
     ("mpt", "mpt"),
 ];
 
+/// What `transformers` calls the class of each family.
+const CLASSES: [(&str, &str); 6] = [
+    ("llama", "LlamaForCausalLM"),
+    ("qwen2", "Qwen2ForCausalLM"),
+    ("qwen3", "Qwen3ForCausalLM"),
+    ("phi3", "Phi3ForCausalLM"),
+    ("gemma2", "Gemma2ForCausalLM"),
+    ("gemma3_text", "Gemma3ForCausalLM"),
+];
+
 /// The metadata of one architecture: `block_count` is found as `llama.block_count`.
 pub(super) struct Keys<'a> {
     pub gguf: &'a Gguf,
@@ -127,6 +137,7 @@ fn transformer(
     };
     let mut config = object(json!({
         "model_type": family,
+        "architectures": [CLASSES.iter().find(|(name, _)| *name == family).map(|(_, class)| class)],
         "hidden_size": hidden,
         "intermediate_size": keys.required("feed_forward_length")?,
         "num_hidden_layers": keys.required("block_count")?,
@@ -144,7 +155,10 @@ fn transformer(
     }
     let window = keys.count("attention.sliding_window")?.filter(|&window| window > 0);
     match family {
-        "llama" if window.is_some() => drop(config.insert("model_type".into(), "mistral".into())),
+        "llama" if window.is_some() => {
+            config.insert("model_type".into(), "mistral".into());
+            config.insert("architectures".into(), json!(["MistralForCausalLM"]));
+        }
         "gemma2" | "gemma3_text" => gemma(keys, family, head_dim, &mut config)?,
         "qwen2" | "qwen3" => {
             config.insert("use_sliding_window".into(), json!(window.is_some()));
@@ -153,29 +167,13 @@ fn transformer(
         _ => {}
     }
     config.insert("sliding_window".into(), json!(window));
+    pattern(keys, &mut config)?;
     rope::read(keys, head_dim, &mut config, factors)?;
     Ok(config)
 }
 
-fn gemma(
-    keys: &Keys<'_>,
-    family: &str,
-    head_dim: usize,
-    config: &mut Map<String, Value>,
-) -> Result<(), ModelError> {
-    let (layers, hidden) = (keys.required("block_count")?, keys.required("embedding_length")?);
-    // The largest of each generation scales by the hidden size's share of a head.
-    let largest = layers == if family == "gemma2" { 46 } else { 62 };
-    let usual = if largest { hidden / keys.required("attention.head_count")? } else { head_dim };
-    let scalar = keys.number("attention.scale")?.map_or(usual as f32, |scale| scale.powi(-2));
-    config.insert("query_pre_attn_scalar".into(), json!(scalar));
-    let caps = [
-        ("attn_logit_softcapping", "attn_logit_softcapping"),
-        ("final_logit_softcapping", "final_logit_softcapping"),
-    ];
-    for (theirs, ours) in caps {
-        config.insert(ours.into(), json!(keys.number(theirs)?));
-    }
+/// Which layers slide: every layer by itself, or all but every so many-th.
+fn pattern(keys: &Keys<'_>, config: &mut Map<String, Value>) -> Result<(), ModelError> {
     let key = keys.key("attention.sliding_window_pattern");
     match keys.metadata().get(&key) {
         Some(Meta::Bools(slides)) => {
@@ -191,9 +189,28 @@ fn gemma(
     Ok(())
 }
 
+fn gemma(
+    keys: &Keys<'_>,
+    family: &str,
+    head_dim: usize,
+    config: &mut Map<String, Value>,
+) -> Result<(), ModelError> {
+    let (layers, hidden) = (keys.required("block_count")?, keys.required("embedding_length")?);
+    // The largest of each generation scales by the hidden size's share of a head.
+    let largest = layers == if family == "gemma2" { 46 } else { 62 };
+    let usual = if largest { hidden / keys.required("attention.head_count")? } else { head_dim };
+    let scalar = keys.number("attention.scale")?.map_or(usual as f32, |scale| scale.powi(-2));
+    config.insert("query_pre_attn_scalar".into(), json!(scalar));
+    for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        config.insert(key.into(), json!(keys.number(key)?));
+    }
+    Ok(())
+}
+
 fn gpt2(keys: &Keys<'_>) -> Result<Map<String, Value>, ModelError> {
     Ok(object(json!({
         "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
         "n_embd": keys.required("embedding_length")?,
         "n_inner": keys.count("feed_forward_length")?,
         "n_head": keys.required("attention.head_count")?,
@@ -215,6 +232,7 @@ fn mpt(keys: &Keys<'_>) -> Result<Map<String, Value>, ModelError> {
     let clip = keys.number("attention.clamp_kqv")?.filter(|&clip| clip > 0.0);
     Ok(object(json!({
         "model_type": "mpt",
+        "architectures": ["MptForCausalLM"],
         "d_model": hidden,
         "expansion_ratio": inner / hidden,
         "n_heads": keys.required("attention.head_count")?,

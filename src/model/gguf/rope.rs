@@ -3,6 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::super::ModelError;
+use super::super::fields::Fields;
+use super::super::rope::{self, Rope};
 use super::config::Keys;
 
 /// The rope of `keys`, in the older spelling of a `config.json`.
@@ -47,6 +49,7 @@ pub(super) fn read(
             config.insert("rope_scaling".into(), json!({"rope_type": "linear", "factor": factor}));
         }
         "yarn" => {
+            let attention = keys.number("rope.scaling.attn_factor")?;
             let beta = |name: &str| keys.number(&format!("rope.scaling.yarn_{name}"));
             let scaling = json!({
                 "rope_type": "yarn",
@@ -54,7 +57,7 @@ pub(super) fn read(
                 "original_max_position_embeddings": original,
                 "beta_fast": beta("beta_fast")?,
                 "beta_slow": beta("beta_slow")?,
-                "attention_factor": keys.number("rope.scaling.attn_factor")?,
+                "attention_factor": attention.map(|more| more * yarn_growth(factor.unwrap_or(1.0))),
             });
             config.insert("rope_scaling".into(), scaling);
         }
@@ -80,4 +83,69 @@ fn insert_factors(
         "original_max_position_embeddings": original,
     });
     config.insert("rope_scaling".into(), scaling);
+}
+
+/// What YaRN multiplies cos and sin by. In a file stands what comes on top of it.
+pub(super) fn yarn_growth(factor: f32) -> f32 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 }
+}
+
+/// What a file says of rotary positions.
+pub(super) struct Described {
+    pub theta: f32,
+    /// The base of sliding layers, where it is another one.
+    pub local_theta: Option<f32>,
+    pub dimensions: usize,
+    pub kind: String,
+    pub factor: f32,
+    /// What each frequency is divided by, and is behind the original context.
+    pub factors: Vec<f32>,
+    pub long_factors: Vec<f32>,
+    pub original: Option<f32>,
+    pub beta_fast: f32,
+    pub beta_slow: f32,
+    pub scale: f32,
+}
+
+/// Reads the rope of a `config.json` in either spelling.
+pub(super) fn described(config: &Fields<'_>, head_dim: usize) -> Result<Described, ModelError> {
+    const ORIGINAL: &str = "original_max_position_embeddings";
+    let parameters = config.object("rope_parameters")?;
+    let full = parameters.map(|all| all.object("full_attention")).transpose()?.flatten();
+    let (main, local_theta) = match (&full, &parameters) {
+        (Some(_), Some(all)) => {
+            let local = all.object("sliding_attention")?;
+            let theta = local.map(|local| local.optional_f32("rope_theta")).transpose()?;
+            (rope::by_layer_type(config, head_dim)?.1, theta.flatten())
+        }
+        _ => match config.optional_f32("rope_local_base_freq")? {
+            Some(theta) => (rope::by_layer_type(config, head_dim)?.1, Some(theta)),
+            None => (rope::rope(config, head_dim)?, None),
+        },
+    };
+    let place = full.or(parameters).or(config.object("rope_scaling")?).unwrap_or(*config);
+    let theta = place.optional_f32("rope_theta")?.or(config.optional_f32("rope_theta")?);
+    let theta = theta.unwrap_or(10_000.0);
+    let kind = place.optional_str("rope_type")?.or(place.optional_str("type")?);
+    let Rope { frequencies, scale, .. } = main;
+    let plain = rope::base(theta, 2 * frequencies.len());
+    let number = |key: &str, default: f32| -> Result<f32, ModelError> {
+        Ok(place.optional_f32(key)?.filter(|&number| number != 0.0).unwrap_or(default))
+    };
+    let long = place.array("long_factor")?.into_iter().flatten();
+    let original = config.optional_f32(ORIGINAL)?.or(place.optional_f32(ORIGINAL)?);
+    let context = config.f32("max_position_embeddings")?;
+    Ok(Described {
+        theta,
+        local_theta,
+        dimensions: 2 * frequencies.len(),
+        kind: if kind == Some("su") { "longrope" } else { kind.unwrap_or("default") }.to_owned(),
+        factor: number("factor", context / original.unwrap_or(context))?,
+        factors: plain.iter().zip(&frequencies).map(|(plain, scaled)| plain / scaled).collect(),
+        long_factors: long.filter_map(|factor| factor.as_f64().map(|f| f as f32)).collect(),
+        original,
+        beta_fast: number("beta_fast", 32.0)?,
+        beta_slow: number("beta_slow", 1.0)?,
+        scale,
+    })
 }

@@ -10,7 +10,7 @@ mod read;
 mod sentencepiece;
 mod write;
 
-pub use read::GgufText;
+pub(super) use read::read;
 pub use write::metadata;
 
 /// `tokenizer.ggml.token_type`.

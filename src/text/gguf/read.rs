@@ -6,37 +6,25 @@ use serde_json::{Map, Value, json};
 
 use super::{kind, pre, sentencepiece};
 use crate::gguf::{Gguf, GgufError, Metadata};
+use crate::text::TextSource;
 use crate::text::special::SpecialTokens;
 
-/// The text side of a GGUF file, in the form of a model folder.
-#[derive(Debug)]
-pub struct GgufText {
-    /// What errors call it.
-    pub file: String,
-    /// A `tokenizer.json`.
-    pub tokenizer: Vec<u8>,
-    pub special: SpecialTokens,
-    pub chat_template: Option<String>,
-}
-
-impl GgufText {
-    /// Reads the file at `path`.
-    ///
-    /// # Errors
-    /// [`GgufError`] naming the key that is missing or not supported.
-    pub fn open(path: &Path) -> Result<Self, GgufError> {
-        let metadata = Gguf::open(path)?.metadata;
-        let tokenizer = match metadata.text("tokenizer.huggingface.json")? {
-            Some(json) => json.as_bytes().to_vec(),
-            None => tokenizer(&metadata)?.to_string().into_bytes(),
-        };
-        Ok(Self {
-            tokenizer,
-            special: special(&metadata)?,
-            chat_template: metadata.text("tokenizer.chat_template")?.map(str::to_owned),
-            file: metadata.file,
-        })
-    }
+/// Reads the file at `path`.
+///
+/// # Errors
+/// [`GgufError`] naming the key that is missing or not supported.
+pub fn read(path: &Path) -> Result<TextSource, GgufError> {
+    let metadata = Gguf::open(path)?.metadata;
+    let tokenizer = match metadata.text("tokenizer.huggingface.json")? {
+        Some(json) => json.as_bytes().to_vec(),
+        None => tokenizer(&metadata)?.to_string().into_bytes(),
+    };
+    let template = metadata.text("tokenizer.chat_template")?;
+    Ok(TextSource {
+        tokenizer,
+        special: special(&metadata)?,
+        template: template.map(|source| (metadata.file.clone(), source.to_owned())),
+    })
 }
 
 fn id(metadata: &Metadata, role: &str) -> Result<Option<u32>, GgufError> {

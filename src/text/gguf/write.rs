@@ -4,7 +4,7 @@ use serde_json::Value as Json;
 
 use super::{kind, pre, sentencepiece};
 use crate::gguf::Value;
-use crate::text::{TextModel, TokenizerError};
+use crate::text::{TextModel, TextSource, TokenizerError};
 
 /// The metadata that describe the text side of a model with `vocab_size` rows of embedding.
 ///
@@ -12,17 +12,17 @@ use crate::text::{TextModel, TokenizerError};
 /// lists of ggml are written for the two kinds of tokenizer that it knows.
 ///
 /// # Errors
-/// [`TokenizerError`] if `tokenizer` is not valid JSON.
+/// [`TokenizerError`] if the tokenizer is not valid JSON.
 pub fn metadata(
     text: &TextModel,
-    tokenizer: &[u8],
-    template: Option<&str>,
+    source: &TextSource,
     vocab_size: usize,
 ) -> Result<Vec<(String, Value)>, TokenizerError> {
     let file = "tokenizer.json";
     let wrong = |reason: String| TokenizerError::Json { file, reason };
-    let json: Json = serde_json::from_slice(tokenizer).map_err(|error| wrong(error.to_string()))?;
-    let original = String::from_utf8_lossy(tokenizer).into_owned();
+    let json: Json =
+        serde_json::from_slice(&source.tokenizer).map_err(|error| wrong(error.to_string()))?;
+    let original = String::from_utf8_lossy(&source.tokenizer).into_owned();
     let mut out = vec![("tokenizer.huggingface.json".to_owned(), Value::Text(original))];
     let mut put = |key: &str, value: Value| out.push((format!("tokenizer.ggml.{key}"), value));
     let model = &json["model"];
@@ -57,8 +57,8 @@ pub fn metadata(
     if let Some(&id) = tokenizer.eos_ids().iter().find(|&&id| Some(id) != tokenizer.eos_id()) {
         put("eot_token_id", Value::Int(id.into()));
     }
-    if let Some(template) = template {
-        out.push(("tokenizer.chat_template".to_owned(), Value::Text(template.to_owned())));
+    if let Some((_, template)) = &source.template {
+        out.push(("tokenizer.chat_template".to_owned(), Value::Text(template.clone())));
     }
     Ok(out)
 }
