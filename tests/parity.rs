@@ -1,7 +1,9 @@
 //! The decoder against numbers of torch, transformers and peft: see `golden/README.md`.
 
 mod differences;
+mod formats;
 mod golden;
 mod loading;
 mod lora;
+mod malformed;
 mod models;

@@ -131,9 +131,8 @@ fn write_and_compare(
     remove(aside);
     let written = if is_gguf(&conversion.out) {
         let vocab_size = model.info.vocab_size;
-        let text = text.map(|(source, text)| {
-            crate::text::gguf::metadata(&text, &source, vocab_size)
-        });
+        let text =
+            text.map(|(source, text)| crate::text::gguf::metadata(&text, &source, vocab_size));
         let text = text.transpose().map_err(crate::text::TextError::from)?.unwrap_or_default();
         weights.write_gguf(aside, &option.name, kind, text)?
     } else {
@@ -183,7 +182,8 @@ fn read_adapter(
 /// The tokens to compare on; without a tokenizer, some of the vocabulary.
 fn rows(text: Option<&(TextSource, TextModel)>, model: &Model<CpuBackend>) -> Vec<Vec<u32>> {
     let (vocab, most) = (model.info.vocab_size, ROW_TOKENS.min(model.info.context_length));
-    let some = |seed: usize| (0..most).map(move |i| ((i * i * 31 + i * 7 + seed * 101) % vocab) as u32);
+    let some =
+        |seed: usize| (0..most).map(move |i| ((i * i * 31 + i * 7 + seed * 101) % vocab) as u32);
     let row = |(seed, text_row): (usize, &&str)| match text {
         Some((_, text)) => {
             let ids = text.completion_prompt(text_row).unwrap_or_default();
@@ -208,7 +208,8 @@ fn logits(
             .map(|adapter| AdapterRows { rows: 0..row.len(), adapter, scale: 1.0 })
             .collect();
         let asked: Vec<usize> = (0..row.len()).collect();
-        let z = model.forward_spans(b, row, &[0..row.len()], &worn, &asked);
+        let span = 0..row.len();
+        let z = model.forward_spans(b, row, std::slice::from_ref(&span), &worn, &asked);
         all.extend(b.download(&z));
         b.recycle(z);
     }
@@ -268,7 +269,8 @@ fn copy_text(
     let mut config = Map::new();
     config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
     let tokenizer = text.tokenizer();
-    for (key, token) in [("bos_token", tokenizer.bos_token()), ("eos_token", tokenizer.eos_token())] {
+    for (key, token) in [("bos_token", tokenizer.bos_token()), ("eos_token", tokenizer.eos_token())]
+    {
         if !token.is_empty() {
             config.insert(key.into(), token.into());
         }

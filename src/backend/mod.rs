@@ -26,7 +26,7 @@ impl WeightFormat {
     /// Q8_0 and Q4_0 of 32, Q4_K of 256.
     pub fn fits(self, _out_features: usize, in_features: usize) -> bool {
         match self {
-            Self::F32 | Self::Bf16 => true,
+            Self::F32 | Self::F16 | Self::Bf16 => true,
             Self::Nf4 { .. } => in_features.is_multiple_of(64),
             Self::Q8_0 | Self::Q4_0 => in_features.is_multiple_of(32),
             Self::Q4K => in_features.is_multiple_of(256),
@@ -195,7 +195,12 @@ pub trait Backend: Send + 'static {
     /// Packs a frozen weight.
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> Self::Weight;
     /// Packs a frozen weight `(out, in)` from blocks; no value changes.
-    fn adopt(&mut self, blocks: HostBlocks, out_features: usize, in_features: usize) -> Self::Weight;
+    fn adopt(
+        &mut self,
+        blocks: HostBlocks,
+        out_features: usize,
+        in_features: usize,
+    ) -> Self::Weight;
     /// Bytes it takes.
     fn weight_bytes(&self, weight: &Self::Weight) -> usize;
     /// `(out, in)`.

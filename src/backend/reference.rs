@@ -5,8 +5,8 @@
 use std::ops::Range;
 
 use super::{
-    Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, HeadsSpec, HostBlocks, HostWeight, LossSum,
-    Norm, SequenceRows, WeightFormat, dropout_keeps,
+    Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, HeadsSpec, HostBlocks, HostWeight,
+    LossSum, Norm, SequenceRows, WeightFormat, dropout_keeps,
 };
 
 mod activation;

@@ -165,8 +165,8 @@ fn parse_dtype(value: &str) -> Result<WeightFormat, String> {
     match value {
         "f32" => Ok(WeightFormat::F32),
         "bf16" => Ok(WeightFormat::Bf16),
-        "f16" => Err("dtype=f16 is not built yet; use f32 or bf16".to_owned()),
-        _ => Err(format!("dtype={value} is none of f32, bf16")),
+        "f16" => Ok(WeightFormat::F16),
+        _ => Err(format!("dtype={value} is none of f32, f16, bf16")),
     }
 }
 

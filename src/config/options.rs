@@ -17,7 +17,7 @@ pub struct ServeOptions {
     #[arg(
         long,
         env = "TANDEM_MODEL",
-        value_name = "[NAME=]SOURCE[,quantize=nf4|q8_0|q4_0|q4_k][,dtype=f32|bf16][,template=FILE|PRESET]",
+        value_name = "[NAME=]SOURCE[,quantize=nf4|q8_0|q4_0|q4_k][,dtype=f32|f16|bf16][,template=FILE|PRESET]",
         value_delimiter = ' '
     )]
     pub model: Vec<String>,

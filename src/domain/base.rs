@@ -6,6 +6,7 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
     F32,
+    F16,
     Bf16,
     /// 4-bit normal float, absmax per 64, optionally itself in 8 bits. Dettmers et al. 2023.
     Nf4 {
@@ -24,6 +25,7 @@ impl WeightFormat {
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
+            Self::F16 => "f16",
             Self::Bf16 => "bf16",
             Self::Nf4 { double: false } => "nf4",
             Self::Nf4 { double: true } => "nf4-dq",

@@ -25,6 +25,7 @@ pub mod attention;
 pub mod bf16;
 pub mod cpu;
 pub mod elementwise;
+pub mod f16;
 pub mod gemm;
 pub mod heads;
 pub(crate) mod lanes;
@@ -49,3 +50,4 @@ mod simd;
 pub mod split;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod tiles;

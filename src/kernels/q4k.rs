@@ -26,6 +26,7 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::gemm::{PANEL, Panels};
 use crate::kernels::line::{self, Line};
 use crate::kernels::quantized::{IntegerWeight, TILE};
+use crate::kernels::tiles;
 
 /// Values of one block.
 pub const SUPER: usize = 256;
@@ -64,11 +65,20 @@ pub struct Weights<'a> {
 /// If the values are no whole blocks.
 pub fn quantize(values: &[f32]) -> Vec<u8> {
     assert_eq!(values.len() % SUPER, 0, "values must be whole blocks");
-    let quantize = |values: &[f32]| {
+    let mut bytes = vec![0; values.len() / SUPER * GGUF_BYTES];
+    let mut blocks: Vec<&[f32]> = values.chunks(SUPER).collect();
+    tiles::for_each((&mut bytes, GGUF_BYTES), (&mut blocks, 1), |_, bytes, block| {
+        bytes.copy_from_slice(&quantize_block(block[0]));
+    });
+    bytes
+}
+
+fn quantize_block(values: &[f32]) -> Vec<u8> {
+    let quantize = || {
         let values = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
         QTensor::quantize(&values, GgmlDType::Q4K)?.data().map(Cow::into_owned)
     };
-    quantize(values).expect("whole blocks can be quantised on the CPU")
+    quantize().expect("whole blocks can be quantised on the CPU")
 }
 
 impl PackedQ4K {
@@ -88,14 +98,20 @@ impl PackedQ4K {
     pub fn from_gguf(bytes: &[u8], n: usize, k: usize) -> Self {
         assert_eq!(k % SUPER, 0, "k must be a multiple of {SUPER}");
         assert_eq!(bytes.len(), n * k / SUPER * GGUF_BYTES, "bytes must hold n · k / 256 blocks");
-        let (tiles, blocks) = (n.div_ceil(TILE), k / SUPER);
-        let mut codes = line::zeroed(tiles * blocks * PARTS * PART_LINES);
-        let mut scales = line::zeroed(tiles * blocks * SCALE_LINES);
-        for (index, block) in bytes.as_chunks::<GGUF_BYTES>().0.iter().enumerate() {
-            let (row, at) = (index / blocks, index / blocks / TILE * blocks + index % blocks);
-            let codes = &mut codes[at * PARTS * PART_LINES..][..PARTS * PART_LINES];
-            put_block(block, row % TILE, codes, &mut scales[at * SCALE_LINES..][..SCALE_LINES]);
-        }
+        let (count, blocks) = (n.div_ceil(TILE), k / SUPER);
+        let (code_lines, scale_lines) = (blocks * PARTS * PART_LINES, blocks * SCALE_LINES);
+        let mut codes = line::zeroed(count * code_lines);
+        let mut scales = line::zeroed(count * scale_lines);
+        let source = bytes.as_chunks::<GGUF_BYTES>().0;
+        let parts = ((&mut codes[..], code_lines), (&mut scales[..], scale_lines));
+        tiles::for_each(parts.0, parts.1, |tile, codes, scales| {
+            let rows = tile * TILE..n.min((tile + 1) * TILE);
+            for (row, at) in rows.flat_map(|row| (0..blocks).map(move |at| (row, at))) {
+                let codes = &mut codes[at * PARTS * PART_LINES..][..PARTS * PART_LINES];
+                let scales = &mut scales[at * SCALE_LINES..][..SCALE_LINES];
+                put_block(&source[row * blocks + at], row % TILE, codes, scales);
+            }
+        });
         Self { n, k, codes, scales }
     }
 

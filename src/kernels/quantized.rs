@@ -27,6 +27,7 @@ use crate::kernels::line::{self, Line};
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use crate::kernels::rows::{piece, pieces};
+use crate::kernels::tiles;
 
 /// Weight rows per tile: the lanes of one register.
 pub const TILE: usize = 16;
@@ -63,21 +64,26 @@ impl<const BITS: usize> PackedQ<BITS> {
     pub(crate) fn pack(
         n: usize,
         k: usize,
-        block: impl Fn(usize, usize) -> ([u8; BLOCK], f16),
+        block: impl Fn(usize, usize) -> ([u8; BLOCK], f16) + Sync,
     ) -> Self {
         assert_eq!(k % BLOCK, 0, "k must be a multiple of {BLOCK}");
-        let (tiles, blocks) = (n.div_ceil(TILE), k / BLOCK);
-        let mut codes = line::zeroed(tiles * blocks * BITS);
-        let mut scales = vec![[f16::ZERO; TILE]; tiles * blocks];
-        for (row, b) in (0..n).flat_map(|row| (0..blocks).map(move |b| (row, b))) {
-            let (at, lane) = (row / TILE * blocks + b, row % TILE);
-            let (values, scale) = block(row, b);
-            scales[at][lane] = scale;
-            for (i, code) in values.into_iter().enumerate() {
-                let (line, shift) = place::<BITS>(i);
-                codes[at * BITS + line].0[lane] |= u32::from(code) << shift;
+        let (count, blocks) = (n.div_ceil(TILE), k / BLOCK);
+        let mut codes = line::zeroed(count * blocks * BITS);
+        let mut scales = vec![[f16::ZERO; TILE]; count * blocks];
+        let parts = ((&mut codes[..], blocks * BITS), (&mut scales[..], blocks));
+        tiles::for_each(parts.0, parts.1, |tile, codes, scales| {
+            for (row, b) in (tile * TILE..n.min((tile + 1) * TILE))
+                .flat_map(|row| (0..blocks).map(move |b| (row, b)))
+            {
+                let lane = row % TILE;
+                let (values, scale) = block(row, b);
+                scales[b][lane] = scale;
+                for (i, code) in values.into_iter().enumerate() {
+                    let (line, shift) = place::<BITS>(i);
+                    codes[b * BITS + line].0[lane] |= u32::from(code) << shift;
+                }
             }
-        }
+        });
         Self { n, k, codes, scales }
     }
 

@@ -8,9 +8,9 @@ use super::head::Head;
 use super::layer::Layer;
 use super::linear::{Linear, Projection};
 use super::norm::ModelNorm;
-use super::tensors::{TensorKind, TensorSpec};
 use super::progress::Progress;
 use super::report::Report;
+use super::tensors::{TensorKind, TensorSpec};
 use crate::backend::{AttentionSpec, Backend, HeadsSpec, HostWeight, Norm, WeightFormat};
 use crate::domain::ModuleShape;
 
@@ -39,11 +39,10 @@ pub(super) struct Parts<B: Backend> {
 /// How embedding and head are held beside linear layers of `format`.
 fn embedding_format(format: WeightFormat) -> WeightFormat {
     match format {
-        WeightFormat::F32 | WeightFormat::Q8_0 => format,
-        WeightFormat::Bf16
-        | WeightFormat::Nf4 { .. }
-        | WeightFormat::Q4_0
-        | WeightFormat::Q4K => WeightFormat::Bf16,
+        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Q8_0 => format,
+        WeightFormat::Bf16 | WeightFormat::Nf4 { .. } | WeightFormat::Q4_0 | WeightFormat::Q4K => {
+            WeightFormat::Bf16
+        }
     }
 }
 

@@ -16,7 +16,7 @@ pub enum ModelError {
     #[error("{file} is not valid JSON: {source}")]
     Json { file: String, source: serde_json::Error },
     #[error(transparent)]
-    Gguf(#[from] GgufError),
+    Gguf(Box<GgufError>),
     #[error("the folder {0} holds no config.json; is it a Hugging Face model folder?")]
     NoConfig(PathBuf),
     #[error(
@@ -65,4 +65,10 @@ pub enum ModelError {
     EmptyAdapter,
     #[error("{feature} cannot be trained in full; train an adapter instead")]
     NotTrainable { feature: &'static str },
+}
+
+impl From<GgufError> for ModelError {
+    fn from(error: GgufError) -> Self {
+        Self::Gguf(Box::new(error))
+    }
 }

@@ -89,7 +89,8 @@ impl<B: Backend> Model<B> {
     fn ignores(&self, tensor: &str) -> bool {
         let names = &self.config.names;
         let buffer = names.ignored.iter().any(|suffix| tensor.ends_with(suffix));
-        let read_before = matches!(tensor, "rope_freqs.weight") || tensor.starts_with("rope_factors_");
+        let read_before =
+            matches!(tensor, "rope_freqs.weight") || tensor.starts_with("rope_factors_");
         buffer || read_before || (self.config.tied && tensor == format!("{}.weight", names.head))
     }
 

@@ -110,7 +110,11 @@ fn yarn(
     let number = |key: &str| -> Result<Option<f32>, ModelError> {
         Ok(rope.optional_f32(key)?.filter(|&number| number != 0.0))
     };
-    let scale = match (rope.optional_f32("attention_factor")?, number("mscale")?, number("mscale_all_dim")?) {
+    let scale = match (
+        rope.optional_f32("attention_factor")?,
+        number("mscale")?,
+        number("mscale_all_dim")?,
+    ) {
         (Some(scale), ..) => scale,
         (None, Some(one), Some(all)) => growth(one) / growth(all),
         _ => growth(1.0),
@@ -212,5 +216,45 @@ mod tests {
         let config = json!({"rope_theta": 1e4, "rope_scaling": {"type": "spiral", "factor": 4.0}});
         let error = rope(&Fields::new(&config).unwrap(), 8).unwrap_err().to_string();
         assert!(error.contains("rope_scaling.rope_type") && error.contains("spiral"), "{error}");
+    }
+
+    /// Against numbers of the formula as `transformers` writes it, in double precision.
+    #[test]
+    fn yarn_stretches_long_wavelengths_and_scales_attention() {
+        let config = json!({
+            "max_position_embeddings": 8192,
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
+                "original_max_position_embeddings": 2048,
+            },
+        });
+        let rope = rope(&Fields::new(&config).unwrap(), 16).unwrap();
+        let expected = [
+            1.0,
+            0.316_227_77,
+            0.1,
+            0.025_693_506,
+            0.006_25,
+            0.001_383_496_5,
+            2.5e-4,
+            7.905_694e-5,
+        ];
+        for (found, expected) in rope.frequencies.iter().zip(expected) {
+            assert!((found / expected - 1.0).abs() < 1e-6, "{found} {expected}");
+        }
+        assert!((rope.scale - 1.138_629_4).abs() < 1e-6 && rope.context.is_none());
+    }
+
+    #[test]
+    fn longrope_ends_where_its_short_factors_do() {
+        let config = json!({
+            "max_position_embeddings": 131_072, "original_max_position_embeddings": 4096,
+            "rope_theta": 1e4,
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [8.0, 9.0]},
+        });
+        let rope = rope(&Fields::new(&config).unwrap(), 4).unwrap();
+        assert_eq!((rope.frequencies, rope.context), (vec![1.0, 0.005], Some(4096)));
+        // sqrt(1 + ln 32 / ln 4096)
+        assert!((rope.scale - 1.190_238).abs() < 1e-5, "{}", rope.scale);
     }
 }

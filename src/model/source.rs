@@ -22,7 +22,6 @@ pub struct LoadOptions {
     /// The name requests use.
     pub name: String,
     /// How the weights of linear layers are held; `None`: each tensor as the checkpoint stores it
-    /// (bf16 as bf16, blocks as blocks where there is a form for them, else in 8 bits; anything else
-    /// as f32). 4-bit formats leave embedding and head in bf16, as QLoRA does.
+    /// (halves as halves, blocks as blocks where there is a form for them, else in 8 bits). 4-bit formats leave embedding and head in bf16, as QLoRA does.
     pub format: Option<WeightFormat>,
 }

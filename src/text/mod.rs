@@ -15,8 +15,8 @@ pub mod template;
 pub mod tokenizer;
 
 mod decoding;
-mod source;
 pub mod gguf;
+mod source;
 
 pub use detokenizer::{Detokenizer, Start};
 pub use messages::MessageError;

@@ -19,7 +19,7 @@ pub enum TokenizerError {
     #[error("{path} could not be read: {source}")]
     Unreadable { path: String, source: std::io::Error },
     #[error(transparent)]
-    Gguf(#[from] crate::gguf::GgufError),
+    Gguf(Box<crate::gguf::GgufError>),
     #[error("{file} is not valid JSON: {reason}")]
     Json { file: &'static str, reason: String },
     #[error("tokenizer.json could not be loaded: {reason}")]
@@ -34,6 +34,12 @@ pub enum TokenizerError {
     Encode { reason: String },
     #[error("token id {id} is outside the vocabulary of {vocab_size}")]
     UnknownId { id: u32, vocab_size: usize },
+}
+
+impl From<crate::gguf::GgufError> for TokenizerError {
+    fn from(error: crate::gguf::GgufError) -> Self {
+        Self::Gguf(Box::new(error))
+    }
 }
 
 /// A text as tokens, each with the bytes `start..end` of the text it covers.

@@ -51,6 +51,7 @@ impl CpuBackend {
                 quantized::matmul(cpu, pool, &work.int8, w, &y);
             }
             CpuWeight::F32(w) => self.multiply(Left::rows(x.values(), m, k, 0), w, &y),
+            CpuWeight::F16(w) => self.multiply(Left::rows(x.values(), m, k, 0), w, &y),
             CpuWeight::Bf16(w) => {
                 self.multiply(Left::rows(x.values(), m, k, 0), &bf16::Widened(w), &y);
             }
@@ -88,6 +89,7 @@ impl CpuBackend {
                 nf4::matmul_transposed(cpu, pool, &work.bf16, w, &dx);
             }
             CpuWeight::F32(w) => self.multiply(g, &Turned(w), &dx),
+            CpuWeight::F16(w) => self.multiply(g, &Turned(w), &dx),
             CpuWeight::Bf16(w) => self.multiply(g, &Turned(&bf16::Widened(w)), &dx),
             CpuWeight::Nf4(w) => self.multiply(g, &Turned(&nf4::Widened(w)), &dx),
             CpuWeight::Q8(w) => self.multiply(g, &Turned(w), &dx),

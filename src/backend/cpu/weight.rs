@@ -2,6 +2,7 @@
 
 use crate::backend::{HostBlocks, HostWeight, WeightFormat};
 use crate::kernels::bf16::PackedBf16;
+use crate::kernels::f16::PackedF16;
 use crate::kernels::gemm::PackedF32;
 use crate::kernels::nf4::PackedNf4;
 use crate::kernels::q4::PackedQ4;
@@ -12,6 +13,7 @@ use crate::kernels::q8::PackedQ8;
 #[derive(Debug)]
 pub enum CpuWeight {
     F32(PackedF32),
+    F16(PackedF16),
     Bf16(PackedBf16),
     Nf4(PackedNf4),
     Q8(PackedQ8),
@@ -25,6 +27,7 @@ impl CpuWeight {
         assert!(format.fits(n, k), "{format:?} cannot hold a weight ({n}, {k})");
         match format {
             WeightFormat::F32 => Self::F32(PackedF32::pack(values, n, k)),
+            WeightFormat::F16 => Self::F16(PackedF16::pack(values, n, k)),
             WeightFormat::Bf16 => Self::Bf16(PackedBf16::pack(values, n, k)),
             WeightFormat::Nf4 { double } => Self::Nf4(PackedNf4::quantize(values, n, k, double)),
             WeightFormat::Q8_0 => Self::Q8(PackedQ8::quantize(values, n, k)),
@@ -54,6 +57,7 @@ impl CpuWeight {
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::F32(w) => w.size_bytes(),
+            Self::F16(w) => w.size_bytes(),
             Self::Bf16(w) => w.size_bytes(),
             Self::Nf4(w) => w.size_bytes(),
             Self::Q8(w) => w.size_bytes(),
@@ -66,6 +70,7 @@ impl CpuWeight {
     pub(super) fn shape(&self) -> (usize, usize) {
         match self {
             Self::F32(w) => (w.n(), w.k()),
+            Self::F16(w) => (w.n(), w.k()),
             Self::Bf16(w) => (w.n(), w.k()),
             Self::Nf4(w) => (w.n(), w.k()),
             Self::Q8(w) => (w.n(), w.k()),
@@ -80,6 +85,7 @@ impl CpuWeight {
         let columns = to.iter_mut().enumerate();
         match self {
             Self::F32(w) => w.row(row, to),
+            Self::F16(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
             Self::Bf16(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
             Self::Nf4(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
             Self::Q8(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),

@@ -32,6 +32,7 @@ const GGUF_BLOCK: usize = 32;
 pub(super) fn round_trip(values: &[f32], in_features: usize, format: WeightFormat) -> Vec<f32> {
     match format {
         WeightFormat::F32 => values.to_vec(),
+        WeightFormat::F16 => values.iter().map(|&x| f16::from_f32(x).to_f32()).collect(),
         WeightFormat::Bf16 => values.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
         WeightFormat::Nf4 { double } => nf4(values, double),
         WeightFormat::Q8_0 => blockwise(values, in_features, q8_0),
@@ -76,10 +77,7 @@ fn gguf_q4_0(bytes: &[u8]) -> Vec<f32> {
 fn gguf_q4_k(bytes: &[u8]) -> Vec<f32> {
     let six_bits = |b: &[u8], s: usize| match s {
         0..4 => (b[4 + s] & 63, b[8 + s] & 63),
-        _ => (
-            b[8 + s] & 15 | b[s] >> 6 << 4,
-            b[8 + s] >> 4 | b[4 + s] >> 6 << 4,
-        ),
+        _ => (b[8 + s] & 15 | b[s] >> 6 << 4, b[8 + s] >> 4 | b[4 + s] >> 6 << 4),
     };
     let value = |b: &[u8], i: usize| {
         let (scale, min) = six_bits(b, i / 32);
@@ -94,7 +92,7 @@ pub(super) fn bytes(n: usize, format: WeightFormat) -> usize {
     let blocks = |size: usize| n.div_ceil(size);
     match format {
         WeightFormat::F32 => 4 * n,
-        WeightFormat::Bf16 => 2 * n,
+        WeightFormat::F16 | WeightFormat::Bf16 => 2 * n,
         WeightFormat::Nf4 { double: false } => n.div_ceil(2) + 4 * blocks(NF4_BLOCK),
         WeightFormat::Nf4 { double: true } => {
             n.div_ceil(2) + blocks(NF4_BLOCK) + 4 * blocks(NF4_BLOCK * ABSMAX_BLOCK) + 4

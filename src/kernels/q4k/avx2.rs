@@ -16,8 +16,7 @@ pub fn tile<const MR: usize>(w: Weights<'_>, x: &[Q8Block], y: [&mut [f32]; MR],
         for i in 0..MR {
             sums[i] = if add { load(y[i], half) } else { sums[i] };
         }
-        for (at, (codes, x)) in
-            w.codes.chunks_exact(PART_LINES).zip(x.chunks_exact(MR)).enumerate()
+        for (at, (codes, x)) in w.codes.chunks_exact(PART_LINES).zip(x.chunks_exact(MR)).enumerate()
         {
             let scales = &w.scales[at / PARTS * SCALE_LINES..];
             let (scale, min) = lanes(scales, at % PARTS, half);

@@ -29,7 +29,8 @@ impl Checkpoint {
         entry: &Entry,
     ) -> Result<Option<Stored>, ModelError> {
         let state_of = |kind: &str| format!("{name}.quant_state.bitsandbytes__{kind}");
-        let kind = ["nf4", "fp4"].into_iter().find(|kind| self.tensors.contains_key(&state_of(kind)));
+        let kind =
+            ["nf4", "fp4"].into_iter().find(|kind| self.tensors.contains_key(&state_of(kind)));
         let (Some(kind), Encoding::Bytes) = (kind, entry.encoding) else { return Ok(None) };
         let file = self.files[entry.file].name.clone();
         let wrong = |reason: String| bad_file(&file, format!("the tensor {name}: {reason}"));

@@ -27,7 +27,8 @@ pub fn resident(kind: TensorType, width: usize) -> Option<WeightFormat> {
 /// scale per 32 for the block types that have no form of their own.
 pub fn nearest(kind: TensorType, width: usize) -> WeightFormat {
     match kind {
-        TensorType::F32 | TensorType::F16 => WeightFormat::F32,
+        TensorType::F32 => WeightFormat::F32,
+        TensorType::F16 => WeightFormat::F16,
         TensorType::BF16 => WeightFormat::Bf16,
         _ if WeightFormat::Q8_0.fits(1, width) => WeightFormat::Q8_0,
         _ => WeightFormat::Bf16,
@@ -36,11 +37,10 @@ pub fn nearest(kind: TensorType, width: usize) -> WeightFormat {
 
 /// Whether no block of a resident type has a scale that is no finite number.
 pub fn scales_are_finite(kind: TensorType, bytes: &[u8]) -> bool {
-    let scale = |block: &[u8], at: usize| f16::from_le_bytes([block[at], block[at + 1]]).is_finite();
+    let scale =
+        |block: &[u8], at: usize| f16::from_le_bytes([block[at], block[at + 1]]).is_finite();
     let two = kind == TensorType::Q4_K;
-    bytes
-        .chunks_exact(kind.block_bytes())
-        .all(|block| scale(block, 0) && (!two || scale(block, 2)))
+    bytes.chunks_exact(kind.block_bytes()).all(|block| scale(block, 0) && (!two || scale(block, 2)))
 }
 
 /// The `count` values of `bytes`.

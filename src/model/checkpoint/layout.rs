@@ -19,7 +19,9 @@ impl Layout {
     pub fn stored_name(&self, name: &str) -> String {
         match self {
             Self::HuggingFace => name.to_owned(),
-            Self::Gguf(config) => gguf::stored_name(config, name).unwrap_or_else(|| name.to_owned()),
+            Self::Gguf(config) => {
+                gguf::stored_name(config, name).unwrap_or_else(|| name.to_owned())
+            }
         }
     }
 

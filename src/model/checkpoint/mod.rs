@@ -19,8 +19,8 @@ use super::source::ModelSource;
 use super::tensors::{TensorKind, TensorSpec};
 use crate::backend::{HostBlocks, WeightFormat};
 use crate::gguf::{Gguf, TensorType};
-use entry::{Data, Encoding, Entry, TensorFile};
 pub use decode::candle_type;
+use entry::{Data, Encoding, Entry, TensorFile};
 pub use layout::Layout;
 
 /// A vector of frequencies is no longer.
@@ -144,8 +144,7 @@ impl Checkpoint {
             return Err(bad_file(file, format!("the tensor {name} must be a few f32 values")));
         }
         let data = TensorFile { name: file.to_owned(), data: entry::open(path)? };
-        let bytes =
-            data.read(info.offset, info.bytes).map_err(|error| bad_file(file, error))?;
+        let bytes = data.read(info.offset, info.bytes).map_err(|error| bad_file(file, error))?;
         let values = decode::values(info.kind, &bytes, info.bytes / 4);
         values.map(Some).map_err(|reason| bad_file(file, reason))
     }

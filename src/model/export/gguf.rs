@@ -69,7 +69,9 @@ fn plan<'a>(
     let name = stored_name(weights.config, &spec.name)
         .ok_or_else(|| super::unsupported("the tensor", &spec.name))?;
     let (kind, shape) = match spec.kind {
-        TensorKind::Weight(_) if name == POSITIONS => (TensorType::F32, vec![spec.shape.0, spec.shape.1]),
+        TensorKind::Weight(_) if name == POSITIONS => {
+            (TensorType::F32, vec![spec.shape.0, spec.shape.1])
+        }
         TensorKind::Weight(_) => {
             (encode::or_fallback(kind, spec.shape.1), vec![spec.shape.0, spec.shape.1])
         }
@@ -101,7 +103,8 @@ fn put(
     values: &[f32],
     written: &mut Written,
 ) -> Result<(), ModelError> {
-    let bytes = encode::encode(kind, values).map_err(|reason| super::unsupported("a vector", reason))?;
+    let bytes =
+        encode::encode(kind, values).map_err(|reason| super::unsupported("a vector", reason))?;
     written.bytes += bytes.len() as u64;
     Ok(writer.tensor(&bytes)?)
 }

@@ -30,7 +30,8 @@ pub(super) fn write(
         if spec.transposed {
             values = turned(&values, spec.shape).into_owned();
         }
-        let bytes = encode::encode(kind, &values).map_err(|reason| super::unsupported(&spec.name, reason))?;
+        let bytes = encode::encode(kind, &values)
+            .map_err(|reason| super::unsupported(&spec.name, reason))?;
         file.write_all(&bytes).map_err(failed)?;
     }
     file.flush().and_then(|()| file.get_ref().sync_all()).map_err(failed)?;
@@ -68,6 +69,6 @@ fn write_config(weights: &Weights<'_>, folder: &Path, dtype: &str) -> Result<(),
         config.insert(key.to_owned(), dtype.into());
     }
     let path = folder.join("config.json");
-    std::fs::write(&path, format!("{config:#}\n")).map_err(|source| ModelError::Write { path, source })
+    std::fs::write(&path, format!("{config:#}\n"))
+        .map_err(|source| ModelError::Write { path, source })
 }
-

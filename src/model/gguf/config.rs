@@ -122,7 +122,8 @@ fn transformer(
     family: &str,
     factors: impl Fn(&str) -> Result<Option<Vec<f32>>, ModelError>,
 ) -> Result<Map<String, Value>, ModelError> {
-    let (hidden, heads) = (keys.required("embedding_length")?, keys.required("attention.head_count")?);
+    let (hidden, heads) =
+        (keys.required("embedding_length")?, keys.required("attention.head_count")?);
     let head_dim = keys.count("attention.key_length")?;
     let value_length = keys.count("attention.value_length")?;
     if value_length != head_dim && value_length.is_some() {

@@ -28,13 +28,15 @@ pub(super) fn read(
     let original = keys.count("rope.scaling.original_context_length")?;
     // Llama 3 stores what its scaling comes to, one factor per frequency.
     if let Some(factors) = factors("rope_freqs.weight")? {
-        return Ok(insert_factors(config, &factors, &factors, Some(1.0), original.unwrap_or(context)));
+        insert_factors(config, &factors, &factors, Some(1.0), original.unwrap_or(context));
+        return Ok(());
     }
     if let (Some(short), Some(long)) =
         (factors("rope_factors_short.weight")?, factors("rope_factors_long.weight")?)
     {
         let attention = keys.number("rope.scaling.attn_factor")?;
-        return Ok(insert_factors(config, &short, &long, attention, original.unwrap_or(context)));
+        insert_factors(config, &short, &long, attention, original.unwrap_or(context));
+        return Ok(());
     }
     let key = keys.key("rope.scaling.type");
     let old = keys.number("rope.scale_linear")?.filter(|&scale| scale != 1.0);

@@ -15,15 +15,12 @@ pub(super) struct Pre {
 }
 
 /// Names that mean the same as an earlier one are written as that.
-pub(super) const NAMES: [&str; 9] = [
-    "gpt-2", "llama-bpe", "qwen2", "smollm", "default", "mpt", "phi-2", "llama3", "llama-v3",
-];
+pub(super) const NAMES: [&str; 9] =
+    ["gpt-2", "llama-bpe", "qwen2", "smollm", "default", "mpt", "phi-2", "llama3", "llama-v3"];
 
 /// The steps called `name`.
 pub(super) fn named(name: &str) -> Option<Pre> {
-    let byte_level = |regex: bool| {
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex})
-    };
+    let byte_level = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
     let split = |pattern: &str| {
         let split = json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
         json!({"type": "Sequence", "pretokenizers": [split, byte_level(false)]})

@@ -47,7 +47,8 @@ pub fn metadata(
         put("add_bos_token", Value::Bool(begins.first() == text.tokenizer().bos_id().as_ref()));
     }
     let tokenizer = text.tokenizer();
-    let ids = [("bos", tokenizer.bos_id()), ("eos", tokenizer.eos_id()), ("padding", tokenizer.pad_id())];
+    let ids =
+        [("bos", tokenizer.bos_id()), ("eos", tokenizer.eos_id()), ("padding", tokenizer.pad_id())];
     for (role, id) in ids {
         if let Some(id) = id {
             put(&format!("{role}_token_id"), Value::Int(id.into()));
@@ -71,7 +72,8 @@ fn tokens(text: &TextModel, json: &Json, vocab_size: usize) -> (Vec<String>, Vec
     let vocab = json["model"]["vocab"].as_object().into_iter().flatten();
     let vocab = vocab.filter_map(|(token, id)| Some((token.as_str(), id.as_u64()?, false)));
     let added = json["added_tokens"].as_array().into_iter().flatten();
-    let added = added.filter_map(|token| Some((token["content"].as_str()?, token["id"].as_u64()?, true)));
+    let added =
+        added.filter_map(|token| Some((token["content"].as_str()?, token["id"].as_u64()?, true)));
     for (token, id, is_added) in vocab.chain(added) {
         let Some(slot) = tokens.get_mut(id as usize) else { continue };
         token.clone_into(slot);
