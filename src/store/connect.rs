@@ -6,14 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
-use sqlx::migrate::Migrator;
 use sqlx::{Any, AnyPool, Executor, Transaction};
 
 use super::changes::Changes;
 use super::dialect::Dialect;
+use super::migrations::migrator;
 use super::{Store, StoreError, StoreResult};
-
-static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 /// Earlier versions can corrupt a database in WAL mode.
 const SQLITE_NEEDED: &str = "3.51.3";
@@ -53,7 +51,7 @@ impl Store {
         if version(&found) < version(SQLITE_NEEDED) {
             return Err(StoreError::SqliteTooOld { found, needed: SQLITE_NEEDED });
         }
-        MIGRATIONS.run(&writer).await?;
+        migrator().run(&writer).await?;
         let reader = connect(Dialect::Sqlite, &url, READERS, &place).await?;
         Ok(Self { dialect: Dialect::Sqlite, writer, reader, changes: Arc::new(Changes::local()) })
     }
@@ -61,7 +59,7 @@ impl Store {
     async fn open_postgres(url: &str) -> StoreResult<Self> {
         let place = without_password(url);
         let pool = connect(Dialect::Postgres, url, POSTGRES_CONNECTIONS, &place).await?;
-        MIGRATIONS.run(&pool).await?;
+        migrator().run(&pool).await?;
         let changes = Arc::new(Changes::with_listener(url.to_owned()));
         Ok(Self { dialect: Dialect::Postgres, writer: pool.clone(), reader: pool, changes })
     }

@@ -17,6 +17,7 @@ mod files;
 mod idempotency;
 mod job;
 mod jobs;
+mod migrations;
 mod outcomes;
 mod page;
 
