@@ -15,7 +15,7 @@ const PIECE: usize = 1 << 16;
 /// The format that holds blocks of `kind` as they are, in rows of `width`.
 pub fn resident(kind: TensorType, width: usize) -> Option<WeightFormat> {
     let format = match kind {
-        TensorType::Q8_0 => WeightFormat::Q8_0,
+        TensorType::Q8_0 | TensorType::Q5_0 => WeightFormat::Q8_0,
         TensorType::Q4_0 => WeightFormat::Q4_0,
         TensorType::Q4_K => WeightFormat::Q4K,
         _ => return None,
@@ -33,6 +33,24 @@ pub fn nearest(kind: TensorType, width: usize) -> WeightFormat {
         _ if WeightFormat::Q8_0.fits(1, width) => WeightFormat::Q8_0,
         _ => WeightFormat::Bf16,
     }
+}
+
+/// Blocks of a type that has a form of its own, or fits into that of another without a loss: codes
+/// of 5 bits are codes of 8 bits too.
+pub fn resident_blocks(kind: TensorType, bytes: Vec<u8>) -> Vec<u8> {
+    if kind != TensorType::Q5_0 {
+        return bytes;
+    }
+    let mut wide = Vec::with_capacity(bytes.len() / 22 * 34);
+    for block in bytes.as_chunks::<22>().0 {
+        let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
+        wide.extend_from_slice(&block[..2]);
+        wide.extend((0..32).map(|i| {
+            let low = block[6 + i % 16] >> (4 * (i / 16)) & 15;
+            (low | ((high >> i & 1) as u8) << 4).wrapping_sub(16)
+        }));
+    }
+    wide
 }
 
 /// Whether no block of a resident type has a scale that is no finite number.

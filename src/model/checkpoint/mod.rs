@@ -211,7 +211,10 @@ impl Checkpoint {
             (self.as_stored, matrix, turned, decode::resident(kind, width))
         {
             return match decode::scales_are_finite(kind, &bytes) {
-                true => Ok(Stored::Blocks(HostBlocks::Gguf { format, bytes })),
+                true => {
+                    let bytes = decode::resident_blocks(kind, bytes);
+                    Ok(Stored::Blocks(HostBlocks::Gguf { format, bytes }))
+                }
                 false => Err(refused()),
             };
         }

@@ -47,6 +47,9 @@ pub fn metadata(
         put("add_bos_token", Value::Bool(begins.first() == text.tokenizer().bos_id().as_ref()));
     }
     let tokenizer = text.tokenizer();
+    if let Some(id) = model["unk_token"].as_str().and_then(|token| tokenizer.token_id(token)) {
+        put("unknown_token_id", Value::Int(id.into()));
+    }
     let ids =
         [("bos", tokenizer.bos_id()), ("eos", tokenizer.eos_id()), ("padding", tokenizer.pad_id())];
     for (role, id) in ids {
