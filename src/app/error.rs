@@ -32,6 +32,10 @@ pub enum AppError {
         "the device thread ended unexpectedly; the log says why, and a restart resumes the jobs"
     )]
     DeviceLost,
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error("cannot write the adapter to {folder}: {source}")]
+    Export { folder: PathBuf, source: std::io::Error },
     #[error("a task of the start-up failed: {0}")]
     Task(#[from] tokio::task::JoinError),
 }
@@ -45,7 +49,12 @@ impl AppError {
             | Self::Adapter { .. }
             | Self::AdapterBase { .. } => 78,
             Self::DeviceLost => 70,
-            Self::Artifacts(_) | Self::Store(_) | Self::Listen { .. } | Self::Task(_) => 1,
+            Self::Artifacts(_)
+            | Self::Store(_)
+            | Self::Listen { .. }
+            | Self::Catalog(_)
+            | Self::Export { .. }
+            | Self::Task(_) => 1,
         }
     }
 }

@@ -23,7 +23,7 @@ mod adapters;
 mod bases;
 mod convert;
 mod error;
-
+mod export;
 mod signals;
 
 pub use convert::{Comparison, Conversion, Converted, convert};
@@ -39,6 +39,7 @@ pub struct App {
     runner: JoinHandle<()>,
     worker: Worker,
     store: Store,
+    catalog: Catalog,
     /// Held to the end, so that no second server uses the folder.
     _data: DataDir,
 }
@@ -67,14 +68,14 @@ impl App {
             lifecycle: lifecycle.clone(),
         };
         let stop = CancellationToken::new();
-        let runner = runner(&store, &artifacts, handle, catalog, &data);
+        let runner = runner(&store, &artifacts, handle, catalog.clone(), &data);
         let runner = tokio::spawn(runner.run(stop.clone()));
         let options =
             ServerOptions { shutdown_timeout: config.shutdown_timeout, ..Default::default() };
         lifecycle.set_ready();
         let server = api::serve(listener, api::router(state), lifecycle, options, stop.clone());
         let server = tokio::spawn(server);
-        Ok(Self { address, stop, server, runner, worker, store, _data: data })
+        Ok(Self { address, stop, server, runner, worker, store, catalog, _data: data })
     }
 
     /// Where it listens.
