@@ -2,8 +2,10 @@
 
 mod differences;
 mod formats;
+mod four_bit;
 mod golden;
 mod loading;
 mod lora;
 mod malformed;
 mod models;
+mod optimisers;

@@ -56,6 +56,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ApiJson<T> {
 /// # Errors
 /// A 400 that names the parameter.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // serde would take a list for a struct, its fields in the order of our source.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(no_object());
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -63,6 +67,10 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     })?;
     deserializer.end().map_err(|error| refusal(".", &error))?;
     Ok(value)
+}
+
+fn no_object() -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, "the body must be a JSON object")
 }
 
 fn check_content(headers: &HeaderMap) -> Result<(), ApiError> {
@@ -100,6 +108,9 @@ fn refusal(path: &str, error: &serde_json::Error) -> ApiError {
         return ApiError::invalid(param, message).code("missing_required_parameter");
     }
     let Some(path) = Some(path).filter(|path| *path != ".") else {
+        if reason.starts_with("invalid type") {
+            return no_object();
+        }
         return ApiError::new(StatusCode::BAD_REQUEST, format!("the body is wrong: {reason}"));
     };
     match reason.strip_prefix(super::refused::MARK) {
@@ -179,6 +190,13 @@ mod tests {
     fn refused(body: &str) -> Value {
         let error = decode::<Body>(body.as_bytes()).expect_err("a wrong body");
         error.body()["error"].clone()
+    }
+
+    #[test]
+    fn a_body_that_is_no_object_is_told_so() {
+        for body in [r#"["m", null, null]"#, "7", r#""text""#, " null"] {
+            assert_eq!(refused(body)["message"], "the body must be a JSON object", "{body}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, AppState, Keys, Lifecycle, Metrics, ServerOptions};
+use crate::api::{self, AppState, Guesses, Keys, Lifecycle, Metrics, ServerOptions};
 use crate::artifacts::{Artifacts, DataDir};
 use crate::catalog::{Catalog, CatalogOptions, ServedBase};
 use crate::config::{Config, Database};
@@ -64,6 +64,7 @@ impl App {
         let state = AppState {
             engine,
             keys: Keys::new(&config.api_keys),
+            guesses: Guesses::default(),
             metrics: Metrics::default(),
             lifecycle: lifecycle.clone(),
         };

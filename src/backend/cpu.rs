@@ -4,8 +4,10 @@
 //! - [`weight`]: frozen weights in their formats.
 //! - [`cache`]: blocks of keys and values.
 //! - [`products`]: matrix products, forward and backward.
+//! - [`adapted`]: projections with the adapter that is being trained, in bf16.
 //! - [`ops`]: the [`Backend`](super::Backend) implementation, which splits rows over the pool.
 
+mod adapted;
 mod buffers;
 mod cache;
 mod ops;
@@ -42,6 +44,8 @@ pub struct CpuBackend {
 struct Work {
     /// Activations in bf16, for bf16 and NF4 weights.
     bf16: Bf16Rows,
+    /// The other operands of a sum of bf16 products.
+    more: [Bf16Rows; adapted::OPERANDS],
     /// Activations in int8, for 8-bit and 4-bit weights.
     int8: Q8Rows,
     /// Mean and reciprocal deviation of each row of a norm.

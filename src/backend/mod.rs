@@ -14,20 +14,25 @@
 //! call, on the thread count or on timing. Sums over rows (gradients) run in row order.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 pub mod cpu;
+mod one_by_one;
 pub mod reference;
 
-pub use crate::domain::WeightFormat;
-pub use crate::kernels::nf4::Absmax;
+use crate::domain::AdapterWeights;
+pub use crate::domain::{KvFormat, WeightFormat};
+pub use crate::kernels::dynamic::BLOCK as MOMENTS_BLOCK;
+pub use crate::kernels::nf4::{Absmax, Blocks as FourBitBlocks, Code as FourBitCode};
+pub use crate::kernels::optimiser::Moments8;
 
 impl WeightFormat {
-    /// Whether a weight `(out, in)` fits this format: NF4 wants rows of whole blocks of 64,
+    /// Whether a weight `(out, in)` fits this format: NF4 and FP4 want rows of whole blocks of 64,
     /// Q8_0 and Q4_0 of 32, Q4_K of 256.
     pub fn fits(self, _out_features: usize, in_features: usize) -> bool {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => true,
-            Self::Nf4 { .. } => in_features.is_multiple_of(64),
+            Self::Nf4 { .. } | Self::Fp4 { .. } => in_features.is_multiple_of(64),
             Self::Q8_0 | Self::Q4_0 => in_features.is_multiple_of(32),
             Self::Q4K => in_features.is_multiple_of(256),
         }
@@ -45,8 +50,8 @@ impl WeightFormat {
 pub enum HostBlocks {
     /// Blocks of GGUF, row after row, in a `format` that has them.
     Gguf { format: WeightFormat, bytes: Vec<u8> },
-    /// bitsandbytes: two codes per byte, the first one high, and an absmax per 64.
-    Nf4 { codes: Vec<u8>, absmax: Absmax },
+    /// NF4 or FP4 as bitsandbytes has it, an absmax per so many whole 64s.
+    FourBit(FourBitBlocks),
 }
 
 impl HostBlocks {
@@ -54,8 +59,12 @@ impl HostBlocks {
     pub fn format(&self) -> WeightFormat {
         match self {
             Self::Gguf { format, .. } => *format,
-            Self::Nf4 { absmax, .. } => {
-                WeightFormat::Nf4 { double: matches!(absmax, Absmax::Double { .. }) }
+            Self::FourBit(blocks) => {
+                let double = matches!(blocks.absmax, Absmax::Double { .. });
+                match blocks.code {
+                    FourBitCode::Nf4 => WeightFormat::Nf4 { double },
+                    FourBitCode::Fp4 => WeightFormat::Fp4 { double },
+                }
             }
         }
     }
@@ -135,6 +144,18 @@ pub struct HeadsSpec<R> {
 /// token on, whatever the batch, so that cached, chunked and recomputed attention agree to the bit.
 pub const BLOCK_TOKENS: usize = 16;
 
+/// What a KV cache is to hold.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheShape {
+    pub layers: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub blocks: usize,
+    /// The numbers are rounded as they are written, so that whoever reads them, in whatever step,
+    /// reads the same.
+    pub format: KvFormat,
+}
+
 /// One sequence's share of a step: rows `rows` of the batch are its tokens at positions
 /// `start .. start + rows.len()`, and `blocks` hold its keys and values from position 0 on.
 #[derive(Clone, Debug)]
@@ -142,6 +163,24 @@ pub struct SequenceRows {
     pub rows: Range<usize>,
     pub start: usize,
     pub blocks: Vec<u32>,
+}
+
+/// One matrix of an adapter that is in memory already, and stays there while this lives.
+#[derive(Clone, Debug)]
+pub struct SharedMatrix {
+    pub adapter: Arc<AdapterWeights>,
+    /// Into its sites.
+    pub site: usize,
+    /// `A (r, in)`, or else `B (out, r)`.
+    pub is_a: bool,
+}
+
+impl SharedMatrix {
+    /// Its numbers, row-major.
+    pub fn values(&self) -> &[f32] {
+        let site = &self.adapter.sites[self.site];
+        if self.is_a { &site.a } else { &site.b }
+    }
 }
 
 /// What one chunk of cross-entropy found.
@@ -166,6 +205,36 @@ pub struct AdamStep {
     pub weight_decay: f64,
 }
 
+/// AdamW's moments of one tensor in the host's memory: where they are quantised, or lie in a file
+/// and visit memory only for a step.
+#[derive(Debug)]
+pub enum HostMoments<'a> {
+    F32 { first: &'a mut [f32], second: &'a mut [f32] },
+    Bits8(Moments8<'a>),
+}
+
+/// One linear layer of a projection in training: its frozen weight, and the adapter every row wears.
+pub struct Part<'a, B: Backend> {
+    pub weight: &'a B::Weight,
+    pub bias: Option<&'a B::Rows>,
+    /// Its first column in the projection's output.
+    pub at: usize,
+    pub low_rank: Option<LowRank<'a, B::Rows>>,
+}
+
+/// `scaling · B A`, `A (r, in)`, `B (out, r)`.
+pub struct LowRank<'a, R> {
+    pub a: &'a R,
+    pub b: &'a R,
+    pub scaling: f32,
+}
+
+/// Where the gradients of `A` and `B` are added.
+pub struct LowRankGradient<'a, R> {
+    pub a: &'a mut R,
+    pub b: &'a mut R,
+}
+
 /// Fused operations over device buffers. Shape mismatches are programming errors and panic.
 pub trait Backend: Send + 'static {
     /// A row-major `f32` matrix on the device.
@@ -179,8 +248,19 @@ pub trait Backend: Send + 'static {
 
     /// A zeroed matrix; memory is reused from [`Backend::recycle`] where it fits.
     fn zeros(&mut self, rows: usize, width: usize) -> Self::Rows;
+    /// A matrix of undefined content, to be overwritten.
+    fn room(&mut self, rows: usize, width: usize) -> Self::Rows {
+        self.zeros(rows, width)
+    }
+    /// Gives back to the system what was recycled and is not in use.
+    fn trim(&mut self) {}
     /// A matrix with these values.
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> Self::Rows;
+    /// A matrix with these values, only ever to be read: a device that can read them where they are
+    /// need not copy them.
+    fn share(&mut self, values: SharedMatrix, rows: usize, width: usize) -> Self::Rows {
+        self.upload(values.values(), rows, width)
+    }
     /// The values of a matrix.
     fn download(&self, x: &Self::Rows) -> Vec<f32>;
     /// Copies `values` over a matrix of the same size.
@@ -208,14 +288,10 @@ pub trait Backend: Send + 'static {
     /// The weight as `f32 (out, in)`, dequantised.
     fn unpack(&self, weight: &Self::Weight) -> Vec<f32>;
 
-    /// Room for `blocks` KV blocks of `layers` layers.
-    fn cache(
-        &mut self,
-        layers: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        blocks: usize,
-    ) -> Self::Cache;
+    /// Room for KV blocks.
+    fn cache(&mut self, shape: &CacheShape) -> Self::Cache;
+    /// Bytes that one block takes over all layers.
+    fn cache_block_bytes(&self, shape: &CacheShape) -> usize;
     /// Copies block `from` over block `to` in every layer (copy on write).
     fn copy_block(&mut self, cache: &mut Self::Cache, from: u32, to: u32);
 
@@ -245,6 +321,27 @@ pub trait Backend: Send + 'static {
         y: &mut Self::Rows,
         at: usize,
     );
+    /// DoRA's other half: `y[rows, at..at+out] += strength · (factor − 1) ⊙ (y − bias)`, so that
+    /// with strength 1 what the weight gave is stretched by `factor (1, out)` and the bias is not.
+    /// Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", equation 5.
+    fn scale_columns(
+        &mut self,
+        y: &mut Self::Rows,
+        rows: Range<usize>,
+        at: usize,
+        factor: &Self::Rows,
+        strength: f32,
+        bias: Option<&Self::Rows>,
+    );
+    /// The linear layers of one projection in training, side by side in `y (t, out)`, which is
+    /// overwritten: `y = W x (+ bias) + scaling · B A x` each. Where the frozen weights compute in
+    /// bf16, so do the adapters, from `f32` master copies and with `f32` sums.
+    fn project(&mut self, x: &Self::Rows, parts: &[Part<'_, Self>], y: &mut Self::Rows)
+    where
+        Self: Sized,
+    {
+        one_by_one::project(self, x, parts, y);
+    }
     /// `y = norm(x)`, each row over its whole width.
     fn norm(&mut self, x: &Self::Rows, norm: &Norm<Self::Rows>, y: &mut Self::Rows);
     /// Clip, split, q/k norm and RoPE of a raw projection into `q (t, h·hd)`, `k` and `v (t, kv·hd)`.
@@ -335,6 +432,33 @@ pub trait Backend: Send + 'static {
         db: &mut Self::Rows,
         dx: &mut Self::Rows,
     );
+    /// The backward of `y = magnitude / norm ⊙ u`, norm held fixed and `factor` their quotient, each
+    /// `(1, out)`: `du (t, out) = factor ⊙ dy[:, at..]`, `dmagnitude += Σ dy[:, at..] ⊙ u / norm`.
+    #[allow(clippy::too_many_arguments)]
+    fn scale_columns_backward(
+        &mut self,
+        dy: &Self::Rows,
+        at: usize,
+        u: &Self::Rows,
+        factor: &Self::Rows,
+        norm: &Self::Rows,
+        du: &mut Self::Rows,
+        dmagnitude: &mut Self::Rows,
+    );
+    /// The backward of [`Backend::project`]: adds to `gradients`, one per part that has an adapter,
+    /// and overwrites `dx` where it is asked for.
+    fn project_backward(
+        &mut self,
+        dy: &Self::Rows,
+        x: &Self::Rows,
+        parts: &[Part<'_, Self>],
+        gradients: &mut [Option<LowRankGradient<'_, Self::Rows>>],
+        dx: Option<&mut Self::Rows>,
+    ) where
+        Self: Sized,
+    {
+        one_by_one::project_backward(self, dy, x, parts, gradients, dx);
+    }
     /// `dx += ∂norm`, and the gradients of weight and bias where they are asked for.
     fn norm_backward(
         &mut self,
@@ -412,6 +536,14 @@ pub trait Backend: Send + 'static {
         g: &Self::Rows,
         m: &mut Self::Rows,
         v: &mut Self::Rows,
+        step: &AdamStep,
+    );
+    /// [`Backend::adamw`] with moments that lie in the host's memory.
+    fn adamw_on_host(
+        &mut self,
+        p: &mut Self::Rows,
+        g: &Self::Rows,
+        moments: HostMoments<'_>,
         step: &AdamStep,
     );
 }

@@ -5,12 +5,13 @@
 use std::ops::Range;
 
 use super::{
-    Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, HeadsSpec, HostBlocks, HostWeight,
-    LossSum, Norm, SequenceRows, WeightFormat, dropout_keeps,
+    Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, CacheShape, HeadsSpec, HostBlocks,
+    HostMoments, HostWeight, KvFormat, LossSum, Norm, SequenceRows, WeightFormat, dropout_keeps,
 };
 
 mod activation;
 mod attention;
+mod eight_bit;
 mod formats;
 mod heads;
 mod loss;
@@ -37,6 +38,8 @@ pub struct ReferenceWeight {
 pub struct ReferenceCache {
     keys: Vec<Matrix>,
     values: Vec<Matrix>,
+    head_dim: usize,
+    format: KvFormat,
 }
 
 /// The slot of `position` in a sequence whose blocks these are.
@@ -100,15 +103,16 @@ impl Backend for ReferenceBackend {
         weight.values.values.clone()
     }
 
-    fn cache(
-        &mut self,
-        layers: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        blocks: usize,
-    ) -> ReferenceCache {
-        let room = vec![Matrix::zeros(blocks * BLOCK_TOKENS, kv_heads * head_dim); layers];
-        ReferenceCache { keys: room.clone(), values: room }
+    fn cache(&mut self, shape: &CacheShape) -> ReferenceCache {
+        let width = shape.kv_heads * shape.head_dim;
+        let room = vec![Matrix::zeros(shape.blocks * BLOCK_TOKENS, width); shape.layers];
+        let (head_dim, format) = (shape.head_dim, shape.format);
+        ReferenceCache { keys: room.clone(), values: room, head_dim, format }
+    }
+
+    fn cache_block_bytes(&self, shape: &CacheShape) -> usize {
+        let numbers = 2 * shape.layers * shape.kv_heads * shape.head_dim * BLOCK_TOKENS;
+        numbers * size_of::<f32>()
     }
 
     fn copy_block(&mut self, cache: &mut ReferenceCache, from: u32, to: u32) {
@@ -193,8 +197,11 @@ impl Backend for ReferenceBackend {
         for sequence in sequences {
             for (offset, row) in sequence.rows.clone().enumerate() {
                 let slot = slot(&sequence.blocks, sequence.start + offset);
-                cache.keys[layer].row_mut(slot).copy_from_slice(k.row(row));
-                cache.values[layer].row_mut(slot).copy_from_slice(v.row(row));
+                for (to, from) in [(&mut cache.keys, k), (&mut cache.values, v)] {
+                    let to = to[layer].row_mut(slot);
+                    to.copy_from_slice(from.row(row));
+                    formats::round_kv(to, cache.head_dim, cache.format);
+                }
             }
         }
     }
@@ -457,6 +464,70 @@ impl Backend for ReferenceBackend {
             *m += (1.0 - beta1) * (g - *m);
             *v = beta2 * *v + (1.0 - beta2) * g * g;
             *p -= rate * *m / (v.sqrt() / root + s.epsilon as f32);
+        }
+    }
+
+    fn scale_columns(
+        &mut self,
+        y: &mut Matrix,
+        rows: Range<usize>,
+        at: usize,
+        factor: &Matrix,
+        strength: f32,
+        bias: Option<&Matrix>,
+    ) {
+        for row in rows {
+            for (o, &c) in factor.values.iter().enumerate() {
+                let y = &mut y.row_mut(row)[at + o];
+                let bias = bias.map_or(0.0, |bias| bias.values[o]);
+                *y += strength * (c - 1.0) * (*y - bias);
+            }
+        }
+    }
+
+    fn scale_columns_backward(
+        &mut self,
+        dy: &Matrix,
+        at: usize,
+        u: &Matrix,
+        factor: &Matrix,
+        norm: &Matrix,
+        du: &mut Matrix,
+        dmagnitude: &mut Matrix,
+    ) {
+        for (o, &c) in factor.values.iter().enumerate() {
+            let mut sum = 0.0;
+            for row in 0..u.rows {
+                let dy = dy.row(row)[at + o];
+                sum += f64::from(dy) * f64::from(u.row(row)[o]);
+                du.row_mut(row)[o] = c * dy;
+            }
+            dmagnitude.values[o] += (sum / f64::from(norm.values[o])) as f32;
+        }
+    }
+
+    fn adamw_on_host(
+        &mut self,
+        p: &mut Matrix,
+        g: &Matrix,
+        moments: HostMoments<'_>,
+        step: &AdamStep,
+    ) {
+        let matrix = |values: &[f32]| Matrix::new(values.to_vec(), 1, values.len());
+        match moments {
+            HostMoments::F32 { first, second } => {
+                let (mut m, mut v) = (matrix(first), matrix(second));
+                self.adamw(p, g, &mut m, &mut v, step);
+                first.copy_from_slice(&m.values);
+                second.copy_from_slice(&v.values);
+            }
+            HostMoments::Bits8(state) => {
+                let mut m = matrix(&eight_bit::decode(state.first, state.first_absmax, true));
+                let mut v = matrix(&eight_bit::decode(state.second, state.second_absmax, false));
+                self.adamw(p, g, &mut m, &mut v, step);
+                eight_bit::encode(&m.values, true, state.first, state.first_absmax);
+                eight_bit::encode(&v.values, false, state.second, state.second_absmax);
+            }
         }
     }
 }

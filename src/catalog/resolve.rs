@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::error::{CatalogError, CatalogResult};
 use super::{Catalog, ServedBase};
 use crate::artifacts::ArtifactError;
-use crate::domain::{AdapterWeights, BaseInfo, LoraSpec};
+use crate::domain::{AdapterSite, AdapterWeights, BaseInfo, LoraSpec};
 use crate::peft::{self, AdapterFiles, CheckedAdapter};
 use crate::store::{Adapter, Listed, Page};
 use crate::text::TextModel;
@@ -60,30 +60,24 @@ impl From<CheckedAdapter> for LoadedAdapter {
 
 impl LoadedAdapter {
     /// The shape a run has that goes on from this adapter.
-    ///
-    /// # Errors
-    /// A sentence, if one `alpha` does not describe it.
-    pub fn lora_spec(&self, dropout: f64) -> Result<LoraSpec, String> {
+    pub fn lora_spec(&self, dropout: f64) -> LoraSpec {
         let sites = &self.weights.sites;
-        let scaling = |r: usize| {
-            let r = r as f64;
-            (self.alpha / if self.use_rslora { r.sqrt() } else { r }) as f32
-        };
-        if let Some(site) = sites.iter().find(|site| site.scaling != scaling(site.r)) {
-            return Err(format!(
-                "it has an alpha of its own at {}, and training goes on only from adapters with one",
-                site.module
-            ));
-        }
+        let divisor = |r: usize| if self.use_rslora { (r as f64).sqrt() } else { r as f64 };
+        let scaling = |r: usize| (self.alpha / divisor(r)) as f32;
+        let common = sites.iter().all(|site| site.scaling == scaling(site.r));
+        let alpha = |site: &AdapterSite| f64::from(site.scaling) * divisor(site.r);
         let same = sites.iter().all(|site| site.r == self.r);
-        Ok(LoraSpec {
+        LoraSpec {
             r: self.r,
             alpha: self.alpha,
             dropout,
             modules: sites.iter().map(|site| site.module.clone()).collect(),
             ranks: if same { Vec::new() } else { sites.iter().map(|site| site.r).collect() },
+            alphas: if common { Vec::new() } else { sites.iter().map(alpha).collect() },
             use_rslora: self.use_rslora,
-        })
+            use_dora: sites.iter().any(|site| site.magnitude.is_some()),
+            modules_to_save: self.weights.saved.iter().map(|s| s.module.clone()).collect(),
+        }
     }
 }
 
@@ -211,13 +205,13 @@ impl Catalog {
             tracing::error!(adapter.id = %row.id, "an adapter's files are damaged");
         }
         let folder = verified?;
-        let name = row.name.clone();
+        let (name, hash) = (row.name.clone(), row.sha256.clone());
         blocking(move || {
             let files = AdapterFiles::from_dir(&folder).map_err(|source| CatalogError::Folder {
                 folder: folder.display().to_string(),
                 source,
             })?;
-            let checked = peft::read(&files, &base.info, &base.fingerprints())
+            let checked = peft::read_known(&files, &base.info, &base.fingerprints(), &hash)
                 .map_err(|source| CatalogError::Unusable { name, source })?;
             Ok(checked.into())
         })

@@ -21,6 +21,7 @@ pub enum Source {
 pub enum Quantize {
     /// With double quantisation, 4.127 bits per weight.
     Nf4,
+    Fp4,
     Q8_0,
     Q4_0,
     Q4K,
@@ -153,11 +154,11 @@ fn folder_name(text: &str, path: &Path) -> Result<String, ConfigError> {
 fn parse_quantize(value: &str) -> Result<Quantize, String> {
     match value {
         "nf4" => Ok(Quantize::Nf4),
+        "fp4" => Ok(Quantize::Fp4),
         "q8_0" => Ok(Quantize::Q8_0),
         "q4_0" => Ok(Quantize::Q4_0),
         "q4_k" => Ok(Quantize::Q4K),
-        "fp4" => Err("quantize=fp4 is not built yet; use nf4, q8_0, q4_0 or q4_k".to_owned()),
-        _ => Err(format!("quantize={value} is none of nf4, q8_0, q4_0, q4_k")),
+        _ => Err(format!("quantize={value} is none of nf4, fp4, q8_0, q4_0, q4_k")),
     }
 }
 

@@ -12,6 +12,10 @@ pub enum WeightFormat {
     Nf4 {
         double: bool,
     },
+    /// 4-bit float, otherwise as NF4.
+    Fp4 {
+        double: bool,
+    },
     /// int8 with one scale per 32, as GGUF's Q8_0.
     Q8_0,
     /// 4 bits with one scale per 32, as GGUF's Q4_0.
@@ -29,6 +33,8 @@ impl WeightFormat {
             Self::Bf16 => "bf16",
             Self::Nf4 { double: false } => "nf4",
             Self::Nf4 { double: true } => "nf4-dq",
+            Self::Fp4 { double: false } => "fp4",
+            Self::Fp4 { double: true } => "fp4-dq",
             Self::Q8_0 => "q8_0",
             Self::Q4_0 => "q4_0",
             Self::Q4K => "q4_k",
@@ -54,7 +60,8 @@ pub struct BaseInfo {
     pub name: Arc<str>,
     /// `model_type` of its `config.json`: `llama`, `gpt2`, …
     pub family: String,
-    /// Most tokens a sequence may hold, prompt and answer together.
+    /// Most tokens a sequence may hold, prompt and answer together: what the model was made for, or
+    /// less where the KV cache holds less.
     pub context_length: usize,
     pub vocab_size: usize,
     pub hidden_size: usize,
@@ -68,6 +75,8 @@ pub struct BaseInfo {
     pub fingerprint: String,
     /// Every linear layer an adapter may target, in forward order.
     pub modules: Vec<ModuleShape>,
+    /// What an adapter may replace whole: the token embedding and the output head.
+    pub tables: Vec<ModuleShape>,
     /// `target_modules` where a request names none.
     pub default_targets: Vec<String>,
 }

@@ -1,9 +1,12 @@
 //! An adapter on the device: `ΔW = scaling · B A` at some of a model's linear layers.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::dora::Dora;
+use super::saved::Table;
 use super::{Model, ModelError};
-use crate::backend::Backend;
+use crate::backend::{Backend, SharedMatrix};
 use crate::domain::{AdapterSite, AdapterWeights, ModuleShape};
 
 /// One resident adapter, checked against the model it was attached to.
@@ -11,6 +14,8 @@ use crate::domain::{AdapterSite, AdapterWeights, ModuleShape};
 pub struct Adapter<B: Backend> {
     /// By site, that is by index into `BaseInfo::modules`.
     pub(super) sites: Vec<Option<SiteWeights<B>>>,
+    /// Tables replaced whole, by [`Table`].
+    pub(super) saved: [Option<B::Weight>; 2],
     size_bytes: usize,
 }
 
@@ -19,13 +24,27 @@ pub(super) struct SiteWeights<B: Backend> {
     pub a: B::Rows,
     pub b: B::Rows,
     pub scaling: f32,
+    pub dora: Option<Dora<B>>,
+}
+
+impl<B: Backend> SiteWeights<B> {
+    /// The `B` that is added to a product: with DoRA its rows are scaled as the product's columns.
+    pub fn up(&self) -> &B::Rows {
+        self.dora.as_ref().map_or(&self.b, |dora| &dora.scaled_b)
+    }
+
+    /// Its buffers.
+    pub fn into_rows(self) -> impl Iterator<Item = B::Rows> {
+        [self.a, self.b].into_iter().chain(self.dora.into_iter().flat_map(Dora::into_rows))
+    }
 }
 
 /// Rows of a batch that wear an adapter.
 pub struct AdapterRows<'a, B: Backend> {
     pub rows: Range<usize>,
     pub adapter: &'a Adapter<B>,
-    /// Multiplies the adapter's own scaling; 1 unless a request says otherwise.
+    /// Multiplies what the adapter changes; 1 unless a request says otherwise. Tables that are
+    /// replaced whole are not weighed.
     pub scale: f32,
 }
 
@@ -38,6 +57,10 @@ impl<B: Backend> Adapter<B> {
     pub(super) fn site(&self, site: usize) -> Option<&SiteWeights<B>> {
         self.sites.get(site)?.as_ref()
     }
+
+    pub(super) fn saved(&self, table: Table) -> Option<&B::Weight> {
+        self.saved[table as usize].as_ref()
+    }
 }
 
 impl<B: Backend> Model<B> {
@@ -47,34 +70,87 @@ impl<B: Backend> Model<B> {
     /// If it names a module this model does not have, or a matrix of the wrong size, or holds a
     /// number that is not finite.
     pub fn attach(&self, b: &mut B, weights: &AdapterWeights) -> Result<Adapter<B>, ModelError> {
+        weights.sites.iter().try_for_each(check_numbers)?;
+        self.attach_by(b, weights, |b, site, module| {
+            let site = &weights.sites[site];
+            [
+                b.upload(&site.a, site.r, module.in_features),
+                b.upload(&site.b, module.out_features, site.r),
+            ]
+        })
+    }
+
+    /// The same for an adapter to serve with, whose numbers were checked when it was read: nothing
+    /// of its matrices is touched here, and on a CPU nothing is copied.
+    ///
+    /// # Errors
+    /// If it names a module this model does not have, or a matrix of the wrong size.
+    pub fn attach_shared(
+        &self,
+        b: &mut B,
+        weights: &Arc<AdapterWeights>,
+    ) -> Result<Adapter<B>, ModelError> {
+        self.attach_by(b, weights, |b, site, module| {
+            let r = weights.sites[site].r;
+            let matrix = |is_a| SharedMatrix { adapter: Arc::clone(weights), site, is_a };
+            [
+                b.share(matrix(true), r, module.in_features),
+                b.share(matrix(false), module.out_features, r),
+            ]
+        })
+    }
+
+    /// With `[A, B]` of each site as `bring` has them.
+    fn attach_by(
+        &self,
+        b: &mut B,
+        weights: &AdapterWeights,
+        mut bring: impl FnMut(&mut B, usize, &ModuleShape) -> [B::Rows; 2],
+    ) -> Result<Adapter<B>, ModelError> {
         let mut sites: Vec<_> = self.info.modules.iter().map(|_| None).collect();
-        if weights.sites.is_empty() {
+        if weights.sites.is_empty() && weights.saved.is_empty() {
             return Err(ModelError::EmptyAdapter);
         }
-        for site in &weights.sites {
+        for (number, site) in weights.sites.iter().enumerate() {
             let (index, module) = self.module(&site.module)?;
             check_site(site, module)?;
             if sites[index].is_some() {
                 return Err(ModelError::RepeatedModule { module: site.module.clone() });
             }
-            sites[index] = Some(SiteWeights {
-                a: b.upload(&site.a, site.r, module.in_features),
-                b: b.upload(&site.b, module.out_features, site.r),
-                scaling: site.scaling,
-            });
+            let matrices = bring(b, number, module);
+            sites[index] = Some(self.attach_site(b, index, site, matrices));
         }
-        Ok(Adapter { sites, size_bytes: weights.size_bytes() })
+        let mut saved = [None, None];
+        for module in &weights.saved {
+            let (table, weight) = self.pack_saved(b, module)?;
+            if saved[table as usize].replace(weight).is_some() {
+                return Err(ModelError::RepeatedModule { module: module.module.clone() });
+            }
+        }
+        Ok(Adapter { sites, saved, size_bytes: weights.size_bytes() })
+    }
+
+    fn attach_site(
+        &self,
+        b: &mut B,
+        index: usize,
+        site: &AdapterSite,
+        [a, up]: [B::Rows; 2],
+    ) -> SiteWeights<B> {
+        let dora = site.magnitude.as_ref().map(|magnitude| {
+            let magnitude = b.upload(magnitude, 1, magnitude.len());
+            self.decompose(b, index, (&a, &up, site.scaling), magnitude)
+        });
+        SiteWeights { a, b: up, scaling: site.scaling, dora }
     }
 
     /// Gives an adapter's memory back.
     pub fn detach(&self, b: &mut B, adapter: Adapter<B>) {
-        for site in adapter.sites.into_iter().flatten() {
-            b.recycle(site.a);
-            b.recycle(site.b);
-        }
+        let sites = adapter.sites.into_iter().flatten().flat_map(SiteWeights::into_rows);
+        sites.for_each(|rows| b.recycle(rows));
     }
 
-    fn module(&self, name: &str) -> Result<(usize, &ModuleShape), ModelError> {
+    pub(super) fn module(&self, name: &str) -> Result<(usize, &ModuleShape), ModelError> {
         self.info.modules.iter().enumerate().find(|(_, module)| module.name == name).ok_or_else(
             || ModelError::UnknownModule {
                 module: name.to_owned(),
@@ -84,10 +160,11 @@ impl<B: Backend> Model<B> {
     }
 }
 
-fn check_site(site: &AdapterSite, module: &ModuleShape) -> Result<(), ModelError> {
+pub(super) fn check_site(site: &AdapterSite, module: &ModuleShape) -> Result<(), ModelError> {
     let matrices =
         [("A", &site.a, site.r * module.in_features), ("B", &site.b, module.out_features * site.r)];
-    for (matrix, values, expected) in matrices {
+    let magnitude = site.magnitude.iter().map(|m| ("magnitude", m, module.out_features));
+    for (matrix, values, expected) in matrices.into_iter().chain(magnitude) {
         if values.len() != expected || site.r == 0 {
             return Err(ModelError::AdapterShape {
                 module: site.module.clone(),
@@ -97,6 +174,12 @@ fn check_site(site: &AdapterSite, module: &ModuleShape) -> Result<(), ModelError
                 found: values.len(),
             });
         }
+    }
+    Ok(())
+}
+
+fn check_numbers(site: &AdapterSite) -> Result<(), ModelError> {
+    for (matrix, values) in [("A", &site.a), ("B", &site.b)] {
         if !values.iter().all(|value| value.is_finite()) {
             return Err(ModelError::AdapterNotFinite { module: site.module.clone(), matrix });
         }

@@ -40,9 +40,11 @@ pub(super) struct Parts<B: Backend> {
 fn embedding_format(format: WeightFormat) -> WeightFormat {
     match format {
         WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Q8_0 => format,
-        WeightFormat::Bf16 | WeightFormat::Nf4 { .. } | WeightFormat::Q4_0 | WeightFormat::Q4K => {
-            WeightFormat::Bf16
-        }
+        WeightFormat::Bf16
+        | WeightFormat::Nf4 { .. }
+        | WeightFormat::Fp4 { .. }
+        | WeightFormat::Q4_0
+        | WeightFormat::Q4K => WeightFormat::Bf16,
     }
 }
 
@@ -186,7 +188,7 @@ impl<'a, B: Backend> Builder<'a, B> {
             false => None,
         };
         self.modules.push(ModuleShape { name, in_features, out_features, layer });
-        Ok(Linear { weight, bias, at, site, slot })
+        Ok(Linear { weight, bias, at, site, slot, row_squares: Default::default() })
     }
 
     fn optional_norm(

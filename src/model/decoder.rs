@@ -10,8 +10,9 @@ use super::head::Head;
 use super::layer::{Keys, Layer, Pass};
 use super::linear::Adapters;
 use super::report::Report;
+use super::saved::{Table, replace_rows};
 use super::tensors::TensorSpec;
-use crate::backend::{BLOCK_TOKENS, Backend, SequenceRows};
+use crate::backend::{Backend, CacheShape, KvFormat, SequenceRows};
 use crate::domain::BaseInfo;
 
 /// A resident base model.
@@ -53,11 +54,23 @@ impl<B: Backend> Embedding<B> {
     pub const TABLE_SLOT: usize = 0;
     pub const POSITIONS_SLOT: usize = 1;
 
-    /// `x[i] = scale · E[id] (+ P[position])`, `(t, d)`.
-    pub fn forward(&self, b: &mut B, ids: &[u32], positions: &[u32]) -> B::Rows {
+    /// `x[i] = scale · E[id] (+ P[position])`, `(t, d)`; `E` is the adapter's where it brings one.
+    pub fn forward(
+        &self,
+        b: &mut B,
+        ids: &[u32],
+        positions: &[u32],
+        adapters: &[AdapterRows<'_, B>],
+    ) -> B::Rows {
         let (_, d) = b.weight_shape(&self.table);
         let mut x = b.zeros(ids.len(), d);
         b.embed(&self.table, ids, self.scale, &mut x);
+        for group in adapters {
+            let Some(table) = group.adapter.saved(Table::Embedding) else { continue };
+            let mut own = b.zeros(group.rows.len(), d);
+            b.embed(table, &ids[group.rows.clone()], self.scale, &mut own);
+            replace_rows(b, &mut x, group.rows.clone(), own);
+        }
         if let Some(table) = &self.positions {
             let mut place = b.zeros(ids.len(), d);
             b.embed(table, positions, 1.0, &mut place);
@@ -76,6 +89,9 @@ impl<B: Backend> Embedding<B> {
         positions: &[u32],
         gradients: &mut Gradients<'_, B>,
     ) {
+        if let Some(dtable) = gradients.saved(Table::Embedding) {
+            b.embed_backward(dx, ids, self.scale, dtable);
+        }
         if let Some(dtable) = gradients.tensor(Self::TABLE_SLOT) {
             b.embed_backward(dx, ids, self.scale, dtable);
         }
@@ -88,16 +104,24 @@ impl<B: Backend> Embedding<B> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Room for `blocks` KV blocks of this model.
+    /// Room for `blocks` KV blocks of this model, exact to `f32`.
     pub fn cache(&self, b: &mut B, blocks: usize) -> B::Cache {
-        let (kv_heads, head_dim) = self.kv_shape();
-        b.cache(self.layers.len(), kv_heads, head_dim, blocks)
+        self.cache_as(b, blocks, KvFormat::F32)
+    }
+
+    /// Room for `blocks` KV blocks of this model.
+    pub fn cache_as(&self, b: &mut B, blocks: usize, format: KvFormat) -> B::Cache {
+        b.cache(&self.cache_shape(blocks, format))
     }
 
     /// Bytes one KV block takes over all layers.
-    pub fn kv_bytes_per_block(&self) -> usize {
+    pub fn kv_bytes_per_block(&self, b: &B, format: KvFormat) -> usize {
+        b.cache_block_bytes(&self.cache_shape(1, format))
+    }
+
+    fn cache_shape(&self, blocks: usize, format: KvFormat) -> CacheShape {
         let (kv_heads, head_dim) = self.kv_shape();
-        2 * self.layers.len() * kv_heads * head_dim * BLOCK_TOKENS * size_of::<f32>()
+        CacheShape { layers: self.layers.len(), kv_heads, head_dim, blocks, format }
     }
 
     fn kv_shape(&self) -> (usize, usize) {
@@ -136,8 +160,9 @@ impl<B: Backend> Model<B> {
         rows: &[AdapterRows<'_, B>],
         keys: Keys<'_, B>,
     ) -> B::Rows {
-        let mut x = self.embedding.forward(b, ids, positions);
-        let mut pass = Pass { positions, adapters: Adapters { rows, dropout: None }, keys };
+        let mut x = self.embedding.forward(b, ids, positions, rows);
+        let adapters = Adapters { rows, dropout: None, training: false };
+        let mut pass = Pass { positions, adapters, keys };
         for layer in &self.layers {
             layer.forward(b, &mut x, &mut pass);
         }
@@ -161,7 +186,7 @@ impl<B: Backend> Model<B> {
         b.gather(&x, rows, &mut asked);
         b.recycle(x);
         let adapters = follow(adapters, rows);
-        let adapters = Adapters { rows: &adapters, dropout: None };
+        let adapters = Adapters { rows: &adapters, dropout: None, training: false };
         let logits = self.head.logits(b, &asked, &self.embedding, adapters);
         b.recycle(asked);
         logits

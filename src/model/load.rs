@@ -13,7 +13,7 @@ use super::config::DecoderConfig;
 use super::fields::Fields;
 use super::{LoadOptions, Model, ModelError, ModelSource, families};
 use crate::backend::{Backend, WeightFormat};
-use crate::domain::BaseInfo;
+use crate::domain::{BaseInfo, ModuleShape};
 use crate::gguf::Gguf;
 
 impl<B: Backend> Model<B> {
@@ -73,6 +73,7 @@ impl<B: Backend> Model<B> {
             dtype: report.dtype().to_owned(),
             size_bytes: report.size_bytes as u64,
             fingerprint: String::new(),
+            tables: tables(&config),
             modules,
             default_targets: config.default_targets.iter().map(|&name| name.to_owned()).collect(),
         };
@@ -82,6 +83,12 @@ impl<B: Backend> Model<B> {
 
     fn set_fingerprint(&mut self, fingerprint: String) {
         Arc::make_mut(&mut self.info).fingerprint = fingerprint;
+    }
+
+    /// Serves at most `tokens` tokens per sequence, where the device has no room for more.
+    pub fn cut_context(&mut self, tokens: usize) {
+        let info = Arc::make_mut(&mut self.info);
+        info.context_length = info.context_length.min(tokens);
     }
 
     /// Whether a tensor that was not asked for may lie in the checkpoint all the same: a buffer, or
@@ -107,6 +114,19 @@ impl<B: Backend> Model<B> {
             "the model is loaded"
         );
     }
+}
+
+/// The token embedding and the head, which may be the same matrix.
+fn tables(config: &DecoderConfig) -> Vec<ModuleShape> {
+    let names = &config.names;
+    let embedding = format!("{}{}", names.prefix, names.embedding);
+    let table = |name| ModuleShape {
+        name,
+        in_features: config.hidden_size,
+        out_features: config.vocab_size,
+        layer: None,
+    };
+    vec![table(embedding), table(names.head.to_owned())]
 }
 
 /// The bytes of the configuration.

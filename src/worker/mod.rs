@@ -5,13 +5,15 @@
 //! ```text
 //! run        the loop: receive, release, one step of serving, units of training
 //! lane       one base model with its cache, adapters and scheduler; one step of it
-//! scheduler  waiting, ready, running; admission, preemption, the plan of a step
+//! scheduler  waiting, ready, running: admission, preemption
+//! plan       who computes what in a step; `draft` guesses tokens, `pace` knows what rows cost
 //! queue      waiting requests in turns, by tenant and adapter
 //! kv         KV blocks: `blocks` counts references, `prefix` finds them again by their tokens
 //! resident   adapters on the device, by content, pinned while in use
 //! sequence   a request and the sequences that answer it
 //! batch      a step as one flat ragged batch
 //! answer     logits to events
+//! panics     when to give up
 //! training   runs of training, one at a time
 //! ```
 //! What runs together never shows in what is answered: the numbers of a row depend on that row
@@ -21,9 +23,13 @@ mod answer;
 mod batch;
 mod blocks;
 mod command;
+mod draft;
 mod handle;
 mod kv;
 mod lane;
+mod pace;
+mod panics;
+mod plan;
 mod prefix;
 mod queue;
 mod resident;

@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode};
 use futures::future::BoxFuture;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use tandem::api::{self, AppState, Keys, Lifecycle, Metrics};
+use tandem::api::{self, AppState, Guesses, Keys, Lifecycle, Metrics};
 use tandem::artifacts::Artifacts;
 use tandem::catalog::{Catalog, CatalogOptions, ServedBase};
 use tandem::domain::{
@@ -99,6 +99,7 @@ impl Setup {
         let state = AppState {
             engine: Engine::new(worker, catalog),
             keys: Keys::new(&self.keys),
+            guesses: Guesses::default(),
             metrics: Metrics::default(),
             lifecycle: Lifecycle::default(),
         };
@@ -266,6 +267,7 @@ fn base() -> Arc<BaseInfo> {
         size_bytes: 4000,
         fingerprint: "b".repeat(64),
         modules: Vec::new(),
+        tables: Vec::new(),
         default_targets: Vec::new(),
     })
 }

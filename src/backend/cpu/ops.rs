@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
-use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, specs};
+use super::buffers::FreeList;
+use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, cache, specs};
 use crate::backend::{
-    Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostBlocks, HostWeight, LossSum, Norm,
-    SequenceRows, WeightFormat, dropout_keeps,
+    Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostBlocks, HostMoments,
+    HostWeight, LossSum, LowRankGradient, Moments8, Norm, Part, SequenceRows, SharedMatrix,
+    WeightFormat, dropout_keeps,
 };
 use crate::domain::IGNORE_INDEX;
 use crate::kernels::attention::{self, SpanQueries};
@@ -13,7 +15,7 @@ use crate::kernels::loss::{self, RowLoss};
 use crate::kernels::optimiser::{self, SQUARES_RUN};
 use crate::kernels::scratch::with_values;
 use crate::kernels::split::{PerItem, split};
-use crate::kernels::{elementwise, heads, mlp, norm};
+use crate::kernels::{dynamic, elementwise, heads, mlp, norm};
 
 /// Values that elementwise work takes at a time, at least.
 const PIECE: usize = 64;
@@ -50,10 +52,22 @@ impl Backend for CpuBackend {
         x
     }
 
+    fn room(&mut self, rows: usize, width: usize) -> CpuRows {
+        self.free.take(rows, width)
+    }
+
+    fn trim(&mut self) {
+        self.free = FreeList::default();
+    }
+
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> CpuRows {
         let mut x = self.free.take(rows, width);
         x.values_mut().copy_from_slice(values);
         x
+    }
+
+    fn share(&mut self, values: SharedMatrix, rows: usize, width: usize) -> CpuRows {
+        CpuRows::shared(values, rows, width)
     }
 
     fn download(&self, x: &CpuRows) -> Vec<f32> {
@@ -103,14 +117,12 @@ impl Backend for CpuBackend {
         values
     }
 
-    fn cache(
-        &mut self,
-        layers: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        blocks: usize,
-    ) -> CpuCache {
-        CpuCache::new(layers, kv_heads, head_dim, blocks)
+    fn cache(&mut self, shape: &CacheShape) -> CpuCache {
+        CpuCache::new(shape)
+    }
+
+    fn cache_block_bytes(&self, shape: &CacheShape) -> usize {
+        shape.layers * cache::block_bytes(shape)
     }
 
     fn copy_block(&mut self, cache: &mut CpuCache, from: u32, to: u32) {
@@ -152,6 +164,21 @@ impl Backend for CpuBackend {
         at: usize,
     ) {
         self.low_rank(x, rows, a, b, scaling, y, at);
+    }
+
+    fn project(&mut self, x: &CpuRows, parts: &[Part<'_, Self>], y: &mut CpuRows) {
+        self.project_adapted(x, parts, y);
+    }
+
+    fn project_backward(
+        &mut self,
+        dy: &CpuRows,
+        x: &CpuRows,
+        parts: &[Part<'_, Self>],
+        gradients: &mut [Option<LowRankGradient<'_, CpuRows>>],
+        dx: Option<&mut CpuRows>,
+    ) {
+        self.project_adapted_backward(dy, x, parts, gradients, dx);
     }
 
     fn norm(&mut self, x: &CpuRows, norm: &Norm<CpuRows>, y: &mut CpuRows) {
@@ -509,5 +536,90 @@ impl Backend for CpuBackend {
             let g = &g[pieces.start * PIECE..pieces.start * PIECE + p.len()];
             optimiser::adamw(cpu, adam, p, g, m, v);
         });
+    }
+    fn scale_columns(
+        &mut self,
+        y: &mut CpuRows,
+        rows: Range<usize>,
+        at: usize,
+        factor: &CpuRows,
+        strength: f32,
+        bias: Option<&CpuRows>,
+    ) {
+        let (out, stride) = (factor.width, y.width);
+        assert!(at + out <= stride && rows.end <= y.rows, "the columns leave y");
+        let (cpu, factor) = (self.cpu, factor.values());
+        let y = &mut y.values_mut()[rows.start * stride..rows.end * stride];
+        split(&self.pool, rows.len(), out, PerItem::new(y, stride), |_, y| {
+            for y in y.chunks_exact_mut(stride) {
+                let bias = bias.map_or(&[][..], |bias| bias.values());
+                elementwise::stretch(cpu, factor, bias, strength, &mut y[at..at + out]);
+            }
+        });
+    }
+
+    fn scale_columns_backward(
+        &mut self,
+        dy: &CpuRows,
+        at: usize,
+        u: &CpuRows,
+        factor: &CpuRows,
+        norm: &CpuRows,
+        du: &mut CpuRows,
+        dmagnitude: &mut CpuRows,
+    ) {
+        let (t, out, stride) = (u.rows, u.width, dy.width);
+        assert!(at + out <= stride && dy.rows == t, "the columns leave dy");
+        assert_eq!((du.rows, du.width, dmagnitude.width), (t, out, out));
+        let (cpu, dy) = (self.cpu, dy.values());
+        let (norm, factor) = (norm.values(), factor.values());
+        split(&self.pool, t, out, PerItem::new(du.values_mut(), out), |rows, du| {
+            for (row, du) in rows.zip(du.chunks_exact_mut(out)) {
+                elementwise::product(cpu, &dy[row * stride + at..][..out], factor, du);
+            }
+        });
+        let (u, dm) = (u.values(), PerItem::new(dmagnitude.values_mut(), 16));
+        split(&self.pool, out.div_ceil(16), 16 * t, dm, |lines, dm| {
+            let from = lines.start * 16;
+            let norm = &norm[from..from + dm.len()];
+            elementwise::column_dots(cpu, (dy, stride, at + from), (u, out, from), norm, dm);
+        });
+    }
+
+    fn adamw_on_host(
+        &mut self,
+        p: &mut CpuRows,
+        g: &CpuRows,
+        moments: HostMoments<'_>,
+        step: &AdamStep,
+    ) {
+        let (adam, cpu, g) = (specs::adam(step), self.cpu, g.values());
+        assert_eq!(p.values().len(), g.len(), "a gradient has the size of its parameter");
+        const BLOCK: usize = dynamic::BLOCK;
+        let (blocks, p) = (g.len().div_ceil(BLOCK), PerItem::new(p.values_mut(), BLOCK));
+        let of = |items: &Range<usize>, p: &[f32]| {
+            let start = items.start * BLOCK;
+            start..start + p.len()
+        };
+        match moments {
+            HostMoments::F32 { first, second } => {
+                assert!(first.len() == g.len() && second.len() == g.len());
+                let out = (p, PerItem::new(first, BLOCK), PerItem::new(second, BLOCK));
+                split(&self.pool, blocks, 4 * BLOCK, out, |items, (p, m, v)| {
+                    optimiser::adamw(cpu, adam, p, &g[of(&items, p)], m, v);
+                });
+            }
+            HostMoments::Bits8(state) => {
+                assert!(state.first.len() == g.len() && state.second.len() == g.len());
+                let codes = (PerItem::new(state.first, BLOCK), PerItem::new(state.second, BLOCK));
+                let absmax =
+                    (PerItem::new(state.first_absmax, 1), PerItem::new(state.second_absmax, 1));
+                split(&self.pool, blocks, 32 * BLOCK, (p, codes, absmax), |items, out| {
+                    let (p, (first, second), (first_absmax, second_absmax)) = out;
+                    let state = Moments8 { first, second, first_absmax, second_absmax };
+                    optimiser::adamw8(cpu, adam, p, &g[of(&items, p)], state);
+                });
+            }
+        }
     }
 }

@@ -4,7 +4,7 @@ use crate::backend::{HostBlocks, HostWeight, WeightFormat};
 use crate::kernels::bf16::PackedBf16;
 use crate::kernels::f16::PackedF16;
 use crate::kernels::gemm::PackedF32;
-use crate::kernels::nf4::PackedNf4;
+use crate::kernels::nf4::{Code, PackedNf4};
 use crate::kernels::q4::PackedQ4;
 use crate::kernels::q4k::PackedQ4K;
 use crate::kernels::q8::PackedQ8;
@@ -29,7 +29,12 @@ impl CpuWeight {
             WeightFormat::F32 => Self::F32(PackedF32::pack(values, n, k)),
             WeightFormat::F16 => Self::F16(PackedF16::pack(values, n, k)),
             WeightFormat::Bf16 => Self::Bf16(PackedBf16::pack(values, n, k)),
-            WeightFormat::Nf4 { double } => Self::Nf4(PackedNf4::quantize(values, n, k, double)),
+            WeightFormat::Nf4 { double } => {
+                Self::Nf4(PackedNf4::quantize(values, n, k, Code::Nf4, double))
+            }
+            WeightFormat::Fp4 { double } => {
+                Self::Nf4(PackedNf4::quantize(values, n, k, Code::Fp4, double))
+            }
             WeightFormat::Q8_0 => Self::Q8(PackedQ8::quantize(values, n, k)),
             WeightFormat::Q4_0 => Self::Q4(PackedQ4::quantize(values, n, k)),
             WeightFormat::Q4K => Self::Q4K(PackedQ4K::quantize(values, n, k)),
@@ -48,9 +53,7 @@ impl CpuWeight {
                 Self::Q4K(PackedQ4K::from_gguf(&bytes, n, k))
             }
             HostBlocks::Gguf { format, .. } => panic!("GGUF has no blocks of {format:?}"),
-            HostBlocks::Nf4 { codes, absmax } => {
-                Self::Nf4(PackedNf4::from_bitsandbytes(&codes, absmax, n, k))
-            }
+            HostBlocks::FourBit(blocks) => Self::Nf4(PackedNf4::pack(&blocks, n, k)),
         }
     }
 

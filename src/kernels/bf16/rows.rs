@@ -108,16 +108,23 @@ pub(crate) fn round(cpu: Cpu, x: &[f32]) -> Line {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx512 {
+pub(super) mod avx512 {
     use crate::kernels::line::Line;
     use crate::kernels::simd::{as_words, load_ps, store_line};
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub fn round(x: &[f32]) -> Line {
-        let (low, high) = x.split_at(x.len().min(16));
         let mut line = Line::ZERO;
-        store_line(&mut line, as_words(_mm512_cvtne2ps_pbh(load_ps(high), load_ps(low))));
+        store_line(&mut line, round_words(x));
         line
+    }
+
+    /// Up to 32 values as sixteen pairs, zeros after them.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub fn round_words(x: &[f32]) -> __m512i {
+        let (low, high) = x.split_at(x.len().min(16));
+        as_words(_mm512_cvtne2ps_pbh(load_ps(high), load_ps(low)))
     }
 }

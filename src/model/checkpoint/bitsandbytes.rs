@@ -4,11 +4,11 @@
 use serde::Deserialize;
 
 use super::{Checkpoint, Encoding, Entry, ModelError, Stored, bad_file, decode};
-use crate::backend::{Absmax, HostBlocks, WeightFormat};
+use crate::backend::{Absmax, FourBitBlocks, FourBitCode, HostBlocks, WeightFormat};
 use crate::gguf::TensorType;
 use crate::model::tensors::TensorSpec;
 
-/// Values that share one absmax in the packed form.
+/// Values that share one absmax in a product; a tensor's blocks are whole ones of these.
 const BLOCK: usize = 64;
 
 /// The JSON of `.quant_state.*`.
@@ -29,9 +29,11 @@ impl Checkpoint {
         entry: &Entry,
     ) -> Result<Option<Stored>, ModelError> {
         let state_of = |kind: &str| format!("{name}.quant_state.bitsandbytes__{kind}");
-        let kind =
-            ["nf4", "fp4"].into_iter().find(|kind| self.tensors.contains_key(&state_of(kind)));
-        let (Some(kind), Encoding::Bytes) = (kind, entry.encoding) else { return Ok(None) };
+        let kinds = [("nf4", FourBitCode::Nf4), ("fp4", FourBitCode::Fp4)];
+        let found = kinds.into_iter().find(|(kind, _)| self.tensors.contains_key(&state_of(kind)));
+        let (Some((kind, code)), Encoding::Bytes) = (found, entry.encoding) else {
+            return Ok(None);
+        };
         let file = self.files[entry.file].name.clone();
         let wrong = |reason: String| bad_file(&file, format!("the tensor {name}: {reason}"));
 
@@ -47,16 +49,18 @@ impl Checkpoint {
         if !fits || state.nested_blocksize.is_some_and(|size| size != 256) {
             return Err(wrong("its blocks and bytes do not fit together".to_owned()));
         }
-        let code = self.floats(spec, &format!("{name}.quant_map"), 16)?;
-        let absmax = self.absmax(spec, name, &state, count.div_ceil(state.blocksize))?;
-        let codes = self.bytes(name, spec, entry)?;
-        let resident = state.blocksize == BLOCK && spec.shape.1.is_multiple_of(BLOCK);
-        if kind == "nf4" && resident && self.as_stored && !spec.transposed {
-            return Ok(Some(Stored::Blocks(HostBlocks::Nf4 { codes, absmax })));
+        let levels = self.floats(spec, &format!("{name}.quant_map"), 16)?;
+        if levels.iter().zip(code.levels()).any(|(found, level)| (found - level).abs() > 1e-6) {
+            return Err(wrong(format!("its levels are not those of {kind}")));
         }
-        let level = |i: usize| code[usize::from(codes[i / 2] >> (4 - 4 * (i % 2)) & 15)];
-        let mut values: Vec<f32> =
-            (0..count).map(|i| level(i) * absmax.get(i / state.blocksize)).collect();
+        let absmax = self.absmax(spec, name, &state, count.div_ceil(state.blocksize))?;
+        let bytes = self.bytes(name, spec, entry)?;
+        let blocks = FourBitBlocks { code, block: state.blocksize, bytes, absmax };
+        let whole = [state.blocksize, spec.shape.1].iter().all(|size| size.is_multiple_of(BLOCK));
+        if whole && self.as_stored && !spec.transposed {
+            return Ok(Some(Stored::Blocks(HostBlocks::FourBit(blocks))));
+        }
+        let mut values: Vec<f32> = (0..count).map(|i| blocks.value(i)).collect();
         if spec.transposed {
             values = decode::turned(&values, spec.shape);
         }

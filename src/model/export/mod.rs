@@ -55,6 +55,11 @@ impl<B: Backend> Model<B> {
             checkpoint.set_layout(Layout::Gguf(Box::new(self.config.clone())));
         }
         let json = parse("config.json", &bytes)?;
+        let saved = adapter.iter().flat_map(|adapter| &adapter.saved);
+        if let Some(saved) = saved.into_iter().next().filter(|_| self.config.tied) {
+            // Embedding and head are one matrix there, and would have to become two.
+            return Err(unsupported("a module saved whole over tied weights", &saved.module));
+        }
         Ok(Weights { specs: &self.specs, config: &self.config, json, checkpoint, adapter })
     }
 }
@@ -93,6 +98,10 @@ impl Weights<'_> {
             Stored::Blocks(_) => unreachable!("formats are not kept"),
         };
         let module = spec.name.strip_suffix(".weight").unwrap_or("");
+        let saved = self.adapter.iter().flat_map(|adapter| &adapter.saved);
+        for saved in saved.filter(|saved| saved.module == module) {
+            values.clone_from(&saved.values);
+        }
         let sites = self.adapter.iter().flat_map(|adapter| &adapter.sites);
         for site in sites.filter(|site| site.module == module) {
             merge::merge(&mut values, site, spec.shape);

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use crate::backend::reference::ReferenceBackend;
 use crate::backend::{
-    Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostBlocks, HostWeight, LossSum, Norm,
-    SequenceRows, WeightFormat,
+    Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostBlocks, HostMoments,
+    HostWeight, LossSum, Norm, SequenceRows, WeightFormat,
 };
 
 /// Where to panic.
@@ -105,14 +105,12 @@ impl Backend for FaultyBackend {
         self.inner.unpack(weight)
     }
 
-    fn cache(
-        &mut self,
-        layers: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        blocks: usize,
-    ) -> Self::Cache {
-        self.inner.cache(layers, kv_heads, head_dim, blocks)
+    fn cache(&mut self, shape: &CacheShape) -> Self::Cache {
+        self.inner.cache(shape)
+    }
+
+    fn cache_block_bytes(&self, shape: &CacheShape) -> usize {
+        self.inner.cache_block_bytes(shape)
     }
 
     fn copy_block(&mut self, cache: &mut Self::Cache, from: u32, to: u32) {
@@ -350,5 +348,40 @@ impl Backend for FaultyBackend {
         step: &AdamStep,
     ) {
         self.inner.adamw(p, g, m, v, step);
+    }
+
+    fn scale_columns(
+        &mut self,
+        y: &mut Self::Rows,
+        rows: Range<usize>,
+        at: usize,
+        factor: &Self::Rows,
+        strength: f32,
+        bias: Option<&Self::Rows>,
+    ) {
+        self.inner.scale_columns(y, rows, at, factor, strength, bias);
+    }
+
+    fn scale_columns_backward(
+        &mut self,
+        dy: &Self::Rows,
+        at: usize,
+        u: &Self::Rows,
+        factor: &Self::Rows,
+        norm: &Self::Rows,
+        du: &mut Self::Rows,
+        dmagnitude: &mut Self::Rows,
+    ) {
+        self.inner.scale_columns_backward(dy, at, u, factor, norm, du, dmagnitude);
+    }
+
+    fn adamw_on_host(
+        &mut self,
+        p: &mut Self::Rows,
+        g: &Self::Rows,
+        moments: HostMoments<'_>,
+        step: &AdamStep,
+    ) {
+        self.inner.adamw_on_host(p, g, moments, step);
     }
 }

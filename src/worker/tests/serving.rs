@@ -10,7 +10,7 @@ use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::reference::ReferenceBackend;
 use crate::domain::{
-    AdapterWeights, FinishReason, GenerationRequest, SamplingParams, WeightFormat,
+    AdapterWeights, FinishReason, GenerationRequest, SamplingParams, Speculation, WeightFormat,
 };
 use crate::worker::{BaseSource, GenerationEvents, WorkerError, WorkerSettings};
 
@@ -55,12 +55,18 @@ fn assert_company_does_not_show<B: Backend>(count: usize, base: &BaseSource, mak
     let asks: Vec<_> = (0..count).map(|_| dice.request(&adapters)).collect();
     let bench =
         |settings: &WorkerSettings| Bench::with(make(), std::slice::from_ref(base), settings);
-    let expected = alone(bench(&roomy()), &asks);
+    let expected =
+        alone(bench(&WorkerSettings { speculation: Speculation::Off, ..roomy() }), &asks);
     let two_adapters = 2 * adapters[2].as_ref().expect("an adapter").size_bytes();
     let crowds = [
         roomy(),
         WorkerSettings { max_batch_tokens: 5, max_sequences: 3, ..roomy() },
         WorkerSettings { kv_cache_bytes: 9 * BLOCK_BYTES, max_batch_tokens: 23, ..roomy() },
+        WorkerSettings {
+            kv_cache_bytes: 12 * BLOCK_BYTES,
+            speculation: Speculation::Always,
+            ..roomy()
+        },
         WorkerSettings { adapter_cache_bytes: two_adapters, ..roomy() },
     ];
     for settings in crowds {
@@ -202,10 +208,19 @@ fn the_end_of_the_context_ends_the_answer() {
 }
 
 #[test]
+fn the_context_is_cut_to_what_the_cache_holds() {
+    let mut bench = Bench::new(&WorkerSettings { kv_cache_bytes: 3 * BLOCK_BYTES, ..roomy() });
+    assert_eq!(bench.handle.base("tiny").map(|info| info.context_length), Some(48));
+    let mut long = ask(&Dice::new(8).tokens(40));
+    long.sampling.max_tokens = 50;
+    let answer = bench.answer(&long);
+    assert_eq!((answer.tokens(0).len(), answer.choices[0].1), (8, Some(FinishReason::Length)));
+}
+
+#[test]
 fn what_can_never_run_is_refused_at_once() {
     let mut bench = Bench::new(&WorkerSettings { kv_cache_bytes: 3 * BLOCK_BYTES, ..roomy() });
-    let mut long = ask(&Dice::new(8).tokens(40));
-    long.sampling.max_tokens = 10;
+    let long = ask(&Dice::new(8).tokens(49));
     let too_large = WorkerError::TooLarge { needed_tokens: 49, capacity_tokens: 48 };
     assert_eq!(bench.answer(&long).failed, Some(too_large));
     assert!(matches!(bench.answer(&ask(&[60, 61])).failed, Some(WorkerError::Device(_))));
@@ -238,6 +253,24 @@ fn tenants_take_turns() {
     }
     let served = greedy.iter_mut().map(Answer::heard).filter(Answer::is_complete).count();
     assert!(served <= 2, "{served} requests of another tenant went first");
+}
+
+#[test]
+fn a_tenant_of_many_adapters_gets_no_more_turns() {
+    let mut bench = Bench::new(&WorkerSettings { max_sequences: 1, ..roomy() });
+    let worn = adapters();
+    let by = |tenant: &str, adapter: usize| {
+        let adapter = worn[adapter].clone();
+        GenerationRequest { tenant: tenant.into(), adapter, ..ask(&[1, 2]) }
+    };
+    let mut many: Vec<_> = (0..8).map(|i| bench.submit(&by("many", i % 4))).collect();
+    let mut modest: Vec<_> = (0..2).map(|_| bench.submit(&by("modest", 0))).collect();
+    while !modest.iter_mut().map(Answer::heard).any(|answer| answer.is_complete()) {
+        bench.device.turn();
+    }
+    let served = many.iter_mut().map(Answer::heard).filter(Answer::is_complete).count();
+    assert!(served <= 2, "{served} requests of another tenant went first");
+    bench.drain();
 }
 
 #[test]
@@ -275,24 +308,31 @@ fn a_stop_ends_what_waits_and_finishes_what_runs() {
 }
 
 #[test]
-fn thousands_of_random_operations_leave_nothing_behind() {
-    let adapters = adapters();
+fn ten_thousand_random_operations_leave_nothing_behind() {
+    let mut adapters = adapters();
     let two_adapters = 2 * adapters[2].as_ref().expect("an adapter").size_bytes();
     let settings = WorkerSettings {
         kv_cache_bytes: 14 * BLOCK_BYTES,
         adapter_cache_bytes: two_adapters,
         max_batch_tokens: 24,
         max_sequences: 6,
+        speculation: Speculation::Always,
         ..roomy()
     };
     let mut bench = Bench::new(&settings);
     let mut dice = Dice::new(77);
     let mut open: Vec<GenerationEvents> = Vec::new();
-    for _ in 0..2000 {
-        match dice.below(10) {
-            0..=2 => open.push(bench.submit(&dice.request(&adapters))),
-            3 if !open.is_empty() => drop(open.swap_remove(dice.below(open.len()))),
-            4 if !open.is_empty() => open[dice.below(open.len())].stop(0),
+    let info = Arc::clone(bench.handle.base("tiny").expect("loaded"));
+    for generation in 0..10_000 {
+        match dice.below(32) {
+            0..=6 => open.push(bench.submit(&dice.request(&adapters))),
+            7..=9 if !open.is_empty() => drop(open.swap_remove(dice.below(open.len()))),
+            10..=12 if !open.is_empty() => open[dice.below(open.len())].stop(0),
+            // A name gets another generation, or a new name or none: those who run keep theirs.
+            13 => adapters[1] = Some(adapter(&info, 1 + dice.below(4), 1000 + generation)),
+            14 if adapters.len() < 6 => adapters.push(adapters[1].clone()),
+            15 if adapters.len() > 2 => drop(adapters.pop()),
+            16 if open.len() > 40 => open.clear(),
             _ => bench.device.turn(),
         }
     }

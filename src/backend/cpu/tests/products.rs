@@ -1,14 +1,16 @@
 //! Matrix products in every format.
 
 use super::*;
-use crate::backend::{HostWeight, WeightFormat};
+use crate::backend::{HostWeight, LowRank, LowRankGradient, Part, WeightFormat};
 
-const FORMATS: [(WeightFormat, f32); 7] = [
+const FORMATS: [(WeightFormat, f32); 9] = [
     (WeightFormat::F32, 2e-6),
     (WeightFormat::F16, 2e-6),
     (WeightFormat::Bf16, 1e-2),
     (WeightFormat::Nf4 { double: false }, 2e-2),
     (WeightFormat::Nf4 { double: true }, 2e-2),
+    (WeightFormat::Fp4 { double: false }, 2e-2),
+    (WeightFormat::Fp4 { double: true }, 2e-2),
     (WeightFormat::Q8_0, 2e-2),
     (WeightFormat::Q4_0, 2e-2),
 ];
@@ -78,6 +80,58 @@ impl Case for Trained {
 #[test]
 fn trained_weights_and_adapters_agree() {
     agree(3e-6, Trained);
+}
+
+/// Three linear layers of one input: one without a bias, one without an adapter.
+struct Projected {
+    format: WeightFormat,
+    m: usize,
+    k: usize,
+    widths: [usize; 3],
+}
+
+impl Case for Projected {
+    fn run<B: Backend>(&self, b: &mut B) -> Vec<Vec<f32>> {
+        let &Self { format, m, k, widths } = self;
+        let (r, out) = (6, widths.iter().sum());
+        let weights = widths.map(|n| weight(b, format, n, k));
+        let bias = seeded(b, 2, 1, widths[1]);
+        let [a, c] = [3, 4].map(|seed| seeded(b, seed, r, k));
+        let (up, wide) = (seeded(b, 5, widths[0], r), seeded(b, 6, widths[1], r));
+        let low_rank = |a, b, scaling| Some(LowRank { a, b, scaling });
+        let part = |number: usize, bias, low_rank| Part {
+            weight: &weights[number],
+            bias,
+            at: widths[..number].iter().sum(),
+            low_rank,
+        };
+        let parts: [Part<'_, B>; 3] = [
+            part(0, None, low_rank(&a, &up, 0.5)),
+            part(1, Some(&bias), low_rank(&c, &wide, 2.0)),
+            part(2, None, None),
+        ];
+        let (x, dy) = (seeded(b, 7, m, k), seeded(b, 8, m, out));
+        let mut y = b.room(m, out);
+        b.project(&x, &parts, &mut y);
+        let mut sums =
+            [(r, k), (widths[0], r), (r, k), (widths[1], r)].map(|(n, k)| seeded(b, 9, n, k));
+        let [da, db, dc, dd] = &mut sums;
+        let gradient = |a, b| Some(LowRankGradient { a, b });
+        let mut gradients = [gradient(da, db), gradient(dc, dd), None];
+        let mut dx = b.room(m, k);
+        b.project_backward(&dy, &x, &parts, &mut gradients, Some(&mut dx));
+        b.project_backward(&dy, &x, &parts, &mut gradients, None);
+        [&y, &dx].into_iter().chain(&sums).map(|x| b.download(x)).collect()
+    }
+}
+
+#[test]
+fn projections_with_their_adapters_agree_in_every_format() {
+    for (format, tolerance) in FORMATS {
+        for (m, k, widths) in [(1, 64, [32, 33, 5]), (31, 128, [70, 96, 20])] {
+            agree(3.0 * tolerance, Projected { format, m, k, widths });
+        }
+    }
 }
 
 #[test]
