@@ -7,6 +7,7 @@
 //!                        |   ^
 //!               commands v   | events        worker::WorkerHandle
 //!              worker > train, sample > model > backend > kernels     one thread; no async
+//! bench measures the lower half by itself, or a server from outside
 //! text, peft, gguf and domain lie below both halves and import neither
 //! ```
 //!
@@ -20,6 +21,7 @@ pub mod api;
 pub mod app;
 pub mod artifacts;
 pub mod backend;
+pub mod bench;
 pub mod catalog;
 pub mod cli;
 pub mod config;

@@ -206,7 +206,7 @@ fn of_the_four_bit_formats_nf4_keeps_more_of_the_model() {
             .map(|format| {
                 let (mut b, model) = held_as(format);
                 let losses =
-                    scratch::held_out_loss(&mut b, &model, &tokenizer, 1, 60).expect("losses");
+                    scratch::held_out_loss(&mut b, &model, &tokenizer, 1, 3000).expect("losses");
                 losses.iter().map(|(_, (loss, tokens))| loss * *tokens as f64).sum::<f64>()
                     / losses.iter().map(|(_, (_, tokens))| *tokens as f64).sum::<f64>()
             });

@@ -293,7 +293,7 @@ async fn every_kind_of_adapter_and_optimizer_comes_through_a_job_and_answers() {
     let job = shop.until(&id, "succeeded").await;
     assert_eq!(job["hyperparameters"]["optimizer"], "paged_adamw_8bit");
     assert_eq!(job["hyperparameters"]["early_stopping"]["patience"], 50);
-    assert_eq!(job["lora"]["modules_to_save"], json!(["model.embed_tokens", "lm_head"]));
+    assert_eq!(job["lora"]["modules_to_save"], json!(["lm_head", "model.embed_tokens"]));
     let model = job["fine_tuned_model"].as_str().expect("a model");
     assert_eq!(shop.complete(model, "Say it 3:").await, "arr");
     let rest = json!({"model": model, "training_file": file, "lora": {"init_adapter": model}});

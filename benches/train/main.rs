@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use tandem::backend::WeightFormat;
 use tandem::backend::cpu::CpuBackend;
-use tandem::domain::{BaseInfo, Example, Hyperparameters, LoraSpec, LrScheduler};
+use tandem::domain::{BaseInfo, Example, Hyperparameters, LoraSpec, LrScheduler, OptimizerKind};
 use tandem::model::{LoadOptions, Model, ModelSource};
 use tandem::train::{Run, TrainEvent, TrainRequest};
 
@@ -148,11 +148,8 @@ fn request(info: &BaseInfo, job: &Job) -> TrainRequest {
         base: Arc::clone(&info.name),
         lora: LoraSpec {
             r: RANK,
-            alpha: 32.0,
-            dropout: 0.0,
             modules: modules.map(|module| module.name.clone()).collect(),
-            ranks: Vec::new(),
-            use_rslora: false,
+            ..LoraSpec::default()
         },
         hyperparameters: hyperparameters(job),
         seed: 1,
@@ -160,6 +157,7 @@ fn request(info: &BaseInfo, job: &Job) -> TrainRequest {
         validation: Arc::new(Vec::new()),
         init_adapter: None,
         resume: None,
+        scratch: std::env::temp_dir(),
     }
 }
 
@@ -185,5 +183,10 @@ fn hyperparameters(job: &Job) -> Hyperparameters {
         neftune_alpha: 0.0,
         eval_steps: None,
         checkpoint_steps: None,
+        optimizer: OptimizerKind::default(),
+        optimizer_memory_bytes: None,
+        loraplus_lr_ratio: None,
+        early_stopping: None,
+        load_best_model_at_end: false,
     }
 }

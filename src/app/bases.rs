@@ -69,7 +69,8 @@ pub(super) fn model_source(source: &Source) -> ModelSource {
     }
 }
 
-fn source(model: &ModelOption) -> BaseSource {
+/// Where a model comes from and how it shall be held.
+pub fn source(model: &ModelOption) -> BaseSource {
     // The demo is small and must run as fast on any CPU: dense f32.
     let stored = (model.source == Source::Demo).then_some(WeightFormat::F32);
     let format = model.format().or(stored);

@@ -26,6 +26,7 @@ mod error;
 mod export;
 mod signals;
 
+pub use bases::source as base_source;
 pub use convert::{Comparison, Conversion, Converted, convert};
 pub use error::{AppError, ConvertError};
 

@@ -5,6 +5,7 @@
 //! - [`cache`]: blocks of keys and values.
 //! - [`products`]: matrix products, forward and backward.
 //! - [`adapted`]: projections with the adapter that is being trained, in bf16.
+//! - [`stages`]: what each kind of operation costs, for `tandem bench`.
 //! - [`ops`]: the [`Backend`](super::Backend) implementation, which splits rows over the pool.
 
 mod adapted;
@@ -14,18 +15,21 @@ mod ops;
 mod products;
 mod rope;
 mod specs;
+mod stages;
 #[cfg(test)]
 mod tests;
 mod weight;
 
 pub use buffers::CpuRows;
 pub use cache::CpuCache;
+pub use stages::{Cost, Stage, Stages};
 pub use weight::CpuWeight;
 
 use crate::kernels::activations::Q8Rows;
 use crate::kernels::bf16::Bf16Rows;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::loss::RowLoss;
+use crate::kernels::low_rank::LowRankWork;
 use crate::kernels::pool::Pool;
 use buffers::FreeList;
 use rope::RopeTables;
@@ -37,6 +41,8 @@ pub struct CpuBackend {
     free: FreeList,
     ropes: RopeTables,
     work: Work,
+    /// What operations cost, while somebody keeps the book.
+    pub stages: Stages,
 }
 
 /// Memory that one operation leaves to the next.
@@ -48,6 +54,8 @@ struct Work {
     more: [Bf16Rows; adapted::OPERANDS],
     /// Activations in int8, for 8-bit and 4-bit weights.
     int8: Q8Rows,
+    /// Activations and inner values of adapters.
+    low_rank: LowRankWork,
     /// Mean and reciprocal deviation of each row of a norm.
     moments: Vec<[f32; 2]>,
     /// What each row of a cross-entropy contributed.
@@ -75,6 +83,7 @@ impl CpuBackend {
             free: FreeList::default(),
             ropes: RopeTables::default(),
             work: Work::default(),
+            stages: Stages::default(),
         }
     }
 }

@@ -235,12 +235,40 @@ pub struct LowRankGradient<'a, R> {
     pub b: &'a mut R,
 }
 
+/// One of several weights that share an input; its outputs are the product's columns from `at` on.
+#[derive(Debug)]
+pub struct Product<'a, W, R> {
+    pub weight: &'a W,
+    /// `(1, out)`.
+    pub bias: Option<&'a R>,
+    pub at: usize,
+}
+
+/// The shape of an adapter at one linear layer.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRankShape {
+    pub rank: usize,
+    pub in_features: usize,
+    pub out_features: usize,
+}
+
+/// One adapter matrix pair at one place of a product: `y[rows, at..] += scale · (x Aᵀ) Bᵀ`.
+#[derive(Debug)]
+pub struct LowRankPart<'a, L> {
+    pub rows: Range<usize>,
+    pub weights: &'a L,
+    pub scale: f32,
+    pub at: usize,
+}
+
 /// Fused operations over device buffers. Shape mismatches are programming errors and panic.
 pub trait Backend: Send + 'static {
     /// A row-major `f32` matrix on the device.
     type Rows: Send;
     /// A frozen weight `(out, in)`, packed once.
     type Weight: Send;
+    /// The matrices `A` and `B` of an adapter at one linear layer, packed once for serving.
+    type LowRank: Send;
     /// Keys and values of all layers of one model, in blocks of [`BLOCK_TOKENS`].
     type Cache: Send;
 
@@ -288,6 +316,22 @@ pub trait Backend: Send + 'static {
     /// The weight as `f32 (out, in)`, dequantised.
     fn unpack(&self, weight: &Self::Weight) -> Vec<f32>;
 
+    /// Packs `A (r, in)` and `B (out, r)` for [`Backend::add_low_ranks`] in the precision in which
+    /// products with weights of `format` are formed anyway; `None` where that gains nothing.
+    fn pack_low_rank(
+        &mut self,
+        _a: &[f32],
+        _b: &[f32],
+        _shape: LowRankShape,
+        _format: WeightFormat,
+    ) -> Option<Self::LowRank> {
+        None
+    }
+    /// Bytes it takes.
+    fn low_rank_bytes(&self, _weights: &Self::LowRank) -> usize {
+        0
+    }
+
     /// Room for KV blocks.
     fn cache(&mut self, shape: &CacheShape) -> Self::Cache;
     /// Bytes that one block takes over all layers.
@@ -308,6 +352,26 @@ pub trait Backend: Send + 'static {
         y: &mut Self::Rows,
         at: usize,
     );
+    /// [`Backend::matmul`] with several weights of one input: q, k and v, or gate and up.
+    fn products(
+        &mut self,
+        x: &Self::Rows,
+        products: &[Product<'_, Self::Weight, Self::Rows>],
+        y: &mut Self::Rows,
+    ) {
+        for product in products {
+            self.matmul(x, product.weight, product.bias, y, product.at);
+        }
+    }
+    /// Adapters in the batch as one pass: every part adds its share to its rows and columns of `y`.
+    /// Only called with what [`Backend::pack_low_rank`] gave.
+    fn add_low_ranks(
+        &mut self,
+        _x: &Self::Rows,
+        _parts: &[LowRankPart<'_, Self::LowRank>],
+        _y: &mut Self::Rows,
+    ) {
+    }
     /// `y[rows, at..at+out] += scaling · (x[rows] Aᵀ) Bᵀ`; `A (r, in)`, `B (out, r)`.
     /// Hu et al. 2021, "LoRA", section 4.1.
     #[allow(clippy::too_many_arguments)]

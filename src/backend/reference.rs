@@ -50,6 +50,7 @@ fn slot(blocks: &[u32], position: usize) -> usize {
 impl Backend for ReferenceBackend {
     type Rows = Matrix;
     type Weight = ReferenceWeight;
+    type LowRank = ();
     type Cache = ReferenceCache;
 
     fn zeros(&mut self, rows: usize, width: usize) -> Matrix {
@@ -455,14 +456,15 @@ impl Backend for ReferenceBackend {
 
     fn adamw(&mut self, p: &mut Matrix, g: &Matrix, m: &mut Matrix, v: &mut Matrix, s: &AdamStep) {
         let decay = (1.0 - s.learning_rate * s.weight_decay) as f32;
-        let (beta1, beta2) = (s.beta1 as f32, s.beta2 as f32);
+        let (beta2, rest1, rest2) =
+            (s.beta2 as f32, (1.0 - s.beta1) as f32, (1.0 - s.beta2) as f32);
         let rate = (s.learning_rate / (1.0 - s.beta1.powi(s.step as i32))) as f32;
         let root = (1.0 - s.beta2.powi(s.step as i32)).sqrt() as f32;
         for (i, &g) in g.values.iter().enumerate() {
             let (p, m, v) = (&mut p.values[i], &mut m.values[i], &mut v.values[i]);
             *p *= decay;
-            *m += (1.0 - beta1) * (g - *m);
-            *v = beta2 * *v + (1.0 - beta2) * g * g;
+            *m += rest1 * (g - *m);
+            *v = beta2 * *v + rest2 * g * g;
             *p -= rate * *m / (v.sqrt() / root + s.epsilon as f32);
         }
     }

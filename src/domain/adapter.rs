@@ -16,6 +16,13 @@ pub struct AdapterSite {
     pub magnitude: Option<Vec<f32>>,
 }
 
+impl AdapterSite {
+    /// Trainable numbers it holds.
+    pub fn parameters(&self) -> usize {
+        self.a.len() + self.b.len() + self.magnitude.as_ref().map_or(0, Vec::len)
+    }
+}
+
 /// A module that an adapter replaces whole: PEFT's `modules_to_save`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SavedModule {
@@ -41,10 +48,7 @@ pub struct AdapterWeights {
 impl AdapterWeights {
     /// Trainable numbers it holds.
     pub fn parameters(&self) -> usize {
-        let low_rank = self
-            .sites
-            .iter()
-            .map(|site| site.a.len() + site.b.len() + site.magnitude.as_ref().map_or(0, Vec::len));
+        let low_rank = self.sites.iter().map(AdapterSite::parameters);
         low_rank.chain(self.saved.iter().map(|saved| saved.values.len())).sum()
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 /// How a frozen weight is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum WeightFormat {
     F32,
     F16,

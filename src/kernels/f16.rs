@@ -7,7 +7,8 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::kernels::cpu::Cpu;
 use crate::kernels::gemm::{PANEL, Panels};
-use crate::kernels::tiles;
+use crate::kernels::pool::Pool;
+use crate::kernels::split::{PerItem, split};
 
 /// A weight `(n, k)` in panels of 32 outputs (`n` padded with zeros); in a panel, column after
 /// column, 32 values each.
@@ -23,15 +24,17 @@ impl PackedF16 {
     ///
     /// # Panics
     /// If the slice does not hold `n · k` values.
-    pub fn pack(weights: &[f32], n: usize, k: usize) -> Self {
+    pub fn pack(pool: &Pool, weights: &[f32], n: usize, k: usize) -> Self {
         assert_eq!(weights.len(), n * k, "weights must hold n · k values");
         let panels = n.div_ceil(PANEL);
         let mut values = vec![f16::ZERO; panels * k * PANEL];
-        let mut none = vec![(); panels];
-        tiles::for_each((&mut values, k * PANEL), (&mut none, 1), |panel, to, _| {
-            for row in panel * PANEL..n.min((panel + 1) * PANEL) {
-                let columns = to.chunks_exact_mut(PANEL).zip(&weights[row * k..(row + 1) * k]);
-                columns.for_each(|(to, &weight)| to[row % PANEL] = f16::from_f32(weight));
+        let out = PerItem::new(&mut values, k * PANEL);
+        split(pool, panels, PANEL * k, out, |panels, to| {
+            for (panel, to) in panels.zip(to.chunks_exact_mut(k * PANEL)) {
+                for row in panel * PANEL..n.min((panel + 1) * PANEL) {
+                    let columns = to.chunks_exact_mut(PANEL).zip(&weights[row * k..(row + 1) * k]);
+                    columns.for_each(|(to, &weight)| to[row % PANEL] = f16::from_f32(weight));
+                }
             }
         });
         Self { n, k, values }

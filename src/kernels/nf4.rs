@@ -20,7 +20,7 @@ pub use blocks::{Blocks, Code};
 
 use std::ops::Range;
 
-use crate::kernels::bf16::{Bf16Rows, Chunk, Panels, Transposed, gemm};
+use crate::kernels::bf16::{Bf16Rows, Chunk, Panels, Transposed, gemm, gemms};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::{self, Line};
 use crate::kernels::output::Output;
@@ -128,6 +128,14 @@ fn place(k: usize, row: usize, column: usize) -> (usize, usize) {
 /// If the shapes do not fit.
 pub fn matmul(cpu: Cpu, pool: &Pool, x: &Bf16Rows, w: &PackedNf4, y: &Output<'_>) {
     gemm(cpu, pool, x, w, y);
+}
+
+/// [`matmul`] with several weights of one input, in one region: `(W, y)` of each.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn matmuls(cpu: Cpu, pool: &Pool, x: &Bf16Rows, parts: &[(&PackedNf4, &Output<'_>)]) {
+    gemms(cpu, pool, x, parts);
 }
 
 /// `dx = g · W`, the backward of a frozen NF4 weight. Shapes: `g (m, n)`, `W (n, k)`, `dx (m, k)`.

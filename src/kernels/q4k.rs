@@ -25,8 +25,9 @@ use crate::kernels::activations::{BLOCK, Q8Block};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::gemm::{PANEL, Panels};
 use crate::kernels::line::{self, Line};
+use crate::kernels::pool::Pool;
 use crate::kernels::quantized::{IntegerWeight, TILE};
-use crate::kernels::tiles;
+use crate::kernels::split::{PerItem, split};
 
 /// Values of one block.
 pub const SUPER: usize = 256;
@@ -63,12 +64,16 @@ pub struct Weights<'a> {
 ///
 /// # Panics
 /// If the values are no whole blocks.
-pub fn quantize(values: &[f32]) -> Vec<u8> {
+pub fn quantize(pool: &Pool, values: &[f32]) -> Vec<u8> {
     assert_eq!(values.len() % SUPER, 0, "values must be whole blocks");
     let mut bytes = vec![0; values.len() / SUPER * GGUF_BYTES];
-    let mut blocks: Vec<&[f32]> = values.chunks(SUPER).collect();
-    tiles::for_each((&mut bytes, GGUF_BYTES), (&mut blocks, 1), |_, bytes, block| {
-        bytes.copy_from_slice(&quantize_block(block[0]));
+    let blocks = values.as_chunks::<SUPER>().0;
+    let out = PerItem::new(&mut bytes, GGUF_BYTES);
+    // Choosing scales and minima takes about so many operations per value.
+    split(pool, blocks.len(), 100 * SUPER, out, |range, bytes| {
+        for (block, bytes) in blocks[range].iter().zip(bytes.chunks_exact_mut(GGUF_BYTES)) {
+            bytes.copy_from_slice(&quantize_block(block));
+        }
     });
     bytes
 }
@@ -86,16 +91,16 @@ impl PackedQ4K {
     ///
     /// # Panics
     /// If `k` is not a multiple of 256 or the slice has another length.
-    pub fn quantize(weights: &[f32], n: usize, k: usize) -> Self {
+    pub fn quantize(pool: &Pool, weights: &[f32], n: usize, k: usize) -> Self {
         assert_eq!(weights.len(), n * k, "weights must hold n · k values");
-        Self::from_gguf(&quantize(weights), n, k)
+        Self::from_gguf(pool, &quantize(pool, weights), n, k)
     }
 
     /// Repacks the Q4_K tensor `(n, k)` of a GGUF file; no value changes.
     ///
     /// # Panics
     /// If `k` is not a multiple of 256 or `bytes` has another length than `n · k / 256` blocks.
-    pub fn from_gguf(bytes: &[u8], n: usize, k: usize) -> Self {
+    pub fn from_gguf(pool: &Pool, bytes: &[u8], n: usize, k: usize) -> Self {
         assert_eq!(k % SUPER, 0, "k must be a multiple of {SUPER}");
         assert_eq!(bytes.len(), n * k / SUPER * GGUF_BYTES, "bytes must hold n · k / 256 blocks");
         let (count, blocks) = (n.div_ceil(TILE), k / SUPER);
@@ -103,13 +108,17 @@ impl PackedQ4K {
         let mut codes = line::zeroed(count * code_lines);
         let mut scales = line::zeroed(count * scale_lines);
         let source = bytes.as_chunks::<GGUF_BYTES>().0;
-        let parts = ((&mut codes[..], code_lines), (&mut scales[..], scale_lines));
-        tiles::for_each(parts.0, parts.1, |tile, codes, scales| {
-            let rows = tile * TILE..n.min((tile + 1) * TILE);
-            for (row, at) in rows.flat_map(|row| (0..blocks).map(move |at| (row, at))) {
-                let codes = &mut codes[at * PARTS * PART_LINES..][..PARTS * PART_LINES];
-                let scales = &mut scales[at * SCALE_LINES..][..SCALE_LINES];
-                put_block(&source[row * blocks + at], row % TILE, codes, scales);
+        let out = (PerItem::new(&mut codes, code_lines), PerItem::new(&mut scales, scale_lines));
+        split(pool, count, TILE * k, out, |tiles, (codes, scales)| {
+            let parts =
+                codes.chunks_exact_mut(code_lines).zip(scales.chunks_exact_mut(scale_lines));
+            for (tile, (codes, scales)) in tiles.zip(parts) {
+                let rows = tile * TILE..n.min((tile + 1) * TILE);
+                for (row, at) in rows.flat_map(|row| (0..blocks).map(move |at| (row, at))) {
+                    let codes = &mut codes[at * PARTS * PART_LINES..][..PARTS * PART_LINES];
+                    let scales = &mut scales[at * SCALE_LINES..][..SCALE_LINES];
+                    put_block(&source[row * blocks + at], row % TILE, codes, scales);
+                }
             }
         });
         Self { n, k, codes, scales }
@@ -260,7 +269,7 @@ mod tests {
         let tensor = Tensor::from_slice(&values, (3, 512), &Device::Cpu).unwrap();
         let tensor = QTensor::quantize(&tensor, GgmlDType::Q4K).unwrap();
         let expected = tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap();
-        let w = PackedQ4K::from_gguf(&tensor.data().unwrap(), 3, 512);
+        let w = PackedQ4K::from_gguf(&Pool::new(1), &tensor.data().unwrap(), 3, 512);
         let found: Vec<f32> = (0..3 * 512).map(|i| w.weight(i / 512, i % 512)).collect();
         assert_eq!(found, expected.to_vec1::<f32>().unwrap());
         assert_eq!(w.size_bytes(), 16 * 512 * 9 / 16);
@@ -269,7 +278,7 @@ mod tests {
     #[test]
     fn every_instruction_set_and_thread_count_gives_the_same_bits() {
         let (n, k) = (37, 768);
-        let w = PackedQ4K::quantize(&Seeded(8).values(n * k), n, k);
+        let w = PackedQ4K::quantize(&Pool::new(1), &Seeded(8).values(n * k), n, k);
         for m in [1, 2, 5, 8, 9, 17] {
             let x = Seeded(9).values(m * k);
             let mut all = Vec::new();
@@ -290,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_panel_holds_the_weights_of_its_rows() {
-        let w = PackedQ4K::quantize(&Seeded(8).values(50 * 256), 50, 256);
+        let w = PackedQ4K::quantize(&Pool::new(1), &Seeded(8).values(50 * 256), 50, 256);
         let mut scratch = vec![0.0; 256 * PANEL + 1024];
         for panel in 0..2 {
             let values = w.panel(Cpu::SCALAR, panel, 0..256, &mut scratch);

@@ -7,6 +7,9 @@
 use half::f16;
 
 use crate::kernels::activations::BLOCK;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::lanes::kernel;
+use crate::kernels::pool::Pool;
 use crate::kernels::quantized::PackedQ;
 
 /// A weight in 8.5 bits per value.
@@ -21,19 +24,25 @@ impl PackedQ8 {
     /// # Panics
     /// If `k` is not a multiple of 32 or the slice has another length.
     pub fn quantize(weights: &[f32], n: usize, k: usize) -> Self {
+        Self::quantize_on(&Pool::new(1), weights, n, k)
+    }
+
+    /// [`PackedQ8::quantize`] on the threads of `pool`.
+    pub fn quantize_on(pool: &Pool, weights: &[f32], n: usize, k: usize) -> Self {
         assert_eq!(weights.len(), n * k, "weights must hold n · k values");
         let (blocks, _) = weights.as_chunks::<BLOCK>();
-        Self::pack(n, k, |row, b| quantize_block(&blocks[row * (k / BLOCK) + b]))
+        let cpu = Cpu::detect();
+        Self::pack_on(pool, n, k, |row, b| quantize_block(cpu, &blocks[row * (k / BLOCK) + b]))
     }
 
     /// Repacks the Q8_0 tensor `(n, k)` of a GGUF file; no value changes.
     ///
     /// # Panics
     /// If `k` is not a multiple of 32 or `bytes` has another length than `n · k / 32` blocks.
-    pub fn from_gguf(bytes: &[u8], n: usize, k: usize) -> Self {
+    pub fn from_gguf(pool: &Pool, bytes: &[u8], n: usize, k: usize) -> Self {
         assert_eq!(bytes.len(), n * k / BLOCK * GGUF_BYTES, "bytes must hold n · k / 32 blocks");
         let (blocks, _) = bytes.as_chunks::<GGUF_BYTES>();
-        Self::pack(n, k, |row, b| read_block(&blocks[row * (k / BLOCK) + b]))
+        Self::pack_on(pool, n, k, |row, b| read_block(&blocks[row * (k / BLOCK) + b]))
     }
 }
 
@@ -42,10 +51,12 @@ fn read_block(bytes: &[u8; GGUF_BYTES]) -> ([u8; BLOCK], f16) {
     (codes, f16::from_le_bytes([bytes[0], bytes[1]]))
 }
 
-fn quantize_block(x: &[f32; BLOCK]) -> ([u8; BLOCK], f16) {
-    let scale = x.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0;
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    (x.map(|x| (x * inverse).round() as i8 as u8 ^ 0x80), f16::from_f32(scale))
+kernel! {
+    fn quantize_block(_s, x: &[f32; BLOCK]) -> ([u8; BLOCK], f16) {
+        let scale = x.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0;
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        (x.map(|x| (x * inverse).round() as i32 as i8 as u8 ^ 0x80), f16::from_f32(scale))
+    }
 }
 
 #[cfg(test)]
@@ -57,7 +68,7 @@ mod tests {
         let mut bytes = [0u8; GGUF_BYTES];
         bytes[..2].copy_from_slice(&f16::from_f32(0.25).to_le_bytes());
         (0..32).for_each(|i| bytes[2 + i] = (i as u8 * 8) ^ 0x80);
-        let packed = PackedQ8::from_gguf(&bytes, 1, 32);
+        let packed = PackedQ8::from_gguf(&Pool::new(1), &bytes, 1, 32);
         for i in 0..32 {
             assert_eq!(packed.weight(0, i), 0.25 * (i as f32 * 8.0 - 128.0));
         }

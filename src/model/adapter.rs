@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::dora::Dora;
 use super::saved::Table;
 use super::{Model, ModelError};
-use crate::backend::{Backend, SharedMatrix};
-use crate::domain::{AdapterSite, AdapterWeights, ModuleShape};
+use crate::backend::{Backend, LowRankShape, SharedMatrix};
+use crate::domain::{AdapterSite, AdapterWeights, ModuleShape, WeightFormat};
 
 /// One resident adapter, checked against the model it was attached to.
 /// Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
@@ -16,7 +16,15 @@ pub struct Adapter<B: Backend> {
     pub(super) sites: Vec<Option<SiteWeights<B>>>,
     /// Tables replaced whole, by [`Table`].
     pub(super) saved: [Option<B::Weight>; 2],
+    /// The same, of sites that were packed for serving instead.
+    packed: Vec<Option<PackedSite<B>>>,
     size_bytes: usize,
+}
+
+/// One site as the device serves it.
+pub(super) struct PackedSite<B: Backend> {
+    pub weights: B::LowRank,
+    pub scaling: f32,
 }
 
 /// `A (r, in)` and `B (out, r)` at one site.
@@ -49,6 +57,15 @@ pub struct AdapterRows<'a, B: Backend> {
 }
 
 impl<B: Backend> Adapter<B> {
+    fn empty(modules: usize) -> Self {
+        Self {
+            sites: (0..modules).map(|_| None).collect(),
+            packed: (0..modules).map(|_| None).collect(),
+            saved: [None, None],
+            size_bytes: 0,
+        }
+    }
+
     /// Bytes its matrices take on the device.
     pub fn size_bytes(&self) -> usize {
         self.size_bytes
@@ -61,27 +78,25 @@ impl<B: Backend> Adapter<B> {
     pub(super) fn saved(&self, table: Table) -> Option<&B::Weight> {
         self.saved[table as usize].as_ref()
     }
+
+    pub(super) fn packed(&self, site: usize) -> Option<&PackedSite<B>> {
+        self.packed.get(site)?.as_ref()
+    }
 }
 
 impl<B: Backend> Model<B> {
-    /// Brings an adapter to the device.
+    /// Brings an adapter to the device to be served, packed where the device gains by it.
     ///
     /// # Errors
     /// If it names a module this model does not have, or a matrix of the wrong size, or holds a
     /// number that is not finite.
     pub fn attach(&self, b: &mut B, weights: &AdapterWeights) -> Result<Adapter<B>, ModelError> {
         weights.sites.iter().try_for_each(check_numbers)?;
-        self.attach_by(b, weights, |b, site, module| {
-            let site = &weights.sites[site];
-            [
-                b.upload(&site.a, site.r, module.in_features),
-                b.upload(&site.b, module.out_features, site.r),
-            ]
-        })
+        self.attach_by(b, weights, Some(self.format), uploaded(weights))
     }
 
-    /// The same for an adapter to serve with, whose numbers were checked when it was read: nothing
-    /// of its matrices is touched here, and on a CPU nothing is copied.
+    /// The same for an adapter whose numbers were checked when it was read: what is not packed is
+    /// not touched here, and on a CPU not copied.
     ///
     /// # Errors
     /// If it names a module this model does not have, or a matrix of the wrong size.
@@ -90,7 +105,7 @@ impl<B: Backend> Model<B> {
         b: &mut B,
         weights: &Arc<AdapterWeights>,
     ) -> Result<Adapter<B>, ModelError> {
-        self.attach_by(b, weights, |b, site, module| {
+        self.attach_by(b, weights, Some(self.format), |b, site, module| {
             let r = weights.sites[site].r;
             let matrix = |is_a| SharedMatrix { adapter: Arc::clone(weights), site, is_a };
             [
@@ -100,34 +115,54 @@ impl<B: Backend> Model<B> {
         })
     }
 
-    /// With `[A, B]` of each site as `bring` has them.
+    /// Brings an adapter to the device in `f32`, to be trained.
+    ///
+    /// # Errors
+    /// As [`Model::attach`].
+    pub(super) fn attach_exact(
+        &self,
+        b: &mut B,
+        weights: &AdapterWeights,
+    ) -> Result<Adapter<B>, ModelError> {
+        weights.sites.iter().try_for_each(check_numbers)?;
+        self.attach_by(b, weights, None, uploaded(weights))
+    }
+
+    /// Packed beside weights of a format where that gains, else with `[A, B]` as `bring` has them.
     fn attach_by(
         &self,
         b: &mut B,
         weights: &AdapterWeights,
+        packed_beside: Option<WeightFormat>,
         mut bring: impl FnMut(&mut B, usize, &ModuleShape) -> [B::Rows; 2],
     ) -> Result<Adapter<B>, ModelError> {
-        let mut sites: Vec<_> = self.info.modules.iter().map(|_| None).collect();
         if weights.sites.is_empty() && weights.saved.is_empty() {
             return Err(ModelError::EmptyAdapter);
         }
+        let mut adapter = Adapter::empty(self.info.modules.len());
         for (number, site) in weights.sites.iter().enumerate() {
             let (index, module) = self.module(&site.module)?;
             check_site(site, module)?;
-            if sites[index].is_some() {
+            if adapter.site(index).is_some() || adapter.packed(index).is_some() {
                 return Err(ModelError::RepeatedModule { module: site.module.clone() });
             }
+            if let Some(packed) = packed_beside.and_then(|format| pack(b, site, module, format)) {
+                adapter.size_bytes += b.low_rank_bytes(&packed.weights);
+                adapter.packed[index] = Some(packed);
+                continue;
+            }
             let matrices = bring(b, number, module);
-            sites[index] = Some(self.attach_site(b, index, site, matrices));
+            adapter.size_bytes += site.parameters() * size_of::<f32>();
+            adapter.sites[index] = Some(self.attach_site(b, index, site, matrices));
         }
-        let mut saved = [None, None];
         for module in &weights.saved {
             let (table, weight) = self.pack_saved(b, module)?;
-            if saved[table as usize].replace(weight).is_some() {
+            adapter.size_bytes += b.weight_bytes(&weight);
+            if adapter.saved[table as usize].replace(weight).is_some() {
                 return Err(ModelError::RepeatedModule { module: module.module.clone() });
             }
         }
-        Ok(Adapter { sites, saved, size_bytes: weights.size_bytes() })
+        Ok(adapter)
     }
 
     fn attach_site(
@@ -146,6 +181,7 @@ impl<B: Backend> Model<B> {
 
     /// Gives an adapter's memory back.
     pub fn detach(&self, b: &mut B, adapter: Adapter<B>) {
+        // Packed sites give their memory back when they are dropped here.
         let sites = adapter.sites.into_iter().flatten().flat_map(SiteWeights::into_rows);
         sites.for_each(|rows| b.recycle(rows));
     }
@@ -158,6 +194,35 @@ impl<B: Backend> Model<B> {
             },
         )
     }
+}
+
+/// `[A, B]` of a site as copies on the device.
+fn uploaded<B: Backend>(
+    weights: &AdapterWeights,
+) -> impl FnMut(&mut B, usize, &ModuleShape) -> [B::Rows; 2] {
+    |b, site, module| {
+        let site = &weights.sites[site];
+        [
+            b.upload(&site.a, site.r, module.in_features),
+            b.upload(&site.b, module.out_features, site.r),
+        ]
+    }
+}
+
+/// A site packed for serving; DoRA scales what the weight gives too, and is not.
+fn pack<B: Backend>(
+    b: &mut B,
+    site: &AdapterSite,
+    module: &ModuleShape,
+    format: WeightFormat,
+) -> Option<PackedSite<B>> {
+    let (in_features, out_features) = (module.in_features, module.out_features);
+    let shape = LowRankShape { rank: site.r, in_features, out_features };
+    let weights = match site.magnitude {
+        None => b.pack_low_rank(&site.a, &site.b, shape, format)?,
+        Some(_) => return None,
+    };
+    Some(PackedSite { weights, scaling: site.scaling })
 }
 
 pub(super) fn check_site(site: &AdapterSite, module: &ModuleShape) -> Result<(), ModelError> {

@@ -40,11 +40,10 @@ pub(super) struct Parts<B: Backend> {
 fn embedding_format(format: WeightFormat) -> WeightFormat {
     match format {
         WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Q8_0 => format,
-        WeightFormat::Bf16
-        | WeightFormat::Nf4 { .. }
-        | WeightFormat::Fp4 { .. }
-        | WeightFormat::Q4_0
-        | WeightFormat::Q4K => WeightFormat::Bf16,
+        WeightFormat::Q4_0 | WeightFormat::Q4K => WeightFormat::Q8_0,
+        WeightFormat::Bf16 | WeightFormat::Nf4 { .. } | WeightFormat::Fp4 { .. } => {
+            WeightFormat::Bf16
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use super::report::Report;
 use super::saved::{Table, replace_rows};
 use super::tensors::TensorSpec;
 use crate::backend::{Backend, CacheShape, KvFormat, SequenceRows};
-use crate::domain::BaseInfo;
+use crate::domain::{BaseInfo, WeightFormat};
 
 /// A resident base model.
 pub struct Model<B: Backend> {
@@ -26,6 +26,8 @@ pub struct Model<B: Backend> {
     /// Every tensor, by slot.
     pub(super) specs: Vec<TensorSpec>,
     pub(super) config: DecoderConfig,
+    /// How its linear layers are held.
+    pub(super) format: WeightFormat,
     pub(super) report: Report,
 }
 
@@ -63,7 +65,7 @@ impl<B: Backend> Embedding<B> {
         adapters: &[AdapterRows<'_, B>],
     ) -> B::Rows {
         let (_, d) = b.weight_shape(&self.table);
-        let mut x = b.zeros(ids.len(), d);
+        let mut x = b.room(ids.len(), d);
         b.embed(&self.table, ids, self.scale, &mut x);
         for group in adapters {
             let Some(table) = group.adapter.saved(Table::Embedding) else { continue };
@@ -72,7 +74,7 @@ impl<B: Backend> Embedding<B> {
             replace_rows(b, &mut x, group.rows.clone(), own);
         }
         if let Some(table) = &self.positions {
-            let mut place = b.zeros(ids.len(), d);
+            let mut place = b.room(ids.len(), d);
             b.embed(table, positions, 1.0, &mut place);
             b.add(&place, &mut x);
             b.recycle(place);
@@ -182,7 +184,7 @@ impl<B: Backend> Model<B> {
             b.recycle(x);
             return b.zeros(0, self.head.vocab_size);
         }
-        let mut asked = b.zeros(rows.len(), d);
+        let mut asked = b.room(rows.len(), d);
         b.gather(&x, rows, &mut asked);
         b.recycle(x);
         let adapters = follow(adapters, rows);

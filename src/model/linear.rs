@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use super::adapter::AdapterRows;
 use super::gradients::Gradients;
 use super::micro_batch::LoraDropout;
-use crate::backend::{Backend, LowRank, LowRankGradient, Part};
+use crate::backend::{Backend, LowRank, LowRankGradient, LowRankPart, Part, Product};
 
 /// One linear layer, one of several that may share an input and a wide output.
 pub(super) struct Linear<B: Backend> {
@@ -70,11 +70,35 @@ impl<B: Backend> Projection<B> {
             b.project(x, &parts, &mut y);
             return y;
         }
+        let products: Vec<_> = self.linears.iter().map(Linear::product).collect();
+        b.products(x, &products, &mut y);
+        self.add_packed_adapters(b, x, adapters, &mut y);
         for linear in &self.linears {
-            b.matmul(x, &linear.weight, linear.bias.as_ref(), &mut y, linear.at);
             linear.add_adapters(b, x, adapters, &mut y);
         }
         y
+    }
+
+    /// The share of every adapter that is packed for serving, in one pass.
+    fn add_packed_adapters(
+        &self,
+        b: &mut B,
+        x: &B::Rows,
+        adapters: Adapters<'_, B>,
+        y: &mut B::Rows,
+    ) {
+        let mut parts = Vec::new();
+        for group in adapters.rows {
+            for linear in &self.linears {
+                if let Some(site) = group.adapter.packed(linear.site) {
+                    let (rows, scale) = (group.rows.clone(), group.scale * site.scaling);
+                    parts.push(LowRankPart { rows, weights: &site.weights, scale, at: linear.at });
+                }
+            }
+        }
+        if !parts.is_empty() {
+            b.add_low_ranks(x, &parts, y);
+        }
     }
 
     /// The gradient of `x` where it is asked for; what is trained here is added to `gradients`.
@@ -163,6 +187,10 @@ impl<B: Backend> Projection<B> {
 }
 
 impl<B: Backend> Linear<B> {
+    fn product(&self) -> Product<'_, B::Weight, B::Rows> {
+        Product { weight: &self.weight, bias: self.bias.as_ref(), at: self.at }
+    }
+
     fn add_adapters(&self, b: &mut B, x: &B::Rows, adapters: Adapters<'_, B>, y: &mut B::Rows) {
         for group in adapters.rows {
             let Some(site) = group.adapter.site(self.site) else { continue };

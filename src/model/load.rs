@@ -43,9 +43,6 @@ impl<B: Backend> Model<B> {
             }
         };
         let mut model = Self::build(b, config, &mut checkpoint, &options.name, format)?;
-        if let Some(format) = options.format {
-            Arc::make_mut(&mut model.info).dtype = format.name().to_owned();
-        }
         checkpoint.finish(|name| model.ignores(name))?;
         model.set_fingerprint(checkpoint.fingerprint());
         model.say(started);
@@ -62,6 +59,7 @@ impl<B: Backend> Model<B> {
         let mut builder = Builder::new(b, &config, checkpoint, format);
         let Parts { embedding, layers, head } = builder.build()?;
         let (specs, modules, report) = (builder.specs, builder.modules, builder.report);
+        let held = report.format().filter(|_| checkpoint.keeps_formats()).unwrap_or(format);
         let info = BaseInfo {
             name: name.into(),
             family: config.family.clone(),
@@ -70,7 +68,7 @@ impl<B: Backend> Model<B> {
             hidden_size: config.hidden_size,
             num_layers: layers.len(),
             parameters: specs.iter().map(|spec| spec.parameters() as u64).sum(),
-            dtype: report.dtype().to_owned(),
+            dtype: held.name().to_owned(),
             size_bytes: report.size_bytes as u64,
             fingerprint: String::new(),
             tables: tables(&config),
@@ -78,7 +76,17 @@ impl<B: Backend> Model<B> {
             default_targets: config.default_targets.iter().map(|&name| name.to_owned()).collect(),
         };
         let (info, eos_token_ids) = (Arc::new(info), config.eos_token_ids.clone());
-        Ok(Self { info, eos_token_ids, embedding, layers, head, specs, config, report })
+        Ok(Self {
+            info,
+            eos_token_ids,
+            embedding,
+            layers,
+            head,
+            specs,
+            config,
+            format: held,
+            report,
+        })
     }
 
     fn set_fingerprint(&mut self, fingerprint: String) {

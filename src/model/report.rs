@@ -9,7 +9,7 @@ use crate::backend::WeightFormat;
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Matrices and values, by stored type and held format.
-    weights: BTreeMap<(&'static str, &'static str), (usize, u64)>,
+    weights: BTreeMap<(&'static str, WeightFormat), (usize, u64)>,
     pub size_bytes: usize,
 }
 
@@ -21,7 +21,7 @@ impl Report {
         values: usize,
         bytes: usize,
     ) {
-        let entry = self.weights.entry((stored, held.name())).or_default();
+        let entry = self.weights.entry((stored, held)).or_default();
         *entry = (entry.0 + 1, entry.1 + values as u64);
         self.size_bytes += bytes;
     }
@@ -31,12 +31,12 @@ impl Report {
     }
 
     /// The format that holds most of the model.
-    pub fn dtype(&self) -> &'static str {
-        let mut by_held: BTreeMap<&'static str, u64> = BTreeMap::new();
+    pub fn format(&self) -> Option<WeightFormat> {
+        let mut by_held: BTreeMap<WeightFormat, u64> = BTreeMap::new();
         for ((_, held), (_, values)) in &self.weights {
             *by_held.entry(*held).or_default() += values;
         }
-        by_held.into_iter().max_by_key(|(_, values)| *values).map_or("f32", |(held, _)| held)
+        by_held.into_iter().max_by_key(|(_, values)| *values).map(|(held, _)| held)
     }
 }
 
@@ -44,8 +44,8 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, ((stored, held), (matrices, _))) in self.weights.iter().enumerate() {
-            let comma = if i > 0 { ", " } else { "" };
-            match stored == held {
+            let (comma, held) = (if i > 0 { ", " } else { "" }, held.name());
+            match *stored == held {
                 true => write!(f, "{comma}{matrices} {held}")?,
                 false => write!(f, "{comma}{matrices} {stored} as {held}")?,
             }

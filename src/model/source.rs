@@ -22,6 +22,7 @@ pub struct LoadOptions {
     /// The name requests use.
     pub name: String,
     /// How the weights of linear layers are held; `None`: each tensor as the checkpoint stores it
-    /// (halves as halves, blocks as blocks where there is a form for them, else in 8 bits). 4-bit formats leave embedding and head in bf16, as QLoRA does.
+    /// (halves as halves, blocks as blocks where there is a form for them, else in 8 bits). Embedding
+    /// and head stay in bf16 beside NF4 and FP4, as in QLoRA, and in 8 bits beside Q4_0 and Q4_K.
     pub format: Option<WeightFormat>,
 }

@@ -63,7 +63,7 @@ impl<B: Backend> Trainee<B> {
         model: &Model<B>,
         weights: &AdapterWeights,
     ) -> Result<Self, ModelError> {
-        let adapter = model.attach(b, weights)?;
+        let adapter = model.attach_exact(b, weights)?;
         let gradients = adapter.sites.iter().map(|site| Some(site_gradient(b, site.as_ref()?)));
         let gradients = gradients.collect();
         let modules: Vec<_> = model.info.modules.iter().map(|m| m.name.clone()).collect();

@@ -125,7 +125,8 @@ fn a_merged_adapter_gives_the_weights_of_peft() {
     {
         let to = folder.path().join(case);
         std::fs::create_dir(&to).unwrap();
-        let (model, adapter) = (golden::load(b, base), golden::adapter(case));
+        let model = golden::load(b, base);
+        let adapter = golden::adapter(case, &model);
         let weights = model.weights(&source(base), Some(&adapter)).unwrap();
         weights.write_safetensors(&to, TensorType::F32).unwrap();
         let written = golden::tensors(&to.join("model.safetensors"));

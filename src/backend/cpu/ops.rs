@@ -3,15 +3,16 @@
 use std::ops::Range;
 
 use super::buffers::FreeList;
-use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, cache, specs};
+use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, cache, products, specs};
 use crate::backend::{
     Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostBlocks, HostMoments,
-    HostWeight, LossSum, LowRankGradient, Moments8, Norm, Part, SequenceRows, SharedMatrix,
-    WeightFormat, dropout_keeps,
+    HostWeight, LossSum, LowRankGradient, LowRankPart, LowRankShape, Moments8, Norm, Part, Product,
+    SequenceRows, SharedMatrix, WeightFormat, dropout_keeps,
 };
 use crate::domain::IGNORE_INDEX;
 use crate::kernels::attention::{self, SpanQueries};
 use crate::kernels::loss::{self, RowLoss};
+use crate::kernels::low_rank::PackedLowRank;
 use crate::kernels::optimiser::{self, SQUARES_RUN};
 use crate::kernels::scratch::with_values;
 use crate::kernels::split::{PerItem, split};
@@ -44,11 +45,14 @@ impl CpuBackend {
 impl Backend for CpuBackend {
     type Rows = CpuRows;
     type Weight = CpuWeight;
+    type LowRank = PackedLowRank;
     type Cache = CpuCache;
 
     fn zeros(&mut self, rows: usize, width: usize) -> CpuRows {
+        let began = self.stages.begin();
         let mut x = self.free.take(rows, width);
         x.values_mut().fill(0.0);
+        self.stages.end(began, "zeros", (0, 0), (size_of_val(x.values()), 0));
         x
     }
 
@@ -91,11 +95,11 @@ impl Backend for CpuBackend {
     }
 
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> CpuWeight {
-        CpuWeight::pack(weight, format)
+        CpuWeight::pack(&self.pool, weight, format)
     }
 
     fn adopt(&mut self, blocks: HostBlocks, out: usize, inner: usize) -> CpuWeight {
-        CpuWeight::adopt(blocks, out, inner)
+        CpuWeight::adopt(&self.pool, blocks, out, inner)
     }
 
     fn weight_bytes(&self, weight: &CpuWeight) -> usize {
@@ -104,6 +108,24 @@ impl Backend for CpuBackend {
 
     fn weight_shape(&self, weight: &CpuWeight) -> (usize, usize) {
         weight.shape()
+    }
+
+    fn pack_low_rank(
+        &mut self,
+        a: &[f32],
+        b: &[f32],
+        shape: LowRankShape,
+        format: WeightFormat,
+    ) -> Option<PackedLowRank> {
+        let LowRankShape { rank, in_features, out_features } = shape;
+        // Beside dense `f32` the adapter stays exact; without bf16 products packing gains nothing.
+        let gains = self.cpu.has_bf16() && !matches!(format, WeightFormat::F32 | WeightFormat::F16);
+        let shape = (rank, in_features, out_features);
+        gains.then(|| PackedLowRank::pack(self.cpu, &self.pool, a, b, shape))
+    }
+
+    fn low_rank_bytes(&self, weights: &PackedLowRank) -> usize {
+        weights.size_bytes()
     }
 
     fn unpack(&self, weight: &CpuWeight) -> Vec<f32> {
@@ -130,6 +152,7 @@ impl Backend for CpuBackend {
     }
 
     fn embed(&mut self, table: &CpuWeight, ids: &[u32], scale: f32, y: &mut CpuRows) {
+        let began = self.stages.begin();
         let (width, cpu) = (y.width, self.cpu);
         assert_eq!((ids.len(), table.shape().1), (y.rows, width), "one row per id");
         split(&self.pool, ids.len(), width, PerItem::new(y.values_mut(), width), |rows, y| {
@@ -140,6 +163,7 @@ impl Backend for CpuBackend {
                 elementwise::scale(cpu, scale, y);
             }
         });
+        self.stages.end(began, "embed", (0, 0), (2 * size_of_val(y.values()), 0));
     }
 
     fn matmul(
@@ -150,7 +174,32 @@ impl Backend for CpuBackend {
         y: &mut CpuRows,
         at: usize,
     ) {
-        self.product(x, w, bias, y, at);
+        self.products(x, &[Product { weight: w, bias, at }], y);
+    }
+
+    fn products(
+        &mut self,
+        x: &CpuRows,
+        parts: &[Product<'_, CpuWeight, CpuRows>],
+        y: &mut CpuRows,
+    ) {
+        let began = self.stages.begin();
+        self.multiply_all(x, parts, y);
+        let (shape, cost) = products::products_cost(x.rows, parts);
+        self.stages.end(began, "product", shape, cost);
+    }
+
+    fn add_low_ranks(
+        &mut self,
+        x: &CpuRows,
+        parts: &[LowRankPart<'_, PackedLowRank>],
+        y: &mut CpuRows,
+    ) {
+        let began = self.stages.begin();
+        self.low_ranks(x, parts, y);
+        let bytes = parts.iter().map(|part| part.weights.size_bytes()).sum();
+        let values = parts.iter().map(|part| part.rows.len() * part.weights.values());
+        self.stages.end(began, "adapters", (0, 0), (bytes, 2 * values.sum::<usize>()));
     }
 
     fn add_low_rank(
@@ -163,7 +212,9 @@ impl Backend for CpuBackend {
         y: &mut CpuRows,
         at: usize,
     ) {
-        self.low_rank(x, rows, a, b, scaling, y, at);
+        let began = self.stages.begin();
+        self.low_rank(x, rows.clone(), a, b, scaling, y, at);
+        self.stages.end(began, "adapter", (a.width, b.rows), products::low_rank_cost(&rows, a, b));
     }
 
     fn project(&mut self, x: &CpuRows, parts: &[Part<'_, Self>], y: &mut CpuRows) {
@@ -182,12 +233,14 @@ impl Backend for CpuBackend {
     }
 
     fn norm(&mut self, x: &CpuRows, norm: &Norm<CpuRows>, y: &mut CpuRows) {
+        let began = self.stages.begin();
         let (width, row, cpu) = (x.width, specs::norm(norm), self.cpu);
         assert_eq!((y.rows, y.width, row.weight.len()), (x.rows, width, width));
         let y = PerItem::new(y.values_mut(), width);
         split(&self.pool, x.rows, 2 * width, y, |rows, y| {
             norm::forward(cpu, &x.values()[span(&rows, width)], row, y);
         });
+        self.stages.end(began, "norm", (0, 0), (2 * size_of_val(x.values()), 0));
     }
 
     fn heads(
@@ -199,6 +252,7 @@ impl Backend for CpuBackend {
         k: &mut CpuRows,
         v: &mut CpuRows,
     ) {
+        let began = self.stages.begin();
         let (width, qw, kw) = (qkv.width, q.width, k.width);
         assert_eq!((width, v.width), (qw + 2 * kw, kw), "q, k and v must share qkv");
         let (cpu, all) = (self.cpu, specs::heads(spec, &mut self.ropes, positions));
@@ -213,6 +267,7 @@ impl Backend for CpuBackend {
                 heads::forward(cpu, x, &all, &positions[rows], q, k, v, spare);
             });
         });
+        self.stages.end(began, "heads", (0, 0), (2 * size_of_val(qkv.values()), 0));
     }
 
     fn write_cache(
@@ -223,7 +278,9 @@ impl Backend for CpuBackend {
         k: &CpuRows,
         v: &CpuRows,
     ) {
+        let began = self.stages.begin();
         cache.write(layer, sequences, k.values(), v.values());
+        self.stages.end(began, "write cache", (0, 0), (4 * size_of_val(k.values()), 0));
     }
 
     fn attention_cached(
@@ -235,13 +292,15 @@ impl Backend for CpuBackend {
         q: &CpuRows,
         o: &mut CpuRows,
     ) {
+        let began = self.stages.begin();
         let queries: Vec<_> = sequences
             .iter()
             .map(|s| SpanQueries { rows: s.rows.clone(), start: s.start, blocks: &s.blocks })
             .collect();
-        let (spec, blocks) = (specs::attention(spec), cache.layer(layer));
+        let (how, blocks) = (specs::attention(spec), cache.layer(layer));
         let (cpu, pool) = (self.cpu, &self.pool);
-        attention::attend_cached(cpu, pool, blocks, &queries, &spec, q.values(), o.values_mut());
+        attention::attend_cached(cpu, pool, blocks, &queries, &how, q.values(), o.values_mut());
+        self.stages.end(began, "attention", (0, 0), specs::attention_cost(sequences, spec));
     }
 
     fn attention(
@@ -260,6 +319,7 @@ impl Backend for CpuBackend {
     }
 
     fn mlp_inner(&mut self, up: &CpuRows, kind: Activation, gated: bool, u: &mut CpuRows) {
+        let began = self.stages.begin();
         let (width, ff, cpu, kind) = (up.width, u.width, self.cpu, specs::act(kind));
         assert_eq!((width, u.rows), (ff * (1 + usize::from(gated)), up.rows));
         split(&self.pool, up.rows, 8 * ff, PerItem::new(u.values_mut(), ff), |rows, u| {
@@ -269,19 +329,29 @@ impl Backend for CpuBackend {
                 false => mlp::activate(cpu, kind, x, u),
             }
         });
+        self.stages.end(
+            began,
+            "mlp inner",
+            (0, 0),
+            (size_of_val(up.values()) + size_of_val(u.values()), 0),
+        );
     }
 
     fn add(&mut self, x: &CpuRows, y: &mut CpuRows) {
+        let began = self.stages.begin();
         let cpu = self.cpu;
         self.zip(x.values(), y.values_mut(), |x, y| elementwise::add(cpu, x, y));
+        self.stages.end(began, "add", (0, 0), (3 * size_of_val(y.values()), 0));
     }
 
     fn gather(&mut self, x: &CpuRows, rows: &[usize], y: &mut CpuRows) {
+        let began = self.stages.begin();
         let width = x.width;
         assert_eq!((y.rows, y.width), (rows.len(), width), "one row per index");
         for (y, &row) in y.values_mut().chunks_exact_mut(width.max(1)).zip(rows) {
             y.copy_from_slice(&x.values()[row * width..(row + 1) * width]);
         }
+        self.stages.end(began, "gather", (0, 0), (2 * size_of_val(y.values()), 0));
     }
 
     fn scale_logits(&mut self, z: &mut CpuRows, scale: f32, softcap: Option<f32>) {

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use super::eight_bit::{levels, nearest};
 use crate::backend::{HostBlocks, KvFormat, WeightFormat};
+use crate::kernels::pool::Pool;
 
 /// The 16 levels of NF4. Dettmers et al. 2023, "QLoRA", appendix E.
 const NF4: [f32; 16] = [
@@ -71,7 +72,7 @@ pub(super) fn round_trip(values: &[f32], in_features: usize, format: WeightForma
         WeightFormat::Fp4 { double } => four_bit(values, &FP4, double),
         WeightFormat::Q8_0 => blockwise(values, in_features, q8_0),
         WeightFormat::Q4_0 => blockwise(values, in_features, q4_0),
-        WeightFormat::Q4K => gguf_q4_k(&crate::kernels::q4k::quantize(values)),
+        WeightFormat::Q4K => gguf_q4_k(&crate::kernels::q4k::quantize(&Pool::new(1), values)),
     }
 }
 

@@ -90,6 +90,27 @@ pub(crate) fn gemm_sum(cpu: Cpu, pool: &Pool, terms: &[Term<'_>], y: &Output<'_>
     });
 }
 
+/// [`gemm`] with several weights of one input, in one region: `(W, y)` of each.
+pub(crate) fn gemms<W: Panels>(cpu: Cpu, pool: &Pool, x: &Bf16Rows, parts: &[(&W, &Output<'_>)]) {
+    let panels = |w: &W| w.shape().0.div_ceil(PANEL);
+    let grain = pool.grain(parts.iter().map(|(w, _)| panels(w)).sum(), 4);
+    let counts = parts.iter().map(|(w, y)| {
+        let (n, k) = w.shape();
+        assert_eq!(x.k(), k, "x and W must agree on k");
+        y.check(x.rows(), n);
+        panels(w).div_ceil(grain) * x.groups().len().div_ceil(GROUPS_PER_ITEM)
+    });
+    pool.run_all(&counts.collect::<Vec<_>>(), &|part, item| {
+        let (w, y) = parts[part];
+        let columns = panels(w).div_ceil(grain);
+        let panels = piece(panels(w), grain, item % columns);
+        let groups = &x.groups()[piece(x.groups().len(), GROUPS_PER_ITEM, item / columns)];
+        // SAFETY: items of one part differ in their panels or in their row groups, and parts write
+        // to columns of their own, so no two share outputs.
+        unsafe { work_item(cpu, &[(x, w as &dyn Panels)], panels, groups, y) };
+    });
+}
+
 /// Where a few panels are all there is, the rows are cut finer, until every thread has work.
 fn groups_per_item(pool: &Pool, columns: usize, groups: usize) -> usize {
     let wanted = (4 * pool.threads()).div_ceil(columns);

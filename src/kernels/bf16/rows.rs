@@ -43,8 +43,25 @@ impl Bf16Rows {
         (m, k): (usize, usize),
         (stride, at): (usize, usize),
     ) {
+        let groups = RowGroups::new(m, LARGEST_GROUP).iter();
+        self.pack_groups(cpu, pool, x, (m, k), (stride, at), groups);
+    }
+
+    /// [`Bf16Rows::pack`] with groups of the caller's choice, ascending; rows of none stay undefined.
+    ///
+    /// # Panics
+    /// If `x` does not hold these columns, or a group's rows.
+    pub(crate) fn pack_groups(
+        &mut self,
+        cpu: Cpu,
+        pool: &Pool,
+        x: &[f32],
+        (m, k): (usize, usize),
+        (stride, at): (usize, usize),
+        groups: impl Iterator<Item = Range<usize>>,
+    ) {
         assert!(x.len() >= m * stride && at + k <= stride, "x must hold m rows of k columns");
-        self.resize(m, k, RowGroups::new(m, LARGEST_GROUP).iter());
+        self.resize(m, k, groups);
         let (groups, target) = (&self.groups, SharedSlice::new(&mut self.lines));
         let grain = (8192 / (12 * k.max(1))).max(1);
         pool.run(groups.len().div_ceil(grain), &|index| {

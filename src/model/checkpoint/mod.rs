@@ -101,6 +101,11 @@ impl Checkpoint {
         self.as_stored = true;
     }
 
+    /// Whether it does.
+    pub fn keeps_formats(&self) -> bool {
+        self.as_stored
+    }
+
     /// Reads tensors as `layout` says.
     pub fn set_layout(&mut self, layout: Layout) {
         self.layout = layout;

@@ -55,6 +55,7 @@ impl FaultyBackend {
 impl Backend for FaultyBackend {
     type Rows = <ReferenceBackend as Backend>::Rows;
     type Weight = <ReferenceBackend as Backend>::Weight;
+    type LowRank = ();
     type Cache = <ReferenceBackend as Backend>::Cache;
 
     fn zeros(&mut self, rows: usize, width: usize) -> Self::Rows {

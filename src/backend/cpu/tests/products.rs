@@ -1,7 +1,9 @@
 //! Matrix products in every format.
 
 use super::*;
-use crate::backend::{HostWeight, LowRank, LowRankGradient, Part, WeightFormat};
+use crate::backend::{
+    HostWeight, LowRank, LowRankGradient, LowRankPart, LowRankShape, Part, Product, WeightFormat,
+};
 
 const FORMATS: [(WeightFormat, f32); 9] = [
     (WeightFormat::F32, 2e-6),
@@ -160,4 +162,43 @@ fn a_row_alone_has_the_bits_it_has_in_a_batch() {
             }
         }
     }
+}
+
+#[test]
+fn weights_that_share_an_input_give_the_bits_they_give_one_by_one() {
+    let (m, k) = (19, 128);
+    // Neighbours of one format share a region, others do not; the widths are not whole tiles.
+    let kinds = [WeightFormat::Q4_0, WeightFormat::Q4_0, WeightFormat::Q8_0, WeightFormat::Bf16];
+    let parts = kinds.iter().zip([(33, 0), (70, 33), (16, 103), (5, 119)]);
+    for cpu in every_cpu() {
+        let b = &mut CpuBackend::on(cpu, 2);
+        let (x, bias) = (seeded(b, 1, m, k), seeded(b, 2, 1, 70));
+        let weights: Vec<_> =
+            parts.clone().map(|(&format, (n, at))| (weight(b, format, n, k), at)).collect();
+        let part = |(weight, at)| Product { weight, bias: (at == 33).then_some(&bias), at };
+        let parts: Vec<_> = weights.iter().map(|(weight, at)| part((weight, *at))).collect();
+        let (mut together, mut apart) = (b.room(m, 124), b.room(m, 124));
+        b.products(&x, &parts, &mut together);
+        for part in &parts {
+            b.matmul(&x, part.weight, part.bias, &mut apart, part.at);
+        }
+        assert_eq!(b.download(&together), b.download(&apart), "{cpu:?}");
+    }
+}
+
+#[test]
+fn a_packed_adapter_is_the_exact_one_but_for_its_rounding() {
+    let (m, n, k, r) = (23, 70, 96, 6);
+    let b = &mut CpuBackend::on(crate::kernels::cpu::Cpu::detect(), 2);
+    let x = seeded(b, 1, m, k);
+    let (a, low) = (Seeded(5).values(r * k), Seeded(6).values(n * r));
+    let shape = LowRankShape { rank: r, in_features: k, out_features: n };
+    assert!(b.pack_low_rank(&a, &low, shape, WeightFormat::F32).is_none(), "f32 stays exact");
+    let Some(weights) = b.pack_low_rank(&a, &low, shape, WeightFormat::Q4_0) else { return };
+    let (mut packed, mut exact) = (seeded(b, 7, m, n + 3), seeded(b, 7, m, n + 3));
+    let part = LowRankPart { rows: 4..21, weights: &weights, scale: 0.5, at: 2 };
+    b.add_low_ranks(&x, &[part], &mut packed);
+    let (a, low) = (b.upload(&a, r, k), b.upload(&low, n, r));
+    b.add_low_rank(&x, 4..21, &a, &low, 0.5, &mut exact, 2);
+    close(&b.download(&packed), &b.download(&exact), 1e-2, "in bf16");
 }
