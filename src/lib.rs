@@ -7,7 +7,7 @@
 //!                        |   ^
 //!               commands v   | events        worker::WorkerHandle
 //!              worker > train, sample > model > backend > kernels     one thread; no async
-//! text, peft and domain lie below both halves and import neither
+//! text, pictures, peft and domain lie below both halves and import neither
 //! ```
 //!
 //! Three invariants carry the design. Above the handle there is no tensor; below it there is no
@@ -30,6 +30,7 @@ pub mod jobs;
 pub mod kernels;
 pub mod model;
 pub mod peft;
+pub mod pictures;
 pub mod sample;
 pub mod store;
 pub mod telemetry;

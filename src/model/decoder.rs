@@ -10,6 +10,7 @@ use super::head::Head;
 use super::layer::{Keys, Layer, Pass};
 use super::linear::Adapters;
 use super::tensors::TensorSpec;
+use super::vision::{PictureRows, Vision};
 use crate::backend::{BLOCK_TOKENS, Backend, SequenceRows};
 use crate::domain::BaseInfo;
 
@@ -21,6 +22,7 @@ pub struct Model<B: Backend> {
     pub(super) embedding: Embedding<B>,
     pub(super) layers: Vec<Layer<B>>,
     pub(super) head: Head<B>,
+    pub(super) vision: Option<Vision<B>>,
     /// Every tensor, by slot.
     pub(super) specs: Vec<TensorSpec>,
     pub(super) config: DecoderConfig,
@@ -41,6 +43,8 @@ pub struct Step<'a, B: Backend> {
     pub tokens: &'a [u32],
     /// Cover every row once, in order.
     pub sequences: &'a [SequenceRows],
+    /// Features of pictures, at rows whose tokens stand for them.
+    pub pictures: &'a [PictureRows<'a>],
     /// Rows that wear an adapter; the others are served by the base alone.
     pub adapters: &'a [AdapterRows<'a, B>],
     /// The rows whose logits are asked for, in the order of the answer.
@@ -51,17 +55,52 @@ impl<B: Backend> Embedding<B> {
     pub const TABLE_SLOT: usize = 0;
     pub const POSITIONS_SLOT: usize = 1;
 
-    /// `x[i] = scale · E[id] (+ P[position])`, `(t, d)`.
-    pub fn forward(&self, b: &mut B, ids: &[u32], positions: &[u32]) -> B::Rows {
-        let (_, d) = b.weight_shape(&self.table);
-        let mut x = b.zeros(ids.len(), d);
-        b.embed(&self.table, ids, self.scale, &mut x);
+    /// `x[i] = scale · E[id] (+ P[position])`, `(t, d)`; where a picture is, its features instead
+    /// of `E`.
+    pub fn forward(
+        &self,
+        b: &mut B,
+        ids: &[u32],
+        positions: &[u32],
+        pictures: &[PictureRows<'_>],
+    ) -> B::Rows {
+        let mut x = match pictures {
+            [] => self.tokens(b, ids),
+            _ => self.tokens_and_pictures(b, ids, pictures),
+        };
+        let (_, d) = b.shape(&x);
         if let Some(table) = &self.positions {
             let mut place = b.zeros(ids.len(), d);
             b.embed(table, positions, 1.0, &mut place);
             b.add(&place, &mut x);
             b.recycle(place);
         }
+        x
+    }
+
+    fn tokens(&self, b: &mut B, ids: &[u32]) -> B::Rows {
+        let (_, d) = b.weight_shape(&self.table);
+        let mut x = b.zeros(ids.len(), d);
+        b.embed(&self.table, ids, self.scale, &mut x);
+        x
+    }
+
+    fn tokens_and_pictures(&self, b: &mut B, ids: &[u32], pictures: &[PictureRows<'_>]) -> B::Rows {
+        let (_, d) = b.weight_shape(&self.table);
+        let mut x = b.zeros(ids.len(), d);
+        let mut is_text = vec![true; ids.len()];
+        for picture in pictures {
+            let rows: Vec<usize> = (picture.row..).take(picture.features.len() / d).collect();
+            rows.iter().for_each(|&row| is_text[row] = false);
+            let features = b.upload(picture.features, rows.len(), d);
+            b.scatter_add(&features, &rows, &mut x);
+            b.recycle(features);
+        }
+        let rows: Vec<usize> = (0..ids.len()).filter(|&row| is_text[row]).collect();
+        let words: Vec<u32> = rows.iter().map(|&row| ids[row]).collect();
+        let words = self.tokens(b, &words);
+        b.scatter_add(&words, &rows, &mut x);
+        b.recycle(words);
         x
     }
 
@@ -107,7 +146,8 @@ impl<B: Backend> Model<B> {
     pub fn forward(&self, b: &mut B, cache: &mut B::Cache, step: &Step<'_, B>) -> B::Rows {
         let positions = positions(step.sequences);
         let keys = Keys::Cached { cache, sequences: step.sequences };
-        let x = self.hidden(b, step.tokens, &positions, step.adapters, keys);
+        let x = self.embedding.forward(b, step.tokens, &positions, step.pictures);
+        let x = self.hidden(b, x, &positions, step.adapters, keys);
         self.logits(b, x, step.adapters, step.logits)
     }
 
@@ -121,20 +161,20 @@ impl<B: Backend> Model<B> {
         logits: &[usize],
     ) -> B::Rows {
         let positions: Vec<u32> = spans.iter().flat_map(|span| 0..span.len() as u32).collect();
-        let x = self.hidden(b, ids, &positions, adapters, Keys::Spans(spans));
+        let x = self.embedding.forward(b, ids, &positions, &[]);
+        let x = self.hidden(b, x, &positions, adapters, Keys::Spans(spans));
         self.logits(b, x, adapters, logits)
     }
 
-    /// The last layer's output `(t, d)`.
+    /// The last layer's output `(t, d)`, `x` being the first one's input.
     fn hidden(
         &self,
         b: &mut B,
-        ids: &[u32],
+        mut x: B::Rows,
         positions: &[u32],
         rows: &[AdapterRows<'_, B>],
         keys: Keys<'_, B>,
     ) -> B::Rows {
-        let mut x = self.embedding.forward(b, ids, positions);
         let mut pass = Pass { positions, adapters: Adapters { rows, dropout: None }, keys };
         for layer in &self.layers {
             layer.forward(b, &mut x, &mut pass);

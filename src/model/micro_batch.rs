@@ -109,7 +109,7 @@ impl<B: Backend> MicroBatch<B> {
 
     fn embed(&self, b: &mut B, model: &Model<B>) -> B::Rows {
         let TrainBatch { ids, positions, .. } = &self.batch;
-        let mut x = model.embedding.forward(b, ids, positions);
+        let mut x = model.embedding.forward(b, ids, positions, &[]);
         if let Some(noise) = &self.options.noise {
             let (t, d) = b.shape(&x);
             let noise = b.upload(noise, t, d);

@@ -27,6 +27,7 @@ mod rope;
 mod source;
 mod tensors;
 mod trainee;
+mod vision;
 mod visit;
 
 pub use adapter::{Adapter, AdapterRows};
@@ -36,3 +37,4 @@ pub use error::ModelError;
 pub use micro_batch::{LoraDropout, MicroBatch, MicroBatchOptions};
 pub use source::{LoadOptions, ModelSource};
 pub use trainee::{Parameter, Trainee};
+pub use vision::{PictureRows, PictureRun};

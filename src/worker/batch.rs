@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
+use super::pictures::SeenPicture;
 use super::resident::AdapterPin;
 use super::scheduler::Slot;
 use super::sequence::Sequence;
 use crate::backend::SequenceRows;
+use crate::model::PictureRows;
 
 /// The rows of one step; its buffers are used again by the next.
 #[derive(Debug, Default)]
@@ -15,6 +17,24 @@ pub(super) struct Batch {
     /// The rows whose logits are asked for, slot by slot.
     pub logits: Vec<usize>,
     pub groups: Vec<Group>,
+    pub pictures: Vec<Shown>,
+}
+
+/// A picture, or the part of it that this step reads.
+#[derive(Debug)]
+pub(super) struct Shown {
+    /// The first of its rows.
+    row: usize,
+    picture: SeenPicture,
+    /// Of the picture's tokens.
+    part: Range<usize>,
+}
+
+impl Shown {
+    /// As the model wants it.
+    pub fn rows(&self) -> PictureRows<'_> {
+        PictureRows { row: self.row, features: self.picture.part(&self.part) }
+    }
 }
 
 /// Neighbouring rows with one adapter at one scale.
@@ -44,6 +64,7 @@ impl Batch {
         let (first, start) = (self.tokens.len(), sequence.computed);
         let rows = first..first + count;
         self.tokens.extend_from_slice(&sequence.tokens[start..start + count]);
+        self.show(sequence.request.seen(), first, start..start + count);
         let wanted = rows.clone().filter(|row| sequence.wants_logits(start + row - first));
         self.logits.extend(wanted);
         if let Some(adapter) = &sequence.adapter {
@@ -51,6 +72,19 @@ impl Batch {
         }
         let blocks = std::mem::take(&mut sequence.blocks);
         self.sequences.push(SequenceRows { rows, start, blocks });
+    }
+
+    /// The pictures of a sequence whose positions `chunk` begin at row `first`.
+    fn show(&mut self, pictures: &[SeenPicture], first: usize, chunk: Range<usize>) {
+        for picture in pictures {
+            let tokens = picture.tokens();
+            let (from, to) = (tokens.start.max(chunk.start), tokens.end.min(chunk.end));
+            if from < to {
+                let row = first + from - chunk.start;
+                let part = from - tokens.start..to - tokens.start;
+                self.pictures.push(Shown { row, picture: picture.clone(), part });
+            }
+        }
     }
 
     fn dress(&mut self, rows: Range<usize>, adapter: &AdapterPin, scale: f32) {
@@ -78,5 +112,6 @@ impl Batch {
         self.sequences.clear();
         self.logits.clear();
         self.groups.clear();
+        self.pictures.clear();
     }
 }

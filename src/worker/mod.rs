@@ -8,6 +8,7 @@
 //! scheduler  waiting, ready, running; admission, preemption, the plan of a step
 //! queue      waiting requests in turns, by tenant and adapter
 //! kv         KV blocks: `blocks` counts references, `prefix` finds them again by their tokens
+//! pictures   pictures not yet seen, and what was seen, by content
 //! resident   adapters on the device, by content, pinned while in use
 //! sequence   a request and the sequences that answer it
 //! batch      a step as one flat ragged batch
@@ -24,6 +25,7 @@ mod command;
 mod handle;
 mod kv;
 mod lane;
+mod pictures;
 mod prefix;
 mod queue;
 mod resident;

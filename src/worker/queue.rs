@@ -19,8 +19,8 @@ impl FairQueue {
         self.queues.is_empty()
     }
 
-    pub fn push(&mut self, request: Request) {
-        let request = Rc::new(request);
+    pub fn push(&mut self, request: impl Into<Rc<Request>>) {
+        let request = request.into();
         match self.queues.iter_mut().find(|(space, _)| *space == request.space) {
             Some((_, queue)) => queue.push_back(request),
             None => {

@@ -45,6 +45,8 @@ pub struct WorkerSettings {
     pub kv_cache_bytes: usize,
     /// Memory for resident adapters, shared evenly among the base models.
     pub adapter_cache_bytes: usize,
+    /// Memory for the features of pictures, shared evenly among the base models.
+    pub picture_cache_bytes: usize,
     /// Time that training may add to a step of serving, on average.
     pub training_latency_budget: Duration,
 }
@@ -57,6 +59,7 @@ impl Default for WorkerSettings {
             max_waiting: 1024,
             kv_cache_bytes: 1 << 30,
             adapter_cache_bytes: 512 << 20,
+            picture_cache_bytes: 256 << 20,
             training_latency_budget: Duration::from_millis(20),
         }
     }
@@ -192,5 +195,7 @@ fn load_one<B: Backend>(
     if blocks == 0 {
         return Err(StartError::CacheTooSmall { base: name(), block_bytes, given_bytes });
     }
-    Ok(Lane::new(b, model, limits, blocks, settings.adapter_cache_bytes / shares))
+    let adapter_bytes = settings.adapter_cache_bytes / shares;
+    let picture_bytes = settings.picture_cache_bytes / shares;
+    Ok(Lane::new(b, model, limits, blocks, adapter_bytes, picture_bytes))
 }

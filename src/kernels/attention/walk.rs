@@ -42,6 +42,7 @@ pub fn attend_cached(
     q: &[f32],
     o: &mut [f32],
 ) {
+    assert!(spec.causal, "a cache holds no tokens to come");
     let (kv, head) = (spec.kv_heads, spec.head_dim * LANES);
     let walks: Vec<(usize, usize)> = sequences
         .iter()
@@ -85,6 +86,7 @@ pub fn attend_spans(
     lse: &mut [f32],
 ) {
     let (kv, hd) = (spec.kv_heads, spec.head_dim);
+    assert!(spec.causal || (spec.window.is_none() && spec.alibi.is_none()));
     let output = Output::new(o, spec.heads * hd, 0);
     let lse = Output::new(lse, spec.heads, 0);
     pool.run(spans.len() * kv, &|item| {
@@ -105,10 +107,13 @@ pub fn attend_spans(
                 value_at: hd * LANES,
                 head_dim: hd,
             };
-            for part in 0..span.len().div_ceil(ROWS_PER_WALK) {
-                let part = piece(span.len(), ROWS_PER_WALK, part);
+            // Rows that see the whole span walk as if each stood at its end, hence alone.
+            let together = if spec.causal { ROWS_PER_WALK } else { 1 };
+            for part in 0..span.len().div_ceil(together) {
+                let part = piece(span.len(), together, part);
+                let position = if spec.causal { part.start } else { span.len() - 1 };
                 let rows = span.start + part.start..span.start + part.end;
-                let walk = Walk { spec, keys, kv_head, position: part.start, rows };
+                let walk = Walk { spec, keys, kv_head, position, rows };
                 // SAFETY: walks differ in their rows or in their key-value head.
                 unsafe { walk.run(cpu, q, &output, Some(&lse)) };
             }

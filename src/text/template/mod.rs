@@ -51,6 +51,15 @@ pub struct ChatTemplate {
     bos_token: String,
     eos_token: String,
     fingerprint: String,
+    takes: Takes,
+}
+
+/// What content of messages a template writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Takes {
+    pub text: bool,
+    /// Lists of parts, of type `text` and `image`.
+    pub parts: bool,
 }
 
 impl ChatTemplate {
@@ -72,13 +81,34 @@ impl ChatTemplate {
                 reason: sentence(&error),
             }
         })?;
-        Ok(Self {
+        let mut template = Self {
             environment,
             name: name.to_owned(),
             bos_token: bos_token.to_owned(),
             eos_token: eos_token.to_owned(),
             fingerprint: hex::encode(Sha256::digest(source)),
-        })
+            takes: Takes::default(),
+        };
+        template.takes = template.try_content();
+        Ok(template)
+    }
+
+    /// Found by asking it. A template that refuses both is taken to read text.
+    fn try_content(&self) -> Takes {
+        const WORD: &str = "wordless";
+        let shows = |content: Json| {
+            let message = serde_json::json!({"role": "user", "content": content});
+            let text = self.render(&[message], None, true, &serde_json::Map::new());
+            // A list that is written as a list shows its keys.
+            text.is_ok_and(|text| text.contains(WORD) && !text.contains("\"type\""))
+        };
+        let parts = shows(serde_json::json!([{"type": "text", "text": WORD}]));
+        Takes { text: shows(WORD.into()) || !parts, parts }
+    }
+
+    /// What content it writes.
+    pub fn takes(&self) -> Takes {
+        self.takes
     }
 
     /// Compiles the preset `name`, one of [`PRESETS`].
