@@ -54,6 +54,7 @@ fn base() -> BaseInfo {
         fingerprint: served().base,
         modules: layers.collect(),
         default_targets: vec!["q_proj".to_owned(), "v_proj".to_owned()],
+        vision: None,
     }
 }
 

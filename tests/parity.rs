@@ -1,7 +1,8 @@
 //! The decoder against numbers of torch, transformers and peft: see `golden/README.md`.
 
 mod differences;
-mod golden;
+pub mod golden;
+mod llava;
 mod loading;
 mod lora;
 mod models;

@@ -75,6 +75,7 @@ mod tests {
             fingerprint: "00".into(),
             modules: vec![module("q"), module("v")],
             default_targets: vec!["q".into()],
+            vision: None,
         }
     }
 

@@ -3,5 +3,6 @@
 mod faults;
 mod faulty;
 mod harness;
+mod pictures;
 mod serving;
 mod training;

@@ -79,6 +79,7 @@ fn base() -> BaseInfo {
         fingerprint: "f".repeat(64),
         modules: Vec::new(),
         default_targets: Vec::new(),
+        vision: None,
     }
 }
 

@@ -223,6 +223,7 @@ pub fn ask(prompt: &[u32]) -> GenerationRequest {
         adapter_scale: 1.0,
         tenant: "tenant".into(),
         prompt: prompt.to_vec(),
+        pictures: Vec::new(),
         choices: 1,
         sampling: SamplingParams { temperature: 0.0, max_tokens: 8, ..Default::default() },
         stop_tokens: Vec::new(),
