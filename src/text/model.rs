@@ -72,7 +72,7 @@ impl TextModel {
                 .map(|source| ("tokenizer_config.json", source)),
         };
         let image_token = image_token(&read_json_if_present(folder, "config.json")?);
-        Ok(Self { image_token, ..Self::new(tokenizer, own, template)? })
+        Self::new(tokenizer, own, template)?.seeing(image_token)
     }
 
     /// The same from memory, for a model inside the binary.
@@ -98,7 +98,7 @@ impl TextModel {
             None => configured_template(&tokenizer_config)?
                 .map(|source| ("tokenizer_config.json", source)),
         };
-        Ok(Self { image_token: image_token(&config), ..Self::new(tokenizer, own, template)? })
+        Self::new(tokenizer, own, template)?.seeing(image_token(&config))
     }
 
     fn new(
@@ -130,6 +130,18 @@ impl TextModel {
         }
         let tokenizer = Arc::new(tokenizer);
         Ok(Self { tokenizer, template, image_token: None, stop_ids, turn_stop })
+    }
+
+    /// With the image token of a model that sees. The templates of such models leave what stands
+    /// before every text to a processor.
+    fn seeing(mut self, image_token: Option<u32>) -> Result<Self, TextError> {
+        self.image_token = image_token;
+        let first = self.tokenizer.encode("a", true)?.first().copied();
+        let begins = image_token.is_some() && first == self.tokenizer.bos_id();
+        if let Some(template) = self.template.as_mut().filter(|_| begins) {
+            template.begin_every_text();
+        }
+        Ok(self)
     }
 
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
@@ -184,7 +196,7 @@ impl TextModel {
         extra: &Map<String, Value>,
     ) -> Result<Vec<u32>, TextError> {
         let text = self.chat_text(messages, tools, extra)?;
-        let ids = self.tokenizer.encode(&text, self.lacks_beginning(&text))?;
+        let ids = self.tokenizer.encode(&text, false)?;
         if ids.is_empty() { Err(TextError::EmptyPrompt) } else { Ok(ids) }
     }
 
@@ -226,11 +238,6 @@ impl TextModel {
     pub(super) fn training_rules(&self) -> ContentRules {
         let takes = self.template.as_ref().map(ChatTemplate::takes).unwrap_or_default();
         ContentRules { pictures: PictureRule::Unseen, only_parts: takes.parts && !takes.text }
-    }
-
-    /// Templates of models that see leave what stands before every text to their processor.
-    fn lacks_beginning(&self, text: &str) -> bool {
-        self.image_token.is_some() && !text.starts_with(self.tokenizer.bos_token())
     }
 
     /// The first special token written out in any string of `value`, with its JSON path.

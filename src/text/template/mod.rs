@@ -52,6 +52,8 @@ pub struct ChatTemplate {
     eos_token: String,
     fingerprint: String,
     takes: Takes,
+    /// A text that does not begin with the beginning-of-sequence token gets it.
+    begins: bool,
 }
 
 /// What content of messages a template writes.
@@ -88,6 +90,7 @@ impl ChatTemplate {
             eos_token: eos_token.to_owned(),
             fingerprint: hex::encode(Sha256::digest(source)),
             takes: Takes::default(),
+            begins: false,
         };
         template.takes = template.try_content();
         Ok(template)
@@ -104,6 +107,15 @@ impl ChatTemplate {
         };
         let parts = shows(serde_json::json!([{"type": "text", "text": WORD}]));
         Takes { text: shows(WORD.into()) || !parts, parts }
+    }
+
+    /// Writes the beginning-of-sequence token where the source leaves it to a processor.
+    pub fn begin_every_text(&mut self) {
+        self.begins = true;
+    }
+
+    fn begin(&self) -> &str {
+        if self.begins { &self.bos_token } else { "" }
     }
 
     /// What content it writes.
@@ -157,7 +169,11 @@ impl ChatTemplate {
                 Err(TemplateError::TooLong { template: self.name.clone(), limit: MAX_OUTPUT_BYTES })
             }
             Err(error) => Err(self.failed(&error)),
-            Ok(_) => Ok(String::from_utf8_lossy(&output.text).into_owned()),
+            Ok(_) => {
+                let text = String::from_utf8_lossy(&output.text);
+                let bos = if text.starts_with(self.bos_token.as_str()) { "" } else { self.begin() };
+                Ok(format!("{bos}{text}"))
+            }
         }
     }
 
