@@ -194,3 +194,53 @@ fn json(folder: &Path, file: &'static str) -> Result<Option<Value>, PictureConfi
     let json = serde_json::from_slice(&bytes);
     json.map(Some).map_err(|source| PictureConfigError::Json { file, source })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(change: Value) -> Result<PictureConfig, PictureConfigError> {
+        let mut config = json!({"size": {"shortest_edge": 336}, "crop_size": 336, "do_pad": false});
+        for (key, value) in change.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
+        PictureConfig::read(PREPROCESSOR, &config, 336)
+    }
+
+    #[test]
+    fn older_and_newer_files_say_the_same() {
+        let plain = read(json!({})).unwrap();
+        assert_eq!(plain, PictureConfig::clip(336));
+        let newer = json!({"size": 336, "crop_size": {"height": 336, "width": 336}});
+        assert_eq!(read(newer).unwrap(), plain);
+        assert!(read(json!({"do_pad": true, "do_center_crop": false})).unwrap().pad);
+    }
+
+    #[test]
+    fn what_is_not_done_is_refused_by_its_key() {
+        for (key, value) in [
+            ("resample", json!(2)),
+            ("do_rescale", json!(false)),
+            ("image_std", json!([1.0, 0.0, 1.0])),
+            ("size", json!({"longest_edge": 336})),
+        ] {
+            let message = read(json!({key: value})).unwrap_err().to_string();
+            assert!(message.contains(PREPROCESSOR) && message.contains(key), "{message}");
+        }
+        for change in
+            [json!({"crop_size": 224}), json!({"size": 224}), json!({"do_center_crop": false})]
+        {
+            assert!(matches!(read(change), Err(PictureConfigError::WrongSize { .. })));
+        }
+    }
+
+    #[test]
+    fn without_a_file_the_configuration_tells_whether_to_pad() {
+        let folder = tempfile::tempdir().unwrap();
+        let pads = || PictureConfig::from_folder(folder.path(), 336).unwrap().pad;
+        assert!(!pads());
+        std::fs::write(folder.path().join(MODEL), r#"{"image_aspect_ratio": "pad"}"#).unwrap();
+        assert!(pads());
+    }
+}

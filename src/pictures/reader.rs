@@ -140,6 +140,15 @@ mod tests {
     }
 
     #[test]
+    fn a_picture_of_odd_proportions_costs_no_more_than_another() {
+        let line = Rgb { width: 16_384, height: 1, bytes: vec![9; 3 * 16_384] };
+        // Whole it would be 524,288 by 32.
+        let fitted = reader(false).fit(line);
+        assert_eq!((fitted.width, fitted.height), (32, 32));
+        assert!(fitted.bytes.iter().all(|&value| value == 9));
+    }
+
+    #[test]
     fn a_bomb_is_refused_before_it_is_decoded() {
         // A PNG of 40 bytes that claims 100,000 by 100,000 pixels.
         let mut bomb = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".to_vec();
