@@ -9,6 +9,7 @@ pub mod ids;
 pub mod job;
 pub mod picture;
 pub mod sampling;
+pub mod serving;
 pub mod training;
 
 pub use adapter::{AdapterSite, AdapterWeights};
@@ -18,6 +19,7 @@ pub use ids::{AdapterId, CheckpointId, EventId, FileId, JobId};
 pub use job::JobStatus;
 pub use picture::{Picture, PlacedPicture, VisionInfo};
 pub use sampling::SamplingParams;
+pub use serving::{KvFormat, Speculation};
 pub use training::{
     BatchLimits, Example, Hyperparameters, IGNORE_INDEX, LoraSpec, LrScheduler, TrainMetrics,
 };

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::pictures::SeenPicture;
+use super::plan::Slot;
 use super::resident::AdapterPin;
-use super::scheduler::Slot;
 use super::sequence::Sequence;
 use crate::backend::SequenceRows;
 use crate::model::PictureRows;
@@ -63,8 +63,10 @@ impl Batch {
     fn push(&mut self, sequence: &mut Sequence, count: usize) {
         let (first, start) = (self.tokens.len(), sequence.computed);
         let rows = first..first + count;
-        self.tokens.extend_from_slice(&sequence.tokens[start..start + count]);
-        self.show(sequence.request.seen(), first, start..start + count);
+        let known = count - sequence.draft.len();
+        self.tokens.extend_from_slice(&sequence.tokens[start..start + known]);
+        self.tokens.extend_from_slice(&sequence.draft);
+        self.show(sequence.request.seen(), first, start..start + known);
         let wanted = rows.clone().filter(|row| sequence.wants_logits(start + row - first));
         self.logits.extend(wanted);
         if let Some(adapter) = &sequence.adapter {

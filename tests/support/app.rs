@@ -283,6 +283,7 @@ fn byte_vocabulary(taken: &[(u32, &str)]) -> Value {
         })
         .filter(|(_, byte)| taken.iter().all(|(id, _)| *id != u32::from(*byte)))
         .map(|(shown, byte)| (shown, Value::from(byte)))
+        .chain(taken.iter().map(|(id, special)| ((*special).to_owned(), Value::from(*id))))
         .collect::<serde_json::Map<_, _>>()
         .into()
 }

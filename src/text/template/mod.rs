@@ -99,13 +99,14 @@ impl ChatTemplate {
     /// Found by asking it. A template that refuses both is taken to read text.
     fn try_content(&self) -> Takes {
         const WORD: &str = "wordless";
+        const UNREAD: &str = "unread";
         let shows = |content: Json| {
             let message = serde_json::json!({"role": "user", "content": content});
             let text = self.render(&[message], None, true, &serde_json::Map::new());
-            // A list that is written as a list shows its keys.
-            text.is_ok_and(|text| text.contains(WORD) && !text.contains("\"type\""))
+            // A list that is written as a list shows keys that nobody reads.
+            text.is_ok_and(|text| text.contains(WORD) && !text.contains(UNREAD))
         };
-        let parts = shows(serde_json::json!([{"type": "text", "text": WORD}]));
+        let parts = shows(serde_json::json!([{"type": "text", "text": WORD, UNREAD: true}]));
         Takes { text: shows(WORD.into()) || !parts, parts }
     }
 

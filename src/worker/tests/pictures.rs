@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::harness::{Answer, Bench, ask, roomy, tiny};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::reference::ReferenceBackend;
-use crate::domain::{GenerationRequest, Picture, PlacedPicture, SamplingParams};
+use crate::domain::{GenerationRequest, Picture, PlacedPicture, SamplingParams, Speculation};
 use crate::model::{LoadOptions, ModelSource};
 use crate::worker::{BaseSource, WorkerError, WorkerSettings};
 
@@ -86,6 +86,8 @@ fn company_chunks_and_preemption_do_not_show() {
     for settings in [
         roomy(),
         WorkerSettings { max_batch_tokens: 7, ..roomy() },
+        // Words that were followed by a picture come again: guesses stop before it.
+        WorkerSettings { speculation: Speculation::Always, ..roomy() },
         WorkerSettings { kv_cache_bytes: blocks(9), ..roomy() },
         // Features of three pictures: others wait until those are no longer shown.
         WorkerSettings { picture_cache_bytes: 3 * TOKENS * 64 * 4, ..roomy() },
