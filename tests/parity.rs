@@ -2,7 +2,8 @@
 
 mod differences;
 mod four_bit;
-mod golden;
+pub mod golden;
+mod llava;
 mod loading;
 mod lora;
 mod models;

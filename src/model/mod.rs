@@ -29,6 +29,7 @@ mod saved;
 mod source;
 mod tensors;
 mod trainee;
+mod vision;
 mod visit;
 
 pub use adapter::{Adapter, AdapterRows};
@@ -38,3 +39,4 @@ pub use error::ModelError;
 pub use micro_batch::{LoraDropout, MicroBatch, MicroBatchOptions};
 pub use source::{LoadOptions, ModelSource};
 pub use trainee::{Parameter, Trainee};
+pub use vision::{PictureRows, PictureRun};

@@ -107,6 +107,7 @@ fn served<B: Backend>(
             SequenceRows { rows: 0..n, start: chunk.start, blocks: (0..blocks as u32).collect() };
         let worn = [AdapterRows { rows: 0..n, adapter: &adapter, scale: 1.0 }];
         let step = Step {
+            pictures: &[],
             tokens: &ids[chunk],
             sequences: &[sequence],
             adapters: &worn,
