@@ -26,7 +26,7 @@ pub enum AppError {
     #[error("the model `{model}` cannot read pictures: {source}")]
     Pictures { model: String, source: PictureConfigError },
     #[error("the adapter `{name}` cannot be registered: {source}")]
-    Adapter { name: String, source: CatalogError },
+    Adapter { name: String, source: Box<CatalogError> },
     #[error("`--adapter {name}` names the base model `{base}`, which is not served")]
     AdapterBase { name: String, base: String },
     #[error(

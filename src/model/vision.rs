@@ -109,9 +109,8 @@ impl<B: Backend> Vision<B> {
     fn block(&self, b: &mut B, run: &mut PictureRun<B>) {
         let (tokens, _) = b.shape(&run.x);
         let positions: Vec<u32> = (0..tokens as u32).collect();
-        let (whole, adapters) =
-            ([0..tokens], Adapters { rows: &[], dropout: None, training: false });
-        let keys = Keys::Spans(&whole);
+        let (whole, adapters) = (0..tokens, Adapters { rows: &[], dropout: None, training: false });
+        let keys = Keys::Spans(std::slice::from_ref(&whole));
         let mut pass = Pass { positions: &positions, adapters, keys };
         self.layers[run.next_layer].forward(b, &mut run.x, &mut pass);
         run.next_layer += 1;

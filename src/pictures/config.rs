@@ -6,7 +6,7 @@ use serde_json::Value;
 
 /// CLIP's mean and standard deviation of red, green and blue.
 const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// What happens to a picture before the tower sees it.
 #[derive(Clone, Debug, PartialEq)]
