@@ -65,8 +65,7 @@ impl Comparison {
     /// Whether the difference is more than rounding explains.
     pub fn is_suspicious(&self) -> bool {
         let off = self.check.max_abs_logit_difference;
-        // Not a number is suspicious too.
-        !(off <= ALLOWED * self.largest.max(1.0))
+        off.is_nan() || off > ALLOWED * self.largest.max(1.0)
     }
 
     fn compare(&mut self, x: &[f32], y: &[f32]) {

@@ -30,6 +30,7 @@ impl CpuBackend {
     }
 
     /// See [`Backend::scale_columns_backward`](crate::backend::Backend::scale_columns_backward).
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn stretch_columns_backward(
         &mut self,
         dy: &CpuRows,
