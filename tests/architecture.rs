@@ -145,6 +145,16 @@ fn sql_stays_in_the_store_and_async_above_the_handle() {
 }
 
 #[test]
+fn clients_speak_to_the_server_and_know_nothing_of_it() {
+    let clients = root().join("src/cli/client");
+    for (_, path, text) in sources().iter().filter(|(_, path, _)| path.starts_with(&clients)) {
+        for import in imports(text) {
+            assert_eq!(import, "cli", "{} reaches past the HTTP API", path.display());
+        }
+    }
+}
+
+#[test]
 fn files_stay_readable() {
     for (_, path, text) in sources() {
         let lines = text.lines().count();

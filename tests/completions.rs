@@ -242,6 +242,7 @@ async fn every_control_reaches_the_device() {
         "temperature": 0.5, "top_p": 0.25, "top_k": 7, "min_p": 0.125, "repetition_penalty": 1.5,
         "frequency_penalty": -1.0, "presence_penalty": 2.0, "logit_bias": {"65": -100, "66": 1.5},
         "seed": -3, "max_tokens": 5, "min_tokens": 2, "ignore_eos": true, "adapter_scale": 1.0,
+        "speculative": false,
         "user": "u",
     });
     assert_eq!(app.complete(form).await.status, StatusCode::OK);

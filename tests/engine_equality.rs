@@ -99,6 +99,7 @@ fn requests(handle: &WorkerHandle) -> Vec<GenerationRequest> {
                 ..Default::default()
             },
             stop_tokens: vec![7],
+            speculative: true,
         }
     };
     (0..24).map(request).collect()

@@ -107,6 +107,9 @@ fn copy(stats: &WorkerStats) {
     counter!("tandem_prompt_tokens_total").absolute(total(&stats.prompt_tokens));
     counter!("tandem_cached_prompt_tokens_total").absolute(total(&stats.cached_tokens));
     counter!("tandem_generated_tokens_total").absolute(total(&stats.generated_tokens));
+    counter!("tandem_drafted_tokens_total").absolute(total(&stats.drafted_tokens));
+    counter!("tandem_accepted_draft_tokens_total").absolute(total(&stats.accepted_tokens));
+    counter!("tandem_preemptions_total").absolute(total(&stats.preemptions));
     counter!("tandem_device_steps_total").absolute(total(&stats.steps));
     counter!("tandem_training_steps_total").absolute(total(&stats.training_steps));
     let millis = |value: &std::sync::atomic::AtomicU64| total(value) / 1000;
@@ -125,6 +128,9 @@ fn describe() {
     describe_counter!("tandem_prompt_tokens_total", "Prompt tokens read, cached ones included.");
     describe_counter!("tandem_cached_prompt_tokens_total", "Prompt tokens from the prefix cache.");
     describe_counter!("tandem_generated_tokens_total", "Tokens drawn.");
+    describe_counter!("tandem_drafted_tokens_total", "Tokens guessed by speculative decoding.");
+    describe_counter!("tandem_accepted_draft_tokens_total", "Guessed tokens that were right.");
+    describe_counter!("tandem_preemptions_total", "Sequences that gave way to older ones.");
     describe_counter!("tandem_device_steps_total", "Steps of the device loop.");
     describe_counter!("tandem_training_steps_total", "Optimiser steps taken.");
     describe_counter!("tandem_serving_milliseconds_total", "Device time of steps of serving.");

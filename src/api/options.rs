@@ -56,6 +56,7 @@ pub(super) struct CommonFields {
     pub min_tokens: Option<i64>,
     pub prompt_logprobs: Option<i64>,
     pub adapter_scale: Option<f64>,
+    pub speculative: Option<bool>,
 }
 
 /// Declares a request body: its own fields, and after them those of [`CommonFields`].
@@ -121,6 +122,9 @@ macro_rules! generation_body {
             /// Extension: multiplies the adapter's own scaling; 1 is as trained.
             #[schema(minimum = -10, maximum = 10, default = 1)]
             pub adapter_scale: Option<f64>,
+            /// Extension: whether tokens may be guessed and checked several at once; no answer changes.
+            #[schema(default = true)]
+            pub speculative: Option<bool>,
         }
 
         impl $name {
@@ -143,6 +147,7 @@ macro_rules! generation_body {
                     min_tokens: self.min_tokens,
                     prompt_logprobs: self.prompt_logprobs,
                     adapter_scale: self.adapter_scale,
+                    speculative: self.speculative,
                 }
             }
         }
@@ -161,6 +166,7 @@ pub(super) struct Common {
     pub stream: bool,
     pub include_usage: bool,
     pub adapter_scale: Option<f32>,
+    pub speculative: bool,
 }
 
 impl TryFrom<CommonFields> for Common {
@@ -213,6 +219,7 @@ impl TryFrom<CommonFields> for Common {
                 .adapter_scale
                 .map(|scale| number("adapter_scale", Some(scale), 1.0, -10.0..=10.0))
                 .transpose()?,
+            speculative: fields.speculative.unwrap_or(true),
         })
     }
 }

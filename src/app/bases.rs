@@ -32,10 +32,13 @@ fn settings(config: &Config) -> WorkerSettings {
         max_batch_tokens: config.max_batch_tokens,
         max_sequences: config.max_sequences,
         max_waiting: config.max_waiting,
+        max_waiting_tokens: config.max_waiting_tokens,
         kv_cache_bytes: config.kv_cache_mib << 20,
         adapter_cache_bytes: config.adapter_cache_mib << 20,
         training_latency_budget: config.training_latency_budget,
         training_memory_bytes: config.training_memory_mib.map(|mib| mib << 20),
+        speculation: config.speculative,
+        kv_format: config.kv_cache_dtype,
     }
 }
 

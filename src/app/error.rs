@@ -1,6 +1,7 @@
 //! Why the server could not start or go on, and what the shell is told.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use crate::artifacts::ArtifactError;
 use crate::catalog::CatalogError;
@@ -29,6 +30,10 @@ pub enum AppError {
         "the device thread ended unexpectedly; the log says why, and a restart resumes the jobs"
     )]
     DeviceLost,
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error("cannot write the adapter to {folder}: {source}")]
+    Export { folder: PathBuf, source: std::io::Error },
     #[error("a task of the start-up failed: {0}")]
     Task(#[from] tokio::task::JoinError),
 }
@@ -42,7 +47,12 @@ impl AppError {
             | Self::Adapter { .. }
             | Self::AdapterBase { .. } => 78,
             Self::DeviceLost => 70,
-            Self::Artifacts(_) | Self::Store(_) | Self::Listen { .. } | Self::Task(_) => 1,
+            Self::Artifacts(_)
+            | Self::Store(_)
+            | Self::Listen { .. }
+            | Self::Catalog(_)
+            | Self::Export { .. }
+            | Self::Task(_) => 1,
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::worker::{Worker, WorkerHandle};
 mod adapters;
 mod bases;
 mod error;
-
+mod export;
 mod signals;
 
 pub use error::AppError;
@@ -37,6 +37,7 @@ pub struct App {
     runner: JoinHandle<()>,
     worker: Worker,
     store: Store,
+    catalog: Catalog,
     /// Held to the end, so that no second server uses the folder.
     _data: DataDir,
 }
@@ -65,14 +66,14 @@ impl App {
             lifecycle: lifecycle.clone(),
         };
         let stop = CancellationToken::new();
-        let runner = runner(&store, &artifacts, handle, catalog, &data);
+        let runner = runner(&store, &artifacts, handle, catalog.clone(), &data);
         let runner = tokio::spawn(runner.run(stop.clone()));
         let options =
             ServerOptions { shutdown_timeout: config.shutdown_timeout, ..Default::default() };
         lifecycle.set_ready();
         let server = api::serve(listener, api::router(state), lifecycle, options, stop.clone());
         let server = tokio::spawn(server);
-        Ok(Self { address, stop, server, runner, worker, store, _data: data })
+        Ok(Self { address, stop, server, runner, worker, store, catalog, _data: data })
     }
 
     /// Where it listens.

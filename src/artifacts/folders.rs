@@ -1,6 +1,7 @@
 //! Folders that appear whole or not at all: adapters and checkpoints.
 
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -77,13 +78,15 @@ impl Artifacts {
         .await
     }
 
-    /// The folder at a location, after checking every byte of it against the recorded hash.
+    /// The folder at a location, every byte of it checked against the recorded hash, once per
+    /// process unless its files change.
     ///
     /// # Errors
     /// [`ArtifactError::Corrupt`] at the first difference.
     pub async fn verified_folder(&self, location: &str, sha256: &str) -> ArtifactResult<PathBuf> {
         let (path, sha256) = (self.folder_path(location)?, sha256.to_owned());
-        blocking(move || Manifest::verify(&path, &sha256).map(|_| path)).await
+        let verified = Arc::clone(&self.verified);
+        blocking(move || verified.check(&path, &sha256).map(|()| path)).await
     }
 
     /// Where the folder of that location lies, or would lie.

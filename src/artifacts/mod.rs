@@ -18,6 +18,7 @@ mod disk;
 mod error;
 mod folders;
 mod manifest;
+mod verified;
 
 pub use blobs::Blob;
 pub use data_dir::DataDir;
@@ -29,12 +30,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blobs::Pins;
+use verified::Verified;
 
 /// A folder of artifacts. Cheap to clone; every clone is the same folder.
 #[derive(Clone, Debug)]
 pub struct Artifacts {
     root: Arc<Path>,
     pins: Arc<Pins>,
+    verified: Arc<Verified>,
     /// Nobody else writes here while this lives.
     _lock: Arc<DataDir>,
 }
@@ -56,7 +59,7 @@ impl Artifacts {
         }
         disk::remove_folder(&root.join("tmp"))?;
         disk::create_folder(&root.join("tmp"))?;
-        Ok(Self { root, pins: Arc::default(), _lock: Arc::new(lock) })
+        Ok(Self { root, pins: Arc::default(), verified: Arc::default(), _lock: Arc::new(lock) })
     }
 
     /// Where things are written before they are complete.

@@ -14,12 +14,14 @@
 //! call, on the thread count or on timing. Sums over rows (gradients) run in row order.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 pub mod cpu;
 mod one_by_one;
 pub mod reference;
 
-pub use crate::domain::WeightFormat;
+use crate::domain::AdapterWeights;
+pub use crate::domain::{KvFormat, WeightFormat};
 
 impl WeightFormat {
     /// Whether a weight `(out, in)` fits this format: NF4 wants rows of whole blocks of 64, the
@@ -107,6 +109,18 @@ pub struct HeadsSpec<R> {
 /// token on, whatever the batch, so that cached, chunked and recomputed attention agree to the bit.
 pub const BLOCK_TOKENS: usize = 16;
 
+/// What a KV cache is to hold.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheShape {
+    pub layers: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub blocks: usize,
+    /// The numbers are rounded as they are written, so that whoever reads them, in whatever step,
+    /// reads the same.
+    pub format: KvFormat,
+}
+
 /// One sequence's share of a step: rows `rows` of the batch are its tokens at positions
 /// `start .. start + rows.len()`, and `blocks` hold its keys and values from position 0 on.
 #[derive(Clone, Debug)]
@@ -114,6 +128,24 @@ pub struct SequenceRows {
     pub rows: Range<usize>,
     pub start: usize,
     pub blocks: Vec<u32>,
+}
+
+/// One matrix of an adapter that is in memory already, and stays there while this lives.
+#[derive(Clone, Debug)]
+pub struct SharedMatrix {
+    pub adapter: Arc<AdapterWeights>,
+    /// Into its sites.
+    pub site: usize,
+    /// `A (r, in)`, or else `B (out, r)`.
+    pub is_a: bool,
+}
+
+impl SharedMatrix {
+    /// Its numbers, row-major.
+    pub fn values(&self) -> &[f32] {
+        let site = &self.adapter.sites[self.site];
+        if self.is_a { &site.a } else { &site.b }
+    }
 }
 
 /// What one chunk of cross-entropy found.
@@ -181,6 +213,11 @@ pub trait Backend: Send + 'static {
     fn trim(&mut self) {}
     /// A matrix with these values.
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> Self::Rows;
+    /// A matrix with these values, only ever to be read: a device that can read them where they are
+    /// need not copy them.
+    fn share(&mut self, values: SharedMatrix, rows: usize, width: usize) -> Self::Rows {
+        self.upload(values.values(), rows, width)
+    }
     /// The values of a matrix.
     fn download(&self, x: &Self::Rows) -> Vec<f32>;
     /// Copies `values` over a matrix of the same size.
@@ -201,14 +238,10 @@ pub trait Backend: Send + 'static {
     /// The weight as `f32 (out, in)`, dequantised.
     fn unpack(&self, weight: &Self::Weight) -> Vec<f32>;
 
-    /// Room for `blocks` KV blocks of `layers` layers.
-    fn cache(
-        &mut self,
-        layers: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        blocks: usize,
-    ) -> Self::Cache;
+    /// Room for KV blocks.
+    fn cache(&mut self, shape: &CacheShape) -> Self::Cache;
+    /// Bytes that one block takes over all layers.
+    fn cache_block_bytes(&self, shape: &CacheShape) -> usize;
     /// Copies block `from` over block `to` in every layer (copy on write).
     fn copy_block(&mut self, cache: &mut Self::Cache, from: u32, to: u32);
 

@@ -5,8 +5,8 @@
 use std::ops::Range;
 
 use super::{
-    Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, HeadsSpec, HostWeight, LossSum,
-    Norm, SequenceRows, WeightFormat, dropout_keeps,
+    Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, CacheShape, HeadsSpec, HostWeight,
+    KvFormat, LossSum, Norm, SequenceRows, WeightFormat, dropout_keeps,
 };
 
 mod activation;
@@ -37,6 +37,8 @@ pub struct ReferenceWeight {
 pub struct ReferenceCache {
     keys: Vec<Matrix>,
     values: Vec<Matrix>,
+    head_dim: usize,
+    format: KvFormat,
 }
 
 /// The slot of `position` in a sequence whose blocks these are.
@@ -95,15 +97,16 @@ impl Backend for ReferenceBackend {
         weight.values.values.clone()
     }
 
-    fn cache(
-        &mut self,
-        layers: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        blocks: usize,
-    ) -> ReferenceCache {
-        let room = vec![Matrix::zeros(blocks * BLOCK_TOKENS, kv_heads * head_dim); layers];
-        ReferenceCache { keys: room.clone(), values: room }
+    fn cache(&mut self, shape: &CacheShape) -> ReferenceCache {
+        let width = shape.kv_heads * shape.head_dim;
+        let room = vec![Matrix::zeros(shape.blocks * BLOCK_TOKENS, width); shape.layers];
+        let (head_dim, format) = (shape.head_dim, shape.format);
+        ReferenceCache { keys: room.clone(), values: room, head_dim, format }
+    }
+
+    fn cache_block_bytes(&self, shape: &CacheShape) -> usize {
+        let numbers = 2 * shape.layers * shape.kv_heads * shape.head_dim * BLOCK_TOKENS;
+        numbers * size_of::<f32>()
     }
 
     fn copy_block(&mut self, cache: &mut ReferenceCache, from: u32, to: u32) {
@@ -188,8 +191,11 @@ impl Backend for ReferenceBackend {
         for sequence in sequences {
             for (offset, row) in sequence.rows.clone().enumerate() {
                 let slot = slot(&sequence.blocks, sequence.start + offset);
-                cache.keys[layer].row_mut(slot).copy_from_slice(k.row(row));
-                cache.values[layer].row_mut(slot).copy_from_slice(v.row(row));
+                for (to, from) in [(&mut cache.keys, k), (&mut cache.values, v)] {
+                    let to = to[layer].row_mut(slot);
+                    to.copy_from_slice(from.row(row));
+                    formats::round_kv(to, cache.head_dim, cache.format);
+                }
             }
         }
     }

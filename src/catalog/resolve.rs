@@ -211,13 +211,13 @@ impl Catalog {
             tracing::error!(adapter.id = %row.id, "an adapter's files are damaged");
         }
         let folder = verified?;
-        let name = row.name.clone();
+        let (name, hash) = (row.name.clone(), row.sha256.clone());
         blocking(move || {
             let files = AdapterFiles::from_dir(&folder).map_err(|source| CatalogError::Folder {
                 folder: folder.display().to_string(),
                 source,
             })?;
-            let checked = peft::read(&files, &base.info, &base.fingerprints())
+            let checked = peft::read_known(&files, &base.info, &base.fingerprints(), &hash)
                 .map_err(|source| CatalogError::Unusable { name, source })?;
             Ok(checked.into())
         })

@@ -7,10 +7,14 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ServeOptions;
 
+mod check;
+mod client;
+mod local;
+mod scratch;
 mod serve;
 mod train;
 
-pub use train::TrainOptions;
+use client::{adapters, chat, complete, files, jobs};
 
 /// Serve a language model, fine-tune it, and use the result at once.
 #[derive(Debug, Parser)]
@@ -31,8 +35,20 @@ pub struct Cli {
 enum Command {
     /// Start the server (what `tandem` does without a command).
     Serve(Box<ServeOptions>),
-    /// Train a model without a server.
-    Train(TrainOptions),
+    /// Ask a model a question, or converse with it.
+    Chat(chat::ChatOptions),
+    /// Have a model go on from a prompt.
+    Complete(complete::CompleteOptions),
+    /// Check a training file: every bad line, and what a job on it would do.
+    Check(check::CheckOptions),
+    /// Fine-tune on a running server: create, list, show, watch, cancel, pause, resume.
+    Jobs(jobs::JobsOptions),
+    /// Files on a running server: upload, list, show, delete, content.
+    Files(files::FilesOptions),
+    /// Adapters on a running server: list, show, add, delete.
+    Adapters(adapters::AdaptersOptions),
+    /// Fine-tune without a server, one job.
+    Train(Box<train::TrainOptions>),
 }
 
 /// A failed command: the sentence for the person, and the exit code for the shell.
@@ -58,7 +74,13 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = match cli.command {
         Command::Serve(options) => serve::run(*options),
-        Command::Train(options) => train::run(options),
+        Command::Chat(options) => client::block_on(chat::run(options)),
+        Command::Complete(options) => client::block_on(complete::run(options)),
+        Command::Check(options) => check::run(options),
+        Command::Jobs(options) => client::block_on(jobs::run(options)),
+        Command::Files(options) => client::block_on(files::run(options)),
+        Command::Adapters(options) => client::block_on(adapters::run(options)),
+        Command::Train(options) => train::run(*options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

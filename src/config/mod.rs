@@ -15,7 +15,7 @@ mod options;
 pub use model::{AdapterOption, ModelOption, Quantize, Source, TemplateChoice};
 pub use options::ServeOptions;
 
-use crate::domain::WeightFormat;
+use crate::domain::{KvFormat, Speculation, WeightFormat};
 
 /// Where computations run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub struct Config {
     pub threads: usize,
     /// Memory for keys and values of all sequences, in MiB, shared by the base models.
     pub kv_cache_mib: usize,
+    /// How keys and values are held.
+    pub kv_cache_dtype: KvFormat,
     /// Memory for resident adapters, in MiB, shared by the base models.
     pub adapter_cache_mib: usize,
     /// Tokens of one forward pass.
@@ -64,6 +66,10 @@ pub struct Config {
     pub max_sequences: usize,
     /// Requests that may wait before a 429.
     pub max_waiting: usize,
+    /// Tokens, prompt and longest answer, that those requests may ask for together.
+    pub max_waiting_tokens: usize,
+    /// Whether steps may check guessed tokens.
+    pub speculative: Speculation,
     /// How much a training unit may add to the time between two tokens of a running request.
     pub training_latency_budget: Duration,
     /// Most memory for kept activations of a training run, in MiB; `None`: half of what is available.

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::file::ConfigFile;
 use super::{AdapterOption, Config, ConfigError, Database, Device, ModelOption};
+use crate::domain::{KvFormat, Speculation};
 
 /// What `tandem serve` takes. Each option is also an environment variable.
 #[derive(Args, Clone, Debug, Default)]
@@ -67,6 +68,10 @@ pub struct ServeOptions {
     /// Memory for keys and values, in MiB, shared by the base models [default: 512].
     #[arg(long, env = "TANDEM_KV_CACHE_MIB", value_name = "MIB")]
     pub kv_cache_mib: Option<usize>,
+    /// How keys and values are held; bf16 and int8 hold two and four times as many tokens as f32
+    /// [default: bf16].
+    #[arg(long, env = "TANDEM_KV_CACHE_DTYPE", value_name = "bf16|f32|int8")]
+    pub kv_cache_dtype: Option<String>,
     /// Memory for resident adapters, in MiB, shared by the base models [default: 512].
     #[arg(long, env = "TANDEM_ADAPTER_CACHE_MIB", value_name = "MIB")]
     pub adapter_cache_mib: Option<usize>,
@@ -79,6 +84,13 @@ pub struct ServeOptions {
     /// Requests that may wait before the answer is 429 [default: 256].
     #[arg(long, env = "TANDEM_MAX_WAITING", value_name = "N")]
     pub max_waiting: Option<usize>,
+    /// Tokens that waiting requests may ask for together before the answer is 429 [default: 1048576].
+    #[arg(long, env = "TANDEM_MAX_WAITING_TOKENS", value_name = "N")]
+    pub max_waiting_tokens: Option<usize>,
+    /// Guess tokens from the text so far and check several at once: where it gains, never, or
+    /// wherever there is a guess. The answers are the same [default: auto].
+    #[arg(long, env = "TANDEM_SPECULATIVE", value_name = "auto|off|always")]
+    pub speculative: Option<String>,
     /// What training may add to the time between two tokens, in milliseconds [default: 10].
     #[arg(long, env = "TANDEM_TRAINING_LATENCY_BUDGET", value_name = "MS")]
     pub training_latency_budget: Option<u64>,
@@ -125,6 +137,11 @@ impl ServeOptions {
                 self.kv_cache_mib.or(file.kv_cache_mib),
                 512,
             )?,
+            kv_cache_dtype: one_of(
+                "--kv-cache-dtype",
+                self.kv_cache_dtype.or(file.kv_cache_dtype),
+                KvFormat::ALL,
+            )?,
             adapter_cache_mib: at_least_one(
                 "--adapter-cache-mib",
                 self.adapter_cache_mib.or(file.adapter_cache_mib),
@@ -141,6 +158,16 @@ impl ServeOptions {
                 64,
             )?,
             max_waiting: at_least_one("--max-waiting", self.max_waiting.or(file.max_waiting), 256)?,
+            max_waiting_tokens: at_least_one(
+                "--max-waiting-tokens",
+                self.max_waiting_tokens.or(file.max_waiting_tokens),
+                1 << 20,
+            )?,
+            speculative: one_of(
+                "--speculative",
+                self.speculative.or(file.speculative),
+                Speculation::ALL,
+            )?,
             training_latency_budget: Duration::from_millis(
                 self.training_latency_budget.or(file.training_latency_budget_ms).unwrap_or(10),
             ),
@@ -250,6 +277,20 @@ fn usable_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// The value of that name; without a name the first, which is the default.
+fn one_of<T: Copy, const N: usize>(
+    place: &'static str,
+    value: Option<String>,
+    all: [(&'static str, T); N],
+) -> Result<T, ConfigError> {
+    let Some(value) = value else { return Ok(all[0].1) };
+    let names = || all.map(|(name, _)| name).join(", ");
+    let found = all.iter().find(|(name, _)| *name == value);
+    found
+        .map(|&(_, choice)| choice)
+        .ok_or_else(|| invalid(place, &value, format!("it is none of {}", names())))
+}
+
 fn at_least_one(
     place: &'static str,
     value: Option<usize>,
@@ -315,6 +356,8 @@ mod tests {
             ServeOptions { storage: Some("s3://bucket".into()), ..Default::default() },
             ServeOptions { model: vec!["demo".into(), "demo".into()], ..Default::default() },
             ServeOptions { api_key: vec!["short".into()], ..Default::default() },
+            ServeOptions { kv_cache_dtype: Some("f8".into()), ..Default::default() },
+            ServeOptions { speculative: Some("on".into()), ..Default::default() },
         ] {
             assert_eq!(refuse(options).exit_code(), 2);
         }

@@ -23,6 +23,8 @@ pub struct GenerationRequest {
     pub sampling: SamplingParams,
     /// Tokens that end an answer (unless `ignore_eos`); the token itself is reported, not hidden.
     pub stop_tokens: Vec<u32>,
+    /// Whether tokens may be guessed and checked several at once; it changes no answer.
+    pub speculative: bool,
 }
 
 impl GenerationRequest {

@@ -8,6 +8,7 @@ pub mod generation;
 pub mod ids;
 pub mod job;
 pub mod sampling;
+pub mod serving;
 pub mod training;
 
 pub use adapter::{AdapterSite, AdapterWeights};
@@ -16,6 +17,7 @@ pub use generation::{FinishReason, GenerationRequest, PromptToken, SampledToken,
 pub use ids::{AdapterId, CheckpointId, EventId, FileId, JobId};
 pub use job::JobStatus;
 pub use sampling::SamplingParams;
+pub use serving::{KvFormat, Speculation};
 pub use training::{
     BatchLimits, Example, Hyperparameters, IGNORE_INDEX, LoraSpec, LrScheduler, TrainMetrics,
 };

@@ -37,6 +37,8 @@ pub struct TextRequest {
     pub seed: Option<u64>,
     pub stop: Vec<String>,
     pub adapter_scale: Option<f32>,
+    /// Whether tokens may be guessed and checked several at once.
+    pub speculative: bool,
     /// Whether the prompt's text will be shown.
     pub echo: bool,
 }
@@ -183,6 +185,7 @@ fn commands(
             choices: request.choices,
             sampling,
             stop_tokens: text.stop_ids().to_vec(),
+            speculative: request.speculative,
         });
     }
     if asked > MAX_REQUEST_TOKENS {

@@ -1,21 +1,27 @@
 //! Causal attention: over cached blocks of keys, within spans of a batch, and its backward.
 //!
-//! Forward: Dao et al. 2022, "FlashAttention"; each query row walks its keys in blocks of sixteen
-//! from the sequence's first token on, with a running maximum and sum. The keys of a block lie
+//! Forward: Dao et al. 2022, "FlashAttention"; each query walks its keys in blocks of sixteen from
+//! the sequence's first token on, with a running maximum and sum; the heads of a group walk
+//! together, so that a block is read once for all of them. Every 512 tokens a new segment begins,
+//! and segments are merged in order: whether one thread walks them all or each its own (Dao et al.
+//! 2023, "Flash-Decoding"), the numbers are the same. The keys of a block lie
 //! side by side (transposed), so sixteen scores are one vector and no lane is ever summed but at
 //! the end. A row's bits depend on its position and its keys alone: decoding a token, prefilling
 //! it in a chunk and recomputing it whole agree to the bit.
 
 mod backward;
 mod blocks;
+mod forward;
+mod meet;
+mod state;
 mod walk;
 
 use super::lanes::Simd;
 use super::math::tanh;
 
 pub use backward::{Saved, backward};
-pub use blocks::{KeyBlocks, write_block};
-pub use walk::{SpanQueries, attend_cached, attend_spans};
+pub use blocks::{Format, Layout};
+pub use forward::{LayerBlocks, SpanQueries, attend_cached, attend_spans};
 
 /// How one layer attends; see [`crate::backend::AttentionSpec`].
 #[derive(Clone, Copy, Debug)]

@@ -50,6 +50,10 @@ pub(crate) trait Simd: Copy {
     unsafe fn store_masked(self, y: *mut f32, v: Self::V, mask: Self::Mask);
     fn load(self, x: &[f32; LANES]) -> Self::V;
     fn store(self, y: &mut [f32; LANES], v: Self::V);
+    /// Sixteen bf16 values, widened.
+    fn load_bf16(self, x: &[u16; LANES]) -> Self::V;
+    /// Sixteen small integers.
+    fn load_i8(self, x: &[i8; LANES]) -> Self::V;
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
@@ -177,6 +181,10 @@ mod tests {
                 out.extend(s.lanes(v));
                 out.extend([s.sum(v), s.largest(v)]);
             }
+            let halves = std::array::from_fn(|i| (x[i].to_bits() >> 16) as u16);
+            let bytes = std::array::from_fn(|i| (x[i] * 40.0) as i8);
+            out.extend(s.lanes(s.load_bf16(&halves)));
+            out.extend(s.lanes(s.load_i8(&bytes)));
             let mut part = [7.0; 9];
             s.store_part(&mut part[..6], a);
             out.extend(part);

@@ -1,9 +1,10 @@
 //! An adapter on the device: `ΔW = scaling · B A` at some of a model's linear layers.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::{Model, ModelError};
-use crate::backend::Backend;
+use crate::backend::{Backend, SharedMatrix};
 use crate::domain::{AdapterSite, AdapterWeights, ModuleShape};
 
 /// One resident adapter, checked against the model it was attached to.
@@ -47,21 +48,51 @@ impl<B: Backend> Model<B> {
     /// If it names a module this model does not have, or a matrix of the wrong size, or holds a
     /// number that is not finite.
     pub fn attach(&self, b: &mut B, weights: &AdapterWeights) -> Result<Adapter<B>, ModelError> {
+        weights.sites.iter().try_for_each(check_numbers)?;
+        self.attach_by(weights, |site, module| SiteWeights {
+            a: b.upload(&weights.sites[site].a, weights.sites[site].r, module.in_features),
+            b: b.upload(&weights.sites[site].b, module.out_features, weights.sites[site].r),
+            scaling: weights.sites[site].scaling,
+        })
+    }
+
+    /// The same for an adapter to serve with, whose numbers were checked when it was read: nothing
+    /// of it is touched here, and on a CPU nothing is copied.
+    ///
+    /// # Errors
+    /// If it names a module this model does not have, or a matrix of the wrong size.
+    pub fn attach_shared(
+        &self,
+        b: &mut B,
+        weights: &Arc<AdapterWeights>,
+    ) -> Result<Adapter<B>, ModelError> {
+        self.attach_by(weights, |site, module| {
+            let (r, scaling) = (weights.sites[site].r, weights.sites[site].scaling);
+            let matrix = |is_a| SharedMatrix { adapter: Arc::clone(weights), site, is_a };
+            let (a, b) = (
+                b.share(matrix(true), r, module.in_features),
+                b.share(matrix(false), module.out_features, r),
+            );
+            SiteWeights { a, b, scaling }
+        })
+    }
+
+    fn attach_by(
+        &self,
+        weights: &AdapterWeights,
+        mut bring: impl FnMut(usize, &ModuleShape) -> SiteWeights<B>,
+    ) -> Result<Adapter<B>, ModelError> {
         let mut sites: Vec<_> = self.info.modules.iter().map(|_| None).collect();
         if weights.sites.is_empty() {
             return Err(ModelError::EmptyAdapter);
         }
-        for site in &weights.sites {
+        for (number, site) in weights.sites.iter().enumerate() {
             let (index, module) = self.module(&site.module)?;
             check_site(site, module)?;
             if sites[index].is_some() {
                 return Err(ModelError::RepeatedModule { module: site.module.clone() });
             }
-            sites[index] = Some(SiteWeights {
-                a: b.upload(&site.a, site.r, module.in_features),
-                b: b.upload(&site.b, module.out_features, site.r),
-                scaling: site.scaling,
-            });
+            sites[index] = Some(bring(number, module));
         }
         Ok(Adapter { sites, size_bytes: weights.size_bytes() })
     }
@@ -97,6 +128,12 @@ fn check_site(site: &AdapterSite, module: &ModuleShape) -> Result<(), ModelError
                 found: values.len(),
             });
         }
+    }
+    Ok(())
+}
+
+fn check_numbers(site: &AdapterSite) -> Result<(), ModelError> {
+    for (matrix, values) in [("A", &site.a), ("B", &site.b)] {
         if !values.iter().all(|value| value.is_finite()) {
             return Err(ModelError::AdapterNotFinite { module: site.module.clone(), matrix });
         }

@@ -10,7 +10,7 @@ use super::head::Head;
 use super::layer::{Keys, Layer, Pass};
 use super::linear::Adapters;
 use super::tensors::TensorSpec;
-use crate::backend::{BLOCK_TOKENS, Backend, SequenceRows};
+use crate::backend::{Backend, CacheShape, KvFormat, SequenceRows};
 use crate::domain::BaseInfo;
 
 /// A resident base model.
@@ -86,16 +86,24 @@ impl<B: Backend> Embedding<B> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Room for `blocks` KV blocks of this model.
+    /// Room for `blocks` KV blocks of this model, exact to `f32`.
     pub fn cache(&self, b: &mut B, blocks: usize) -> B::Cache {
-        let (kv_heads, head_dim) = self.kv_shape();
-        b.cache(self.layers.len(), kv_heads, head_dim, blocks)
+        self.cache_as(b, blocks, KvFormat::F32)
+    }
+
+    /// Room for `blocks` KV blocks of this model.
+    pub fn cache_as(&self, b: &mut B, blocks: usize, format: KvFormat) -> B::Cache {
+        b.cache(&self.cache_shape(blocks, format))
     }
 
     /// Bytes one KV block takes over all layers.
-    pub fn kv_bytes_per_block(&self) -> usize {
+    pub fn kv_bytes_per_block(&self, b: &B, format: KvFormat) -> usize {
+        b.cache_block_bytes(&self.cache_shape(1, format))
+    }
+
+    fn cache_shape(&self, blocks: usize, format: KvFormat) -> CacheShape {
         let (kv_heads, head_dim) = self.kv_shape();
-        2 * self.layers.len() * kv_heads * head_dim * BLOCK_TOKENS * size_of::<f32>()
+        CacheShape { layers: self.layers.len(), kv_heads, head_dim, blocks, format }
     }
 
     fn kv_shape(&self) -> (usize, usize) {

@@ -18,7 +18,7 @@ mod write;
 pub use config::AdapterConfig;
 pub use error::PeftError;
 pub use provenance::{Fingerprints, Provenance};
-pub use read::{CheckedAdapter, read};
+pub use read::{CheckedAdapter, read, read_known};
 pub use targets::{LoraRanks, ModuleFilter, Targets, resolve_targets};
 pub use write::{AdapterFiles, content_key, write};
 

@@ -20,7 +20,7 @@ pub struct CheckedAdapter {
 
 /// Reads an adapter for `base`, whose fingerprints are `served`.
 ///
-/// Costs a pass over the matrices: call it away from async threads.
+/// Costs two passes over the matrices: call it away from async threads.
 ///
 /// # Errors
 /// [`PeftError`] names the first thing that does not fit.
@@ -28,6 +28,22 @@ pub fn read(
     files: &AdapterFiles,
     base: &BaseInfo,
     served: &Fingerprints,
+) -> Result<CheckedAdapter> {
+    let mut checked = read_known(files, base, served, "")?;
+    checked.weights.key = content_key(&checked.weights.sites);
+    Ok(checked)
+}
+
+/// The same for files that were verified against a hash: `hash` names their content, and nothing
+/// is hashed again.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_known(
+    files: &AdapterFiles,
+    base: &BaseInfo,
+    served: &Fingerprints,
+    hash: &str,
 ) -> Result<CheckedAdapter> {
     let config = AdapterConfig::parse(&files.config)?;
     let provenance = files.provenance.as_deref().map(Provenance::parse).transpose()?;
@@ -40,8 +56,7 @@ pub fn read(
         ),
     }
     let sites = read_sites(&config, base, &files.tensors)?;
-    let key = content_key(&sites);
-    let weights = AdapterWeights { key, sites, dropout: config.lora_dropout };
+    let weights = AdapterWeights { key: hash.to_owned(), sites, dropout: config.lora_dropout };
     Ok(CheckedAdapter { weights, config, provenance, notes })
 }
 

@@ -31,11 +31,7 @@ impl<'a> Tensors<'a> {
         if view.shape() != expected {
             return Err(PeftError::Shape { tensor: name, found: view.shape().to_vec(), expected });
         }
-        let numbers = to_f32(&name, &view)?;
-        if numbers.iter().all(|number| number.is_finite()) {
-            return Ok(numbers);
-        }
-        Err(PeftError::NotFinite { tensor: name })
+        to_f32(&name, &view)?.ok_or(PeftError::NotFinite { tensor: name })
     }
 
     /// The first tensor nobody took.
@@ -60,18 +56,27 @@ fn check_header_size(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn to_f32(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>> {
+/// `None` if one of the numbers is not finite.
+fn to_f32(name: &str, view: &TensorView<'_>) -> Result<Option<Vec<f32>>> {
     let data = view.data();
     match view.dtype() {
-        Dtype::F32 => Ok(data.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()),
-        Dtype::F16 => {
-            Ok(data.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect())
-        }
-        Dtype::BF16 => {
-            Ok(data.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect())
-        }
+        Dtype::F32 => Ok(widen(data, f32::from_le_bytes)),
+        Dtype::F16 => Ok(widen(data, |bytes| f16::from_le_bytes(bytes).to_f32())),
+        Dtype::BF16 => Ok(widen(data, |bytes| bf16::from_le_bytes(bytes).to_f32())),
         other => Err(PeftError::Dtype { tensor: name.to_owned(), found: format!("{other:?}") }),
     }
+}
+
+/// Widens and checks in one pass: the matrices are larger than the processor's caches.
+fn widen<const N: usize>(data: &[u8], number: impl Fn([u8; N]) -> f32) -> Option<Vec<f32>> {
+    let mut finite = true;
+    let checked = |&bytes: &[u8; N]| {
+        let number = number(bytes);
+        finite &= number.is_finite();
+        number
+    };
+    let numbers = data.as_chunks().0.iter().map(checked).collect();
+    finite.then_some(numbers)
 }
 
 fn unreadable(reason: String) -> PeftError {
@@ -108,7 +113,7 @@ mod tests {
             (Dtype::BF16, bf16::from_f32(1.5).to_le_bytes()),
         ] {
             let view = TensorView::new(dtype, vec![1, 1], &bytes).expect("a view");
-            assert_eq!(to_f32("w", &view).expect("a number"), [1.5]);
+            assert_eq!(to_f32("w", &view).expect("a number"), Some(vec![1.5]));
         }
     }
 }

@@ -43,12 +43,43 @@ impl Reader {
         if sequence.scores_prompt() {
             score(sequence, start, rows.clone())?;
         }
-        let Some(last) = rows.last().filter(|_| sequence.remaining() == 0) else { return Ok(()) };
+        if sequence.remaining() > 0 {
+            return Ok(());
+        }
         if sequence.reads_prompt {
+            let last = rows.last().expect("the last row of a prompt is always asked for");
             self.open_answers(sequence, last, stats)
         } else {
-            self.draw(sequence, last, stats)
+            self.speak(sequence, rows, stats)
         }
+    }
+
+    /// Draws after the last known token, and goes on for as long as the drafted token is the one
+    /// that was drawn: the next row then follows the right text.
+    fn speak<'a>(
+        &mut self,
+        sequence: &mut Sequence,
+        rows: impl Iterator<Item = &'a [f32]>,
+        stats: &WorkerStats,
+    ) -> Result<(), SampleError> {
+        let draft = std::mem::take(&mut sequence.draft);
+        let mut accepted = 0;
+        for logits in rows {
+            self.draw(sequence, logits, stats)?;
+            if sequence.is_over() || draft.get(accepted) != sequence.tokens.last() {
+                break;
+            }
+            accepted += 1;
+        }
+        sequence.computed += accepted;
+        if !draft.is_empty() {
+            sequence.belief.note(draft.len(), accepted);
+            stats.drafted_tokens.fetch_add(draft.len() as u64, Relaxed);
+            stats.accepted_tokens.fetch_add(accepted as u64, Relaxed);
+        }
+        sequence.draft = draft;
+        sequence.draft.clear();
+        Ok(())
     }
 
     /// The prompt is read: every choice draws its first token from the same row.

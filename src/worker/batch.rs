@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use super::plan::Slot;
 use super::resident::AdapterPin;
-use super::scheduler::Slot;
 use super::sequence::Sequence;
 use crate::backend::SequenceRows;
 
@@ -43,7 +43,9 @@ impl Batch {
     fn push(&mut self, sequence: &mut Sequence, count: usize) {
         let (first, start) = (self.tokens.len(), sequence.computed);
         let rows = first..first + count;
-        self.tokens.extend_from_slice(&sequence.tokens[start..start + count]);
+        let known = count - sequence.draft.len();
+        self.tokens.extend_from_slice(&sequence.tokens[start..start + known]);
+        self.tokens.extend_from_slice(&sequence.draft);
         let wanted = rows.clone().filter(|row| sequence.wants_logits(start + row - first));
         self.logits.extend(wanted);
         if let Some(adapter) = &sequence.adapter {

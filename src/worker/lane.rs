@@ -1,15 +1,17 @@
 //! One base model on the device, with all that serves it: cache, adapters, scheduler.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::answer::Reader;
 use super::batch::{Batch, Group};
 use super::kv::blocks_for;
+use super::plan::Plan;
 use super::resident::{AdapterPin, Refusal, Resident};
-use super::scheduler::{Plan, Scheduler, StepLimits};
+use super::scheduler::{Scheduler, StepLimits};
 use super::sequence::Request;
 use super::{WorkerError, WorkerStats};
-use crate::backend::{BLOCK_TOKENS, Backend};
+use crate::backend::{BLOCK_TOKENS, Backend, KvFormat};
 use crate::model::{AdapterRows, Model, Step};
 
 pub(super) struct Lane<B: Backend> {
@@ -18,6 +20,7 @@ pub(super) struct Lane<B: Backend> {
     pub resident: Resident<B>,
     /// Empty only while it is being rebuilt.
     cache: Option<B::Cache>,
+    kv_format: KvFormat,
     plan: Plan,
     batch: Batch,
     reader: Reader,
@@ -30,13 +33,14 @@ impl<B: Backend> Lane<B> {
         b: &mut B,
         model: Model<B>,
         limits: StepLimits,
-        blocks: usize,
+        (blocks, kv_format): (usize, KvFormat),
         adapter_cache_bytes: usize,
     ) -> Self {
         Self {
             scheduler: Scheduler::new(limits, blocks),
             resident: Resident::new(adapter_cache_bytes),
-            cache: Some(model.cache(b, blocks)),
+            cache: Some(model.cache_as(b, blocks, kv_format)),
+            kv_format,
             model,
             plan: Plan::default(),
             batch: Batch::default(),
@@ -83,6 +87,7 @@ impl<B: Backend> Lane<B> {
         if self.plan.slots.is_empty() {
             return 0;
         }
+        let started = Instant::now();
         let running = &mut self.scheduler.running;
         self.batch.fill(&mut self.plan.slots, running);
         let planned = self.plan.slots.iter().map(|slot| Rc::clone(&running[slot.index].request));
@@ -92,6 +97,7 @@ impl<B: Backend> Lane<B> {
         self.suspects.clear();
         let rows = self.batch.tokens.len();
         self.batch.clear();
+        self.scheduler.pace.note(rows, started.elapsed().as_secs_f64());
         rows
     }
 
@@ -138,7 +144,7 @@ impl<B: Backend> Lane<B> {
         let mut first = 0;
         for (slot, rows) in plan.slots.iter().zip(&batch.sequences) {
             let sequence = &mut scheduler.running[slot.index];
-            sequence.computed += slot.rows;
+            sequence.computed += slot.rows - sequence.draft.len();
             sequence.register(&mut scheduler.room);
             let wanted = batch.logits[first..].partition_point(|&row| row < rows.rows.end);
             let own = &logits[first * width..(first + wanted) * width];
@@ -170,6 +176,6 @@ impl<B: Backend> Lane<B> {
         self.scheduler.forget_cache();
         self.resident.clear();
         self.cache = None; // Freed first: there may be no room for two.
-        self.cache = Some(self.model.cache(b, self.scheduler.room.total()));
+        self.cache = Some(self.model.cache_as(b, self.scheduler.room.total(), self.kv_format));
     }
 }

@@ -5,7 +5,8 @@
 //! ```text
 //! run        the loop: receive, release, one step of serving, units of training
 //! lane       one base model with its cache, adapters and scheduler; one step of it
-//! scheduler  waiting, ready, running; admission, preemption, the plan of a step
+//! scheduler  waiting, ready, running: admission, preemption
+//! plan       who computes what in a step; `draft` guesses tokens, `pace` knows what rows cost
 //! queue      waiting requests in turns, by tenant and adapter
 //! kv         KV blocks: `blocks` counts references, `prefix` finds them again by their tokens
 //! resident   adapters on the device, by content, pinned while in use
@@ -21,9 +22,12 @@ mod answer;
 mod batch;
 mod blocks;
 mod command;
+mod draft;
 mod handle;
 mod kv;
 mod lane;
+mod pace;
+mod plan;
 mod prefix;
 mod queue;
 mod resident;

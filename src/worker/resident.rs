@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::WorkerError;
 use crate::backend::Backend;
@@ -57,14 +58,14 @@ impl<B: Backend> Resident<B> {
         &mut self,
         b: &mut B,
         model: &Model<B>,
-        weights: &AdapterWeights,
+        weights: &Arc<AdapterWeights>,
     ) -> Result<AdapterPin, Refusal> {
         self.clock += 1;
         if let Some(pin) = self.touch(&weights.key) {
             return Ok(pin);
         }
         self.make_room(b, model, weights.size_bytes())?;
-        let adapter = model.attach(b, weights).map_err(|error| never(error.to_string()))?;
+        let adapter = model.attach_shared(b, weights).map_err(|error| never(error.to_string()))?;
         self.used_bytes += adapter.size_bytes();
         let key = AdapterPin::from(weights.key.as_str());
         self.entries.insert(Rc::clone(&key), Entry { adapter, last_used: self.clock });

@@ -1,5 +1,5 @@
-//! Who runs: waiting requests become running sequences when cache room is free, the youngest gives
-//! way when it runs out, and each step is planned under a budget of tokens.
+//! Who runs: waiting requests become running sequences when cache room is free, and the youngest
+//! gives way when it runs out.
 //!
 //! Everything here is bookkeeping; [`super::lane`] does what is decided.
 
@@ -7,10 +7,13 @@ use std::rc::Rc;
 
 use super::WorkerError;
 use super::kv::{KvRoom, Registered, blocks_for};
+use super::pace::Pace;
+use super::plan::Plan;
 use super::queue::FairQueue;
 use super::resident::{AdapterPin, Refusal};
 use super::sequence::{Request, Sequence};
 use crate::backend::BLOCK_TOKENS;
+use crate::domain::Speculation;
 
 /// The bounds of one step.
 #[derive(Clone, Copy, Debug)]
@@ -19,22 +22,7 @@ pub(super) struct StepLimits {
     pub sequences: usize,
     /// Rows of logits that prompts being scored may ask for.
     pub scored_rows: usize,
-}
-
-/// One step: which running sequences compute how many tokens, and which blocks are copied before.
-#[derive(Debug, Default)]
-pub(super) struct Plan {
-    pub slots: Vec<Slot>,
-    /// `(from, to)`: a shared block is about to be written to.
-    pub copies: Vec<(u32, u32)>,
-}
-
-/// A running sequence's share of a step.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Slot {
-    /// Into [`Scheduler::running`].
-    pub index: usize,
-    pub rows: usize,
+    pub speculation: Speculation,
 }
 
 /// The sequences of one base model.
@@ -47,7 +35,9 @@ pub(super) struct Scheduler {
     pub running: Vec<Sequence>,
     pub room: KvRoom,
     pub preemptions: u64,
-    limits: StepLimits,
+    /// What steps take.
+    pub pace: Pace,
+    pub limits: StepLimits,
     next_age: u64,
 }
 
@@ -59,6 +49,7 @@ impl Scheduler {
             running: Vec::new(),
             room: KvRoom::new(blocks),
             preemptions: 0,
+            pace: Pace::default(),
             limits,
             next_age: 0,
         }
@@ -142,57 +133,9 @@ impl Scheduler {
         true
     }
 
-    /// Decides one step: a token for every sequence that decodes, then prompts by chunks.
-    pub fn plan(&mut self, plan: &mut Plan) {
-        plan.slots.clear();
-        plan.copies.clear();
-        let mut limits = self.limits;
-        if let Some(index) = self.running.iter().position(|s| s.request.alone.get()) {
-            self.plan_alone(index, plan);
-            return;
-        }
-        let mut index = 0;
-        while index < self.running.len() && limits.tokens > 0 {
-            if self.running[index].remaining() == 1 && self.make_room(index, plan) {
-                plan.slots.push(Slot { index, rows: 1 });
-                limits.tokens -= 1;
-            }
-            index += 1;
-        }
-        self.plan_prompts(limits, plan);
-    }
-
-    fn plan_alone(&mut self, index: usize, plan: &mut Plan) {
-        let mut limits = self.limits;
-        if self.running[index].remaining() == 1 {
-            if self.make_room(index, plan) {
-                plan.slots.push(Slot { index, rows: 1 });
-            }
-        } else {
-            let rows = chunk(&self.running[index], limits.tokens, &mut limits);
-            plan.slots.push(Slot { index, rows });
-        }
-    }
-
-    /// The older prompt takes what the younger ones leave, but never less than half of the budget
-    /// that is left: a long prompt delays a short one by a chunk, not by its length.
-    fn plan_prompts(&self, mut limits: StepLimits, plan: &mut Plan) {
-        let prompts = || self.running.iter().enumerate().filter(|(_, s)| s.remaining() > 1);
-        let mut others: usize = prompts().map(|(_, sequence)| sequence.remaining()).sum();
-        for (index, sequence) in prompts() {
-            others -= sequence.remaining();
-            let half = limits.tokens.div_ceil(2);
-            let share = limits.tokens.saturating_sub(others).max(half);
-            let rows = chunk(sequence, share, &mut limits);
-            if rows > 0 {
-                plan.slots.push(Slot { index, rows });
-            }
-        }
-    }
-
     /// Makes the block of the next token writable, taking blocks from the youngest if none is left.
     /// False if the sequence itself had to give way.
-    fn make_room(&mut self, index: usize, plan: &mut Plan) -> bool {
+    pub fn make_room(&mut self, index: usize, plan: &mut Plan) -> bool {
         let at = self.running[index].computed / BLOCK_TOKENS;
         let held = self.running[index].blocks.get(at).copied();
         if held.is_some_and(|block| !self.room.is_shared(block)) {
@@ -295,16 +238,4 @@ impl Scheduler {
             self.insert_ready(sequence);
         }
     }
-}
-
-/// Rows of the next chunk of a prompt: at most `share`, and within what is left of the limits,
-/// which are lowered by it.
-fn chunk(sequence: &Sequence, share: usize, limits: &mut StepLimits) -> usize {
-    let mut rows = sequence.remaining().min(share).min(limits.tokens);
-    if sequence.scores_prompt() {
-        rows = rows.min(limits.scored_rows);
-        limits.scored_rows -= rows;
-    }
-    limits.tokens -= rows;
-    rows
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::mpsc;
 
+use super::draft::Belief;
 use super::kv::{KvRoom, Registered};
 use super::prefix::Namespace;
 use super::resident::AdapterPin;
@@ -92,6 +93,10 @@ pub(super) struct Sequence {
     /// How many of `tokens` have their keys and values in `blocks`.
     pub computed: usize,
     pub blocks: Vec<u32>,
+    /// Guesses at the tokens after `tokens`, to be checked in this step.
+    pub draft: Vec<u32>,
+    /// How good its guesses were.
+    pub belief: Belief,
     pub registered: Registered,
     /// Held while it runs.
     pub adapter: Option<AdapterPin>,
@@ -113,6 +118,8 @@ impl Sequence {
             tokens: request.ask.prompt.clone(),
             computed: 0,
             blocks: Vec::new(),
+            draft: Vec::new(),
+            belief: Belief::default(),
             registered: Registered::default(),
             adapter: None,
             reads_prompt: true,
@@ -131,6 +138,7 @@ impl Sequence {
             choice,
             tokens: self.tokens.clone(),
             blocks: self.blocks.clone(),
+            draft: Vec::new(),
             registered: self.registered.clone(),
             adapter: self.adapter.clone(),
             report: Vec::new(),
@@ -144,6 +152,11 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
+    /// Whether its next row draws the next token of its answer.
+    pub fn decodes(&self) -> bool {
+        self.remaining() == 1
+    }
+
     /// Whether log-probabilities of prompt tokens are still to be reported.
     pub fn scores_prompt(&self) -> bool {
         self.reads_prompt && self.request.ask.sampling.prompt_logprobs.is_some()
@@ -151,12 +164,17 @@ impl Sequence {
 
     /// Whether the logits at `position` are needed.
     pub fn wants_logits(&self, position: usize) -> bool {
-        position + 1 == self.tokens.len() || self.scores_prompt()
+        position + 1 >= self.tokens.len() || self.scores_prompt()
     }
 
     /// Tokens of the answer so far.
     pub fn answered(&self) -> usize {
         self.tokens.len() - self.request.ask.prompt.len()
+    }
+
+    /// Tokens it may still draw.
+    pub fn unanswered(&self) -> usize {
+        self.request.max_answer.saturating_sub(self.answered())
     }
 
     /// Makes its full blocks known to the prefix cache.
@@ -179,6 +197,7 @@ impl Sequence {
     /// Forgets everything computed; the tokens stay. Its blocks must have been released.
     pub fn rewind(&mut self) {
         self.blocks.clear();
+        self.draft.clear();
         self.registered = Registered::default();
         (self.computed, self.cached_tokens) = (0, 0);
         self.adapter = None;

@@ -14,7 +14,7 @@ use super::scheduler::StepLimits;
 use super::training::Training;
 use super::{Command, WorkerHandle, WorkerStats};
 use crate::backend::Backend;
-use crate::domain::BaseInfo;
+use crate::domain::{BaseInfo, KvFormat, Speculation};
 use crate::model::{LoadOptions, Model, ModelError, ModelSource};
 
 /// Deep enough for any model's layers in an unoptimised build.
@@ -41,9 +41,13 @@ pub struct WorkerSettings {
     pub max_sequences: usize,
     /// Requests that may wait; one more is refused as overloaded.
     pub max_waiting: usize,
+    /// Tokens those requests may take together, prompt and longest answer; one alone may take more.
+    pub max_waiting_tokens: usize,
     /// Most memory for keys and values, shared evenly among the base models; a model takes no more
     /// of it than a full batch at the end of its context and some prefixes besides.
     pub kv_cache_bytes: usize,
+    /// How keys and values are held.
+    pub kv_format: KvFormat,
     /// Memory for resident adapters, shared evenly among the base models.
     pub adapter_cache_bytes: usize,
     /// Time that training may add to a step of serving, on average.
@@ -51,6 +55,8 @@ pub struct WorkerSettings {
     /// Most memory for activations that a training run keeps between forward and backward; `None`:
     /// half of what the machine has left when the run starts.
     pub training_memory_bytes: Option<usize>,
+    /// Whether steps may check guessed tokens.
+    pub speculation: Speculation,
 }
 
 impl Default for WorkerSettings {
@@ -59,10 +65,13 @@ impl Default for WorkerSettings {
             max_batch_tokens: 256,
             max_sequences: 64,
             max_waiting: 1024,
+            max_waiting_tokens: usize::MAX,
             kv_cache_bytes: 1 << 30,
+            kv_format: KvFormat::F32,
             adapter_cache_bytes: 512 << 20,
             training_latency_budget: Duration::from_millis(20),
             training_memory_bytes: None,
+            speculation: Speculation::Auto,
         }
     }
 }
@@ -107,7 +116,7 @@ pub fn start<B: Backend>(
 ) -> Result<(WorkerHandle, Worker), StartError> {
     check_names(&bases)?;
     let stats = Arc::new(WorkerStats::default());
-    stats.max_waiting.store(settings.max_waiting.max(1), Ordering::Relaxed);
+    stats.bound_queue(settings.max_waiting.max(1), settings.max_waiting_tokens);
     let stopping = Arc::new(AtomicBool::new(false));
     // Room for every request that may wait, and for the training runs and the stop beside them.
     let (commands, receiver) = mpsc::channel(settings.max_waiting.max(1) + 64);
@@ -185,11 +194,13 @@ fn load_one<B: Backend>(
     let name = || base.options.name.clone();
     let model = Model::load(b, &base.source, &base.options)
         .map_err(|source| StartError::Load { base: name(), source })?;
-    let (given_bytes, block_bytes) = (settings.kv_cache_bytes / shares, model.kv_bytes_per_block());
+    let given_bytes = settings.kv_cache_bytes / shares;
+    let block_bytes = model.kv_bytes_per_block(b, settings.kv_format);
     let tokens = settings.max_batch_tokens.max(1);
     let limits = StepLimits {
         tokens,
         sequences: settings.max_sequences.clamp(1, tokens),
+        speculation: settings.speculation,
         scored_rows: (SCORED_BYTES / (4 * model.info.vocab_size).max(1)).max(1),
     };
     let useful = (limits.sequences + SPARE_CONTEXTS) * blocks_for(model.info.context_length);
@@ -197,5 +208,11 @@ fn load_one<B: Backend>(
     if blocks == 0 {
         return Err(StartError::CacheTooSmall { base: name(), block_bytes, given_bytes });
     }
-    Ok(Lane::new(b, model, limits, blocks, settings.adapter_cache_bytes / shares))
+    Ok(Lane::new(
+        b,
+        model,
+        limits,
+        (blocks, settings.kv_format),
+        settings.adapter_cache_bytes / shares,
+    ))
 }

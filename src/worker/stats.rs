@@ -12,6 +12,8 @@ pub struct WorkerStats {
     pub waiting: AtomicUsize,
     /// How many may wait; 0: as many as the channel holds.
     pub max_waiting: AtomicUsize,
+    /// How many tokens they may take together; 0: any number.
+    pub max_waiting_tokens: AtomicU64,
     /// Tokens those requests may take, prompt and longest answer.
     pub waiting_tokens: AtomicU64,
     /// Sequences in the running batch.
@@ -22,6 +24,9 @@ pub struct WorkerStats {
     pub prompt_tokens: AtomicU64,
     pub cached_tokens: AtomicU64,
     pub generated_tokens: AtomicU64,
+    /// Tokens guessed, and those of them that were right.
+    pub drafted_tokens: AtomicU64,
+    pub accepted_tokens: AtomicU64,
     pub steps: AtomicU64,
     /// Sequences put back to wait because older ones needed their blocks.
     pub preemptions: AtomicU64,
@@ -40,7 +45,14 @@ pub struct WorkerStats {
 }
 
 impl WorkerStats {
-    /// Takes a place in the queue for a request of at most `tokens` tokens.
+    /// Bounds the queue in requests and in tokens.
+    pub(super) fn bound_queue(&self, requests: usize, tokens: usize) {
+        self.max_waiting.store(requests, Relaxed);
+        self.max_waiting_tokens.store(u64::try_from(tokens).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// Takes a place in the queue for a request of at most `tokens` tokens. Where nobody waits there
+    /// is a place for every request.
     ///
     /// # Errors
     /// [`WorkerError::Overloaded`] if every place is taken.
@@ -48,7 +60,15 @@ impl WorkerStats {
         let max = self.max_waiting.load(Relaxed);
         let one_more = |waiting| (max == 0 || waiting < max).then_some(waiting + 1);
         self.waiting.fetch_update(Relaxed, Relaxed, one_more).map_err(|_| self.overloaded())?;
-        self.waiting_tokens.fetch_add(tokens as u64, Relaxed);
+        let (max, tokens) = (self.max_waiting_tokens.load(Relaxed), tokens as u64);
+        let more = |waiting: u64| {
+            let sum = waiting.saturating_add(tokens);
+            (max == 0 || waiting == 0 || sum <= max).then_some(sum)
+        };
+        self.waiting_tokens.fetch_update(Relaxed, Relaxed, more).map_err(|_| {
+            self.waiting.fetch_sub(1, Relaxed);
+            self.overloaded()
+        })?;
         Ok(())
     }
 
@@ -99,5 +119,17 @@ mod tests {
         assert_eq!(stats.enter(1), Err(full));
         stats.leave(1000);
         assert_eq!(stats.enter(1), Ok(()));
+    }
+
+    #[test]
+    fn the_queue_is_bounded_in_tokens_and_an_empty_one_takes_any_request() {
+        let stats = WorkerStats::default();
+        stats.bound_queue(10, 100);
+        assert_eq!(stats.enter(500), Ok(()));
+        assert!(matches!(stats.enter(1), Err(WorkerError::Overloaded { waiting: 1, .. })));
+        stats.leave(500);
+        assert_eq!((stats.enter(60), stats.enter(40)), (Ok(()), Ok(())));
+        assert!(stats.enter(1).is_err());
+        assert_eq!(stats.waiting.load(Relaxed), 2);
     }
 }

@@ -23,10 +23,10 @@ def free_port():
 class Server:
     """One `tandem serve`; `url` once it is ready."""
 
-    def __init__(self, data, *options, env=None):
+    def __init__(self, data, *options, env=None, port=None):
         self.data = pathlib.Path(data)
         self.data.mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = self.data.with_suffix(".log")
         command = [BINARY, "serve", "--listen", f"127.0.0.1:{self.port}", "--data", str(self.data), *options]

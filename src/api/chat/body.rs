@@ -131,6 +131,7 @@ impl ChatBody {
             seed: common.seed,
             stop: common.stop,
             adapter_scale: common.adapter_scale,
+            speculative: common.speculative,
             echo: false,
         };
         Ok((request, form))

@@ -99,6 +99,7 @@ impl CompletionBody {
             seed: common.seed,
             stop: common.stop,
             adapter_scale: common.adapter_scale,
+            speculative: common.speculative,
             echo: form.echo,
         };
         Ok((request, form))

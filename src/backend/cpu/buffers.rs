@@ -2,25 +2,49 @@
 
 use std::collections::BTreeMap;
 
+use crate::backend::SharedMatrix;
 use crate::kernels::line::{self, Line};
 
-/// A row-major `f32` matrix, aligned to 64 bytes.
+/// A row-major `f32` matrix.
 #[derive(Debug)]
 pub struct CpuRows {
-    lines: Vec<Line>,
+    memory: Memory,
     pub(super) rows: usize,
     pub(super) width: usize,
 }
 
+#[derive(Debug)]
+enum Memory {
+    /// Aligned to 64 bytes.
+    Own(Vec<Line>),
+    /// An adapter's, read where it is.
+    Shared(SharedMatrix),
+}
+
 impl CpuRows {
+    /// A matrix that reads somebody else's values.
+    pub(super) fn shared(values: SharedMatrix, rows: usize, width: usize) -> Self {
+        assert_eq!(values.values().len(), rows * width, "the values of one matrix");
+        Self { memory: Memory::Shared(values), rows, width }
+    }
+
     /// All values, row after row.
     pub fn values(&self) -> &[f32] {
-        &line::values(&self.lines)[..self.rows * self.width]
+        match &self.memory {
+            Memory::Own(lines) => &line::values(lines)[..self.rows * self.width],
+            Memory::Shared(matrix) => matrix.values(),
+        }
     }
 
     /// All values, to be written.
+    ///
+    /// # Panics
+    /// If they are somebody else's.
     pub fn values_mut(&mut self) -> &mut [f32] {
-        &mut line::values_mut(&mut self.lines)[..self.rows * self.width]
+        match &mut self.memory {
+            Memory::Own(lines) => &mut line::values_mut(lines)[..self.rows * self.width],
+            Memory::Shared(_) => panic!("shared values are only read"),
+        }
     }
 }
 
@@ -37,12 +61,14 @@ impl FreeList {
         let fitting = self.by_lines.range_mut(wanted..=2 * wanted);
         let reused = fitting.filter_map(|(_, memory)| memory.pop()).next();
         let lines = reused.unwrap_or_else(|| line::zeroed(wanted));
-        CpuRows { lines, rows, width }
+        CpuRows { memory: Memory::Own(lines), rows, width }
     }
 
     /// Keeps the memory of `x` for later.
     pub fn give(&mut self, x: CpuRows) {
-        self.by_lines.entry(x.lines.len()).or_default().push(x.lines);
+        if let Memory::Own(lines) = x.memory {
+            self.by_lines.entry(lines.len()).or_default().push(lines);
+        }
     }
 }
 

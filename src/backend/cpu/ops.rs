@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::buffers::FreeList;
-use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, specs};
+use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, cache, specs};
 use crate::backend::{
-    Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostWeight, LossSum, LowRankGradient,
-    Norm, Part, SequenceRows, WeightFormat, dropout_keeps,
+    Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostWeight, LossSum,
+    LowRankGradient, Norm, Part, SequenceRows, SharedMatrix, WeightFormat, dropout_keeps,
 };
 use crate::domain::IGNORE_INDEX;
 use crate::kernels::attention::{self, SpanQueries};
@@ -65,6 +65,10 @@ impl Backend for CpuBackend {
         x
     }
 
+    fn share(&mut self, values: SharedMatrix, rows: usize, width: usize) -> CpuRows {
+        CpuRows::shared(values, rows, width)
+    }
+
     fn download(&self, x: &CpuRows) -> Vec<f32> {
         x.values().to_vec()
     }
@@ -108,14 +112,12 @@ impl Backend for CpuBackend {
         values
     }
 
-    fn cache(
-        &mut self,
-        layers: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        blocks: usize,
-    ) -> CpuCache {
-        CpuCache::new(layers, kv_heads, head_dim, blocks)
+    fn cache(&mut self, shape: &CacheShape) -> CpuCache {
+        CpuCache::new(shape)
+    }
+
+    fn cache_block_bytes(&self, shape: &CacheShape) -> usize {
+        shape.layers * cache::block_bytes(shape)
     }
 
     fn copy_block(&mut self, cache: &mut CpuCache, from: u32, to: u32) {

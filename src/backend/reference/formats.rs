@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::backend::WeightFormat;
+use crate::backend::{KvFormat, WeightFormat};
 
 /// The 16 levels of NF4. Dettmers et al. 2023, "QLoRA", appendix E.
 const NF4: [f32; 16] = [
@@ -26,6 +26,20 @@ const NF4: [f32; 16] = [
 const NF4_BLOCK: usize = 64;
 const ABSMAX_BLOCK: usize = 256;
 const GGUF_BLOCK: usize = 32;
+
+/// Keys or values of all heads, as a cache of this format holds them.
+pub(super) fn round_kv(values: &mut [f32], head_dim: usize, format: KvFormat) {
+    match format {
+        KvFormat::F32 => {}
+        KvFormat::Bf16 => values.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+        KvFormat::Int8 => values.chunks_exact_mut(head_dim).for_each(|head| {
+            let scale = head.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0;
+            let round =
+                |x: f32| if scale > 0.0 { (x / scale).round_ties_even() * scale } else { 0.0 };
+            head.iter_mut().for_each(|x| *x = round(*x));
+        }),
+    }
+}
 
 /// `values (out, in)` as `format` holds them. NF4 blocks run over the flattened weight, GGUF's
 /// within each row.

@@ -2,8 +2,8 @@
 
 use super::{Matrix, ReferenceBackend};
 use crate::backend::{
-    Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostWeight, Norm, NormKind,
-    SequenceRows, WeightFormat,
+    Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostWeight, KvFormat,
+    Norm, NormKind, SequenceRows, WeightFormat,
 };
 use crate::domain::IGNORE_INDEX;
 
@@ -187,7 +187,9 @@ fn attention_over_the_cache_is_attention_over_the_span() {
         let (q, k, v) = (noise(1, t, 12), noise(2, t, 6), noise(3, t, 6));
         let (mut whole, mut lse) = (Matrix::zeros(t, 12), Matrix::zeros(t, 4));
         b.attention(&q, &k, &v, std::slice::from_ref(&(0..t)), &spec, &mut whole, &mut lse);
-        let (mut cache, mut o) = (b.cache(2, 2, 3, 3), Matrix::zeros(t, 12));
+        let shape =
+            CacheShape { layers: 2, kv_heads: 2, head_dim: 3, blocks: 3, format: KvFormat::F32 };
+        let (mut cache, mut o) = (b.cache(&shape), Matrix::zeros(t, 12));
         b.write_cache(&mut cache, 1, &[sequence(0..t, 0)], &k, &v);
         b.attention_cached(&cache, 1, &[sequence(0..t, 0)], &spec, &q, &mut o);
         assert_eq!(o, whole);

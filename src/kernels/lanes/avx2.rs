@@ -69,6 +69,28 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn load_bf16(self, x: &[u16; LANES]) -> Pair {
+        // SAFETY: see above; `x` is 32 readable bytes.
+        unsafe {
+            let widened = |at: usize| {
+                let halves = _mm_loadu_si128(x.as_ptr().add(at).cast());
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+            };
+            [widened(0), widened(8)]
+        }
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> Pair {
+        // SAFETY: see above; `x` is 16 readable bytes, and each half reads eight of them.
+        unsafe {
+            let widened = |at: usize| {
+                let bytes = _mm_loadl_epi64(x.as_ptr().add(at).cast());
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
+            };
+            [widened(0), widened(8)]
+        }
+    }
+    #[inline(always)]
     fn add(self, a: Pair, b: Pair) -> Pair {
         // SAFETY: see above.
         unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }

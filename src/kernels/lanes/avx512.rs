@@ -74,6 +74,19 @@ impl Simd for Avx512 {
         unsafe { _mm512_storeu_ps(y.as_mut_ptr(), v) }
     }
     #[inline(always)]
+    fn load_bf16(self, x: &[u16; LANES]) -> __m512 {
+        // SAFETY: see above; `x` is 32 readable bytes.
+        unsafe {
+            let halves = _mm256_loadu_si256(x.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+        }
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> __m512 {
+        // SAFETY: see above; `x` is 16 readable bytes.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
+    }
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: see above.
         unsafe { _mm512_add_ps(a, b) }

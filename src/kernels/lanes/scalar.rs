@@ -47,6 +47,14 @@ impl Simd for Scalar {
         *y = v;
     }
     #[inline(always)]
+    fn load_bf16(self, x: &[u16; LANES]) -> Self::V {
+        x.map(|x| f32::from_bits(u32::from(x) << 16))
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> Self::V {
+        x.map(f32::from)
+    }
+    #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
         zip(a, b, |a, b| a + b)
     }

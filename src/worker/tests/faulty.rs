@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use crate::backend::reference::ReferenceBackend;
 use crate::backend::{
-    Activation, AdamStep, AttentionSpec, Backend, HeadsSpec, HostWeight, LossSum, Norm,
+    Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostWeight, LossSum, Norm,
     SequenceRows, WeightFormat,
 };
 
@@ -101,14 +101,12 @@ impl Backend for FaultyBackend {
         self.inner.unpack(weight)
     }
 
-    fn cache(
-        &mut self,
-        layers: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        blocks: usize,
-    ) -> Self::Cache {
-        self.inner.cache(layers, kv_heads, head_dim, blocks)
+    fn cache(&mut self, shape: &CacheShape) -> Self::Cache {
+        self.inner.cache(shape)
+    }
+
+    fn cache_block_bytes(&self, shape: &CacheShape) -> usize {
+        self.inner.cache_block_bytes(shape)
     }
 
     fn copy_block(&mut self, cache: &mut Self::Cache, from: u32, to: u32) {

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::harness::{
-    Answer, BLOCK_BYTES, Bench, CONTEXT, Dice, adapter, ask, roomy, tiny, tiny_as,
+    Answer, BLOCK_BYTES, Bench, CONTEXT, Dice, adapter, ask, block_bytes, roomy, tiny, tiny_as,
 };
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::reference::ReferenceBackend;
 use crate::domain::{
-    AdapterWeights, FinishReason, GenerationRequest, SamplingParams, WeightFormat,
+    AdapterWeights, FinishReason, GenerationRequest, KvFormat, SamplingParams, Speculation,
+    WeightFormat,
 };
 use crate::worker::{BaseSource, GenerationEvents, WorkerError, WorkerSettings};
 
@@ -49,18 +50,34 @@ fn together<B: Backend>(
 }
 
 /// Holds that requests in company, under every kind of pressure, answer as they do alone.
-fn assert_company_does_not_show<B: Backend>(count: usize, base: &BaseSource, make: impl Fn() -> B) {
+fn assert_company_does_not_show<B: Backend>(
+    count: usize,
+    base: &BaseSource,
+    kv_format: KvFormat,
+    make: impl Fn() -> B,
+) {
+    let roomy = || WorkerSettings { kv_format, ..roomy() };
     let adapters = adapters();
     let mut dice = Dice::new(1);
     let asks: Vec<_> = (0..count).map(|_| dice.request(&adapters)).collect();
     let bench =
         |settings: &WorkerSettings| Bench::with(make(), std::slice::from_ref(base), settings);
-    let expected = alone(bench(&roomy()), &asks);
+    let expected =
+        alone(bench(&WorkerSettings { speculation: Speculation::Off, ..roomy() }), &asks);
     let two_adapters = 2 * adapters[2].as_ref().expect("an adapter").size_bytes();
     let crowds = [
         roomy(),
         WorkerSettings { max_batch_tokens: 5, max_sequences: 3, ..roomy() },
-        WorkerSettings { kv_cache_bytes: 9 * BLOCK_BYTES, max_batch_tokens: 23, ..roomy() },
+        WorkerSettings {
+            kv_cache_bytes: 9 * block_bytes(kv_format),
+            max_batch_tokens: 23,
+            ..roomy()
+        },
+        WorkerSettings {
+            kv_cache_bytes: 12 * block_bytes(kv_format),
+            speculation: Speculation::Always,
+            ..roomy()
+        },
         WorkerSettings { adapter_cache_bytes: two_adapters, ..roomy() },
     ];
     for settings in crowds {
@@ -70,7 +87,7 @@ fn assert_company_does_not_show<B: Backend>(count: usize, base: &BaseSource, mak
             assert_eq!(answer, expected, "{settings:?} {ask:?}");
         }
         bench.assert_nothing_is_held();
-        if settings.kv_cache_bytes < roomy().kv_cache_bytes {
+        if settings.max_batch_tokens == 23 {
             assert!(bench.stats().preemptions.load(Relaxed) > 0, "nothing had to give way");
         }
         assert!(bench.stats().cached_tokens.load(Relaxed) > 0, "nothing was cached");
@@ -79,20 +96,21 @@ fn assert_company_does_not_show<B: Backend>(count: usize, base: &BaseSource, mak
 
 #[test]
 fn a_request_in_any_company_answers_as_it_does_alone() {
-    assert_company_does_not_show(48, &tiny("tiny", 1), || ReferenceBackend);
+    assert_company_does_not_show(48, &tiny("tiny", 1), KvFormat::F32, || ReferenceBackend);
 }
 
 #[test]
 fn a_request_in_any_company_answers_as_it_does_alone_on_the_cpu_in_every_format() {
     let formats = [
-        WeightFormat::F32,
-        WeightFormat::Bf16,
-        WeightFormat::Nf4 { double: true },
-        WeightFormat::Q8_0,
-        WeightFormat::Q4_0,
+        (WeightFormat::F32, KvFormat::F32),
+        (WeightFormat::Bf16, KvFormat::Bf16),
+        (WeightFormat::Nf4 { double: true }, KvFormat::F32),
+        (WeightFormat::Q8_0, KvFormat::Bf16),
+        (WeightFormat::Q4_0, KvFormat::Int8),
     ];
-    for format in formats {
-        assert_company_does_not_show(40, &tiny_as(format), || CpuBackend::new(2));
+    for (format, kv_format) in formats {
+        let base = tiny_as(format);
+        assert_company_does_not_show(40, &base, kv_format, || CpuBackend::new(2));
     }
 }
 
@@ -241,6 +259,24 @@ fn tenants_take_turns() {
 }
 
 #[test]
+fn a_tenant_of_many_adapters_gets_no_more_turns() {
+    let mut bench = Bench::new(&WorkerSettings { max_sequences: 1, ..roomy() });
+    let worn = adapters();
+    let by = |tenant: &str, adapter: usize| {
+        let adapter = worn[adapter].clone();
+        GenerationRequest { tenant: tenant.into(), adapter, ..ask(&[1, 2]) }
+    };
+    let mut many: Vec<_> = (0..8).map(|i| bench.submit(&by("many", i % 4))).collect();
+    let mut modest: Vec<_> = (0..2).map(|_| bench.submit(&by("modest", 0))).collect();
+    while !modest.iter_mut().map(Answer::heard).any(|answer| answer.is_complete()) {
+        bench.device.turn();
+    }
+    let served = many.iter_mut().map(Answer::heard).filter(Answer::is_complete).count();
+    assert!(served <= 2, "{served} requests of another tenant went first");
+    bench.drain();
+}
+
+#[test]
 fn a_caller_who_leaves_or_stops_frees_everything_at_the_next_turn() {
     let mut bench = Bench::new(&roomy());
     let mut endless = ask(&Dice::new(5).tokens(20));
@@ -275,24 +311,31 @@ fn a_stop_ends_what_waits_and_finishes_what_runs() {
 }
 
 #[test]
-fn thousands_of_random_operations_leave_nothing_behind() {
-    let adapters = adapters();
+fn ten_thousand_random_operations_leave_nothing_behind() {
+    let mut adapters = adapters();
     let two_adapters = 2 * adapters[2].as_ref().expect("an adapter").size_bytes();
     let settings = WorkerSettings {
         kv_cache_bytes: 14 * BLOCK_BYTES,
         adapter_cache_bytes: two_adapters,
         max_batch_tokens: 24,
         max_sequences: 6,
+        speculation: Speculation::Always,
         ..roomy()
     };
     let mut bench = Bench::new(&settings);
     let mut dice = Dice::new(77);
     let mut open: Vec<GenerationEvents> = Vec::new();
-    for _ in 0..2000 {
-        match dice.below(10) {
-            0..=2 => open.push(bench.submit(&dice.request(&adapters))),
-            3 if !open.is_empty() => drop(open.swap_remove(dice.below(open.len()))),
-            4 if !open.is_empty() => open[dice.below(open.len())].stop(0),
+    let info = Arc::clone(bench.handle.base("tiny").expect("loaded"));
+    for generation in 0..10_000 {
+        match dice.below(32) {
+            0..=6 => open.push(bench.submit(&dice.request(&adapters))),
+            7..=9 if !open.is_empty() => drop(open.swap_remove(dice.below(open.len()))),
+            10..=12 if !open.is_empty() => open[dice.below(open.len())].stop(0),
+            // A name gets another generation, or a new name or none: those who run keep theirs.
+            13 => adapters[1] = Some(adapter(&info, 1 + dice.below(4), 1000 + generation)),
+            14 if adapters.len() < 6 => adapters.push(adapters[1].clone()),
+            15 if adapters.len() > 2 => drop(adapters.pop()),
+            16 if open.len() > 40 => open.clear(),
             _ => bench.device.turn(),
         }
     }

@@ -1,0 +1,34 @@
+//! What an operator decides about how answers are computed.
+
+/// Whether a step may check guessed tokens, several of one answer at once. The answers are the
+/// same either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speculation {
+    Off,
+    /// Where it gains by what steps were measured to take.
+    Auto,
+    /// Wherever there is a guess.
+    Always,
+}
+
+impl Speculation {
+    /// Every choice, by the word that names it.
+    pub const ALL: [(&'static str, Self); 3] =
+        [("auto", Self::Auto), ("off", Self::Off), ("always", Self::Always)];
+}
+
+/// How keys and values are held in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvFormat {
+    F32,
+    /// Half the bytes; each number is rounded to 8 bits of mantissa.
+    Bf16,
+    /// A quarter of the bytes: int8 with one scale for each key and each value of a head.
+    Int8,
+}
+
+impl KvFormat {
+    /// Every choice, by the word that names it.
+    pub const ALL: [(&'static str, Self); 3] =
+        [("bf16", Self::Bf16), ("f32", Self::F32), ("int8", Self::Int8)];
+}

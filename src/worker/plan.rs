@@ -1,0 +1,158 @@
+//! The plan of a step: a row for every sequence that decodes, guesses at what follows where they
+//! pay, and prompts by chunks, all under a budget of tokens.
+
+use super::draft::{self, Price};
+use super::kv::blocks_for;
+use super::scheduler::{Scheduler, StepLimits};
+use super::sequence::Sequence;
+use crate::domain::Speculation;
+
+/// While others decode, prompts may stretch a step to so many times what it would take without
+/// them: running streams slow down evenly, and none stalls.
+const STRETCH: f64 = 1.8;
+/// But prompts get at least so many rows, or they would never be read.
+const LEAST_CHUNK: usize = 8;
+
+/// One step: which running sequences compute how many tokens, and which blocks are copied before.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub slots: Vec<Slot>,
+    /// `(from, to)`: a shared block is about to be written to.
+    pub copies: Vec<(u32, u32)>,
+}
+
+/// A running sequence's share of a step; its draft, if it has one, is part of its rows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    /// Into [`Scheduler::running`].
+    pub index: usize,
+    pub rows: usize,
+}
+
+impl Scheduler {
+    /// Decides one step.
+    pub fn plan(&mut self, plan: &mut Plan) {
+        plan.slots.clear();
+        plan.copies.clear();
+        if let Some(index) = self.running.iter().position(|s| s.request.alone.get()) {
+            return self.plan_alone(index, plan);
+        }
+        let mut limits = self.limits;
+        self.plan_decoding(&mut limits, plan);
+        if self.running.iter().all(Sequence::decodes) {
+            self.plan_drafts(limits, plan);
+        } else {
+            limits.tokens = limits.tokens.min(self.prompt_rows(plan.slots.len()));
+            self.plan_prompts(limits, plan);
+        }
+    }
+
+    fn plan_alone(&mut self, index: usize, plan: &mut Plan) {
+        let mut limits = self.limits;
+        if self.running[index].decodes() {
+            if self.make_room(index, plan) {
+                plan.slots.push(Slot { index, rows: 1 });
+            }
+        } else {
+            let rows = chunk(&self.running[index], limits.tokens, &mut limits);
+            plan.slots.push(Slot { index, rows });
+        }
+    }
+
+    /// Whoever gives way to make room is the youngest, hence behind those already planned.
+    fn plan_decoding(&mut self, limits: &mut StepLimits, plan: &mut Plan) {
+        let mut index = 0;
+        while index < self.running.len() && limits.tokens > 0 {
+            if self.running[index].decodes() && self.make_room(index, plan) {
+                plan.slots.push(Slot { index, rows: 1 });
+                limits.tokens -= 1;
+            }
+            index += 1;
+        }
+    }
+
+    /// Guesses for those that decode; a step that reads a prompt is wide enough without.
+    fn plan_drafts(&mut self, mut limits: StepLimits, plan: &mut Plan) {
+        if limits.speculation == Speculation::Off {
+            return;
+        }
+        let (tokens, mut rows) = (plan.slots.len(), plan.slots.len());
+        for slot in &mut plan.slots {
+            let price = match limits.speculation {
+                Speculation::Always => Price::NOTHING,
+                _ => Price::of_a_row(&self.pace, rows, tokens),
+            };
+            let most = limits.tokens.min(limits.scored_rows);
+            let drafted = self.draft(slot.index, price, most);
+            limits.tokens -= drafted;
+            limits.scored_rows -= drafted;
+            slot.rows += drafted;
+            rows += drafted;
+        }
+    }
+
+    /// Lets one sequence guess, within the cache room that nobody else is about to need; returns
+    /// how many tokens.
+    fn draft(&mut self, index: usize, price: Price, most: usize) -> usize {
+        let reserve = self.running.len();
+        let sequence = &mut self.running[index];
+        let most = most.min(sequence.unanswered().saturating_sub(1));
+        // A prompt of one token is still a prompt.
+        if sequence.reads_prompt || !sequence.request.ask.speculative || most == 0 {
+            return 0;
+        }
+        let length = price.worthwhile(sequence.belief.chance()).min(most);
+        if length == 0 {
+            sequence.belief.fade();
+            return 0;
+        }
+        draft::look_up(&sequence.tokens, length, &mut sequence.draft);
+        let needed = sequence.tokens.len() + sequence.draft.len();
+        let missing = blocks_for(needed).saturating_sub(sequence.blocks.len());
+        if missing > 0
+            && (missing + reserve > self.room.available()
+                || !self.room.grow(&mut sequence.blocks, needed))
+        {
+            sequence.draft.clear();
+        }
+        sequence.draft.len()
+    }
+
+    /// Prompt rows that stretch a step of `decoding` rows no further than is good.
+    fn prompt_rows(&self, decoding: usize) -> usize {
+        if decoding == 0 {
+            return usize::MAX;
+        }
+        let seconds = STRETCH * self.pace.seconds(decoding);
+        let widest = self.pace.widest(seconds, decoding + self.limits.tokens);
+        widest.saturating_sub(decoding).max(LEAST_CHUNK)
+    }
+
+    /// The older prompt takes what the younger ones leave, but never less than half of the budget
+    /// that is left: a long prompt delays a short one by a chunk, not by its length.
+    fn plan_prompts(&self, mut limits: StepLimits, plan: &mut Plan) {
+        let prompts = || self.running.iter().enumerate().filter(|(_, s)| !s.decodes());
+        let mut others: usize = prompts().map(|(_, sequence)| sequence.remaining()).sum();
+        for (index, sequence) in prompts() {
+            others -= sequence.remaining();
+            let half = limits.tokens.div_ceil(2);
+            let share = limits.tokens.saturating_sub(others).max(half);
+            let rows = chunk(sequence, share, &mut limits);
+            if rows > 0 {
+                plan.slots.push(Slot { index, rows });
+            }
+        }
+    }
+}
+
+/// Rows of the next chunk of a prompt: at most `share`, and within what is left of the limits,
+/// which are lowered by it.
+fn chunk(sequence: &Sequence, share: usize, limits: &mut StepLimits) -> usize {
+    let mut rows = sequence.remaining().min(share).min(limits.tokens);
+    if sequence.scores_prompt() {
+        rows = rows.min(limits.scored_rows);
+        limits.scored_rows -= rows;
+    }
+    limits.tokens -= rows;
+    rows
+}
