@@ -211,6 +211,10 @@ pub trait Backend: Send + 'static {
     }
     /// Gives back to the system what was recycled and is not in use.
     fn trim(&mut self) {}
+    /// Bytes that may still be allocated, where that is known.
+    fn available_bytes(&self) -> Option<usize> {
+        None
+    }
     /// A matrix with these values.
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> Self::Rows;
     /// A matrix with these values, only ever to be read: a device that can read them where they are

@@ -14,7 +14,7 @@ use crate::kernels::loss::{self, RowLoss};
 use crate::kernels::optimiser::{self, SQUARES_RUN};
 use crate::kernels::scratch::with_values;
 use crate::kernels::split::{PerItem, split};
-use crate::kernels::{elementwise, heads, mlp, norm};
+use crate::kernels::{elementwise, heads, memory, mlp, norm};
 
 /// Values that elementwise work takes at a time, at least.
 const PIECE: usize = 64;
@@ -57,6 +57,10 @@ impl Backend for CpuBackend {
 
     fn trim(&mut self) {
         self.free = FreeList::default();
+    }
+
+    fn available_bytes(&self) -> Option<usize> {
+        memory::available_bytes()
     }
 
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> CpuRows {
