@@ -23,7 +23,6 @@ pub mod reference;
 use crate::domain::AdapterWeights;
 pub use crate::domain::{KvFormat, WeightFormat};
 pub use crate::kernels::dynamic::BLOCK as MOMENTS_BLOCK;
-pub use crate::kernels::memory::available_bytes;
 pub use crate::kernels::optimiser::Moments8;
 
 impl WeightFormat {
@@ -255,6 +254,10 @@ pub trait Backend: Send + 'static {
     }
     /// Gives back to the system what was recycled and is not in use.
     fn trim(&mut self) {}
+    /// Bytes that may still be allocated, where that is known.
+    fn available_bytes(&self) -> Option<usize> {
+        None
+    }
     /// A matrix with these values.
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> Self::Rows;
     /// A matrix with these values, only ever to be read: a device that can read them where they are

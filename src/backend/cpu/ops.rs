@@ -14,7 +14,7 @@ use crate::kernels::low_rank::PackedLowRank;
 use crate::kernels::optimiser::{self, SQUARES_RUN};
 use crate::kernels::scratch::with_values;
 use crate::kernels::split::{PerItem, split};
-use crate::kernels::{elementwise, heads, mlp, norm};
+use crate::kernels::{elementwise, heads, memory, mlp, norm};
 
 /// The rows of `range` in a matrix of this width.
 fn span(rows: &Range<usize>, width: usize) -> Range<usize> {
@@ -41,6 +41,10 @@ impl Backend for CpuBackend {
 
     fn trim(&mut self) {
         self.free = FreeList::default();
+    }
+
+    fn available_bytes(&self) -> Option<usize> {
+        memory::available_bytes()
     }
 
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> CpuRows {
