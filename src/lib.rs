@@ -7,7 +7,8 @@
 //!                        |   ^
 //!               commands v   | events        worker::WorkerHandle
 //!              worker > train, sample > model > backend > kernels     one thread; no async
-//! text, peft and domain lie below both halves and import neither
+//! bench measures the lower half by itself, or a server from outside
+//! text, pictures, peft and domain lie below both halves and import neither
 //! ```
 //!
 //! Three invariants carry the design. Above the handle there is no tensor; below it there is no
@@ -20,6 +21,7 @@ pub mod api;
 pub mod app;
 pub mod artifacts;
 pub mod backend;
+pub mod bench;
 pub mod catalog;
 pub mod cli;
 pub mod config;
@@ -30,6 +32,7 @@ pub mod jobs;
 pub mod kernels;
 pub mod model;
 pub mod peft;
+pub mod pictures;
 pub mod sample;
 pub mod store;
 pub mod telemetry;

@@ -7,7 +7,7 @@ use axum::http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use tandem::domain::{AdapterWeights, BaseInfo, LoraSpec};
+use tandem::domain::{AdapterWeights, BaseInfo, LoraSpec, ModuleShape};
 use tandem::peft::{self, AdapterFiles, Fingerprints, PeftError, Provenance};
 use tower::ServiceExt;
 
@@ -22,6 +22,10 @@ fn served() -> Fingerprints {
     Fingerprints { base: "b".repeat(64), tokenizer: "t".repeat(64), template: None }
 }
 
+fn table(name: &str) -> ModuleShape {
+    ModuleShape { name: name.to_owned(), in_features: 64, out_features: 320, layer: None }
+}
+
 /// The linear layers of `golden/models/llama_gqa`.
 fn base() -> BaseInfo {
     let layers = (0..2).flat_map(|layer| {
@@ -34,7 +38,7 @@ fn base() -> BaseInfo {
             ("mlp.up_proj", 64, 128),
             ("mlp.down_proj", 128, 64),
         ];
-        sizes.map(|(name, in_features, out_features)| tandem::domain::ModuleShape {
+        sizes.map(|(name, in_features, out_features)| ModuleShape {
             name: format!("model.layers.{layer}.{name}"),
             in_features,
             out_features,
@@ -53,7 +57,9 @@ fn base() -> BaseInfo {
         size_bytes: 4,
         fingerprint: served().base,
         modules: layers.collect(),
+        tables: ["model.embed_tokens", "lm_head"].map(table).to_vec(),
         default_targets: vec!["q_proj".to_owned(), "v_proj".to_owned()],
+        vision: None,
     }
 }
 
@@ -75,9 +81,8 @@ fn adapters_that_peft_wrote_are_read() {
 
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
-    for (folder, feature) in [("llama_patterns", "modules_to_save"), ("llama_dora", "use_dora")] {
-        let error = peft::read(&files(&format!("peft/{folder}")), &base(), &served());
-        let error = error.expect_err(folder);
+    for feature in ["lora_bias", "use_qalora", "target_parameters"] {
+        let error = peft::read(&with_feature(feature), &base(), &served()).expect_err(feature);
         assert!(matches!(&error, PeftError::Unsupported { feature: found } if found == feature));
     }
     let gpt2 = peft::read(&files("lora/gpt2_lora/adapter"), &base(), &served());
@@ -85,20 +90,18 @@ fn what_is_not_supported_is_refused_by_name() {
     assert!(error.contains("match no module") && error.contains("q_proj"), "{error}");
 }
 
-/// The golden adapter with patterns, without the head it saves beside them.
-fn patterns() -> AdapterFiles {
-    let whole = files("peft/llama_patterns");
-    let mut config: Value = serde_json::from_slice(&whole.config).expect("JSON");
-    config["modules_to_save"] = Value::Null;
-    let tensors = SafeTensors::deserialize(&whole.tensors).expect("tensors");
-    let lora = tensors.tensors().into_iter().filter(|(name, _)| name.contains("lora_"));
-    let tensors = safetensors::serialize(lora, None).expect("tensors");
-    AdapterFiles { config: config.to_string().into_bytes(), tensors, provenance: None }
+/// A sound adapter that says it uses what is not built here.
+fn with_feature(feature: &str) -> AdapterFiles {
+    let sound = files("lora/llama_rslora/adapter");
+    let mut config: Value = serde_json::from_slice(&sound.config).expect("JSON");
+    config[feature] = Value::Bool(true);
+    AdapterFiles { config: config.to_string().into_bytes(), ..sound }
 }
 
 #[test]
 fn rank_and_alpha_patterns_hold_where_they_fit() {
-    let read = peft::read(&patterns(), &base(), &served()).expect("patterns");
+    let files = files("lora/llama_patterns/adapter");
+    let read = peft::read(&files, &base(), &served()).expect("patterns");
     for (module, expected) in [
         ("model.layers.0.self_attn.q_proj", (4, 2.0)),
         ("model.layers.1.self_attn.q_proj", (2, 4.0)),
@@ -110,34 +113,52 @@ fn rank_and_alpha_patterns_hold_where_they_fit() {
 
 #[test]
 fn what_is_written_is_what_peft_reads_back() {
-    let read = peft::read(&files("lora/llama_lora/adapter"), &base(), &served()).expect("lora");
-    let spec = LoraSpec {
-        r: 4,
-        alpha: 8.0,
-        dropout: 0.0,
-        modules: read.weights.sites.iter().map(|site| site.module.clone()).collect(),
-        ranks: Vec::new(),
-        use_rslora: false,
-    };
-    let provenance =
-        Provenance { base_model: "tiny".to_owned(), fingerprints: served(), job: None, step: None };
-    let written = peft::write(&read.weights, &spec, &base(), &provenance);
-    let again = peft::read(&written, &base(), &served()).expect("ours");
-    assert_eq!(again.weights.sites, read.weights.sites);
-    assert_eq!(again.weights.key, read.weights.key);
-    let theirs: Value =
-        serde_json::from_slice(&files("lora/llama_lora/adapter").config).expect("JSON");
-    let ours: Value = serde_json::from_slice(&written.config).expect("JSON");
-    for key in ["peft_type", "task_type", "r", "lora_alpha", "bias", "use_rslora", "use_dora"] {
-        assert_eq!(ours.get(key), theirs.get(key), "{key}");
+    for (folder, r, alpha) in
+        [("llama_lora", 4, 8.0), ("llama_dora", 4, 8.0), ("llama_patterns", 4, 8.0)]
+    {
+        let theirs = files(&format!("lora/{folder}/adapter"));
+        let read = peft::read(&theirs, &base(), &served()).expect(folder);
+        let modules = read.weights.sites.iter().map(|site| site.module.clone()).collect();
+        let spec = LoraSpec { r, alpha, modules, ..LoraSpec::default() };
+        let provenance = Provenance {
+            base_model: "tiny".to_owned(),
+            fingerprints: served(),
+            job: None,
+            step: None,
+        };
+        let ours = peft::write(&read.weights, &spec, &base(), &provenance);
+        let again = peft::read(&ours, &base(), &served()).expect("ours");
+        assert_eq!(again.weights.sites, read.weights.sites);
+        assert_eq!(again.weights.saved, read.weights.saved);
+        assert_eq!(again.weights.key, read.weights.key);
+        same_files(folder, &ours, &theirs);
     }
-    assert_eq!(ours["target_modules"], theirs["target_modules"]);
-    let golden = files("lora/llama_lora/adapter").tensors;
-    let theirs = SafeTensors::deserialize(&golden).expect("tensors");
-    let ours = SafeTensors::deserialize(&written.tensors).expect("tensors");
-    for (name, tensor) in theirs.tensors() {
-        let mine = ours.tensor(&name).expect("the same names");
-        assert_eq!((mine.shape(), mine.data()), (tensor.shape(), tensor.data()), "{name}");
+}
+
+/// The keys that count, and every byte of every tensor.
+fn same_files(case: &str, ours: &AdapterFiles, theirs: &AdapterFiles) {
+    let config =
+        |files: &AdapterFiles| -> Value { serde_json::from_slice(&files.config).expect("JSON") };
+    let (mine, their) = (config(ours), config(theirs));
+    for key in [
+        "peft_type",
+        "task_type",
+        "r",
+        "lora_alpha",
+        "bias",
+        "use_rslora",
+        "use_dora",
+        "modules_to_save",
+        "target_modules",
+    ] {
+        assert_eq!(mine.get(key), their.get(key), "{case}: {key}");
+    }
+    let tensors = SafeTensors::deserialize(&theirs.tensors).expect("tensors");
+    let mine = SafeTensors::deserialize(&ours.tensors).expect("tensors");
+    assert_eq!(mine.len(), tensors.len());
+    for (name, tensor) in tensors.tensors() {
+        let mine = mine.tensor(&name).expect("the same names");
+        assert_eq!((mine.shape(), mine.data()), (tensor.shape(), tensor.data()), "{case}: {name}");
     }
 }
 
@@ -252,7 +273,7 @@ async fn deleting_an_adapter_does_not_disturb_the_request_that_uses_it() {
 async fn what_cannot_be_an_adapter_is_refused_with_the_reason() {
     let shop = Workshop::open().await;
     let sound = files("lora/llama_rslora/adapter");
-    let dora = files("peft/llama_dora");
+    let bias = with_feature("lora_bias");
     let cut = AdapterFiles {
         tensors: sound.tensors[..sound.tensors.len() - 4].to_vec(),
         ..sound.clone()
@@ -262,7 +283,7 @@ async fn what_cannot_be_an_adapter_is_refused_with_the_reason() {
     nan.tensors[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     let gpt2 = files("lora/gpt2_lora/adapter");
     for (files, reason) in [
-        (&dora, "use_dora"),
+        (&bias, "lora_bias"),
         (&cut, "cannot be read"),
         (&nan, "not finite"),
         (&gpt2, "match no module"),

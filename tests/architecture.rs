@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// What each module may import besides itself. Data flows one way: left imports right.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
-    ("cli", &["app", "config", "demo", "domain", "telemetry"]),
+    ("cli", &["app", "bench", "config", "demo", "domain", "telemetry"]),
     (
         "app",
         &[
@@ -22,6 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "engine",
             "jobs",
             "model",
+            "pictures",
             "store",
             "text",
             "worker",
@@ -30,19 +31,21 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("config", &["domain"]),
     ("telemetry", &[]),
     ("api", &["artifacts", "catalog", "domain", "engine", "jobs", "store", "text", "worker"]),
-    ("engine", &["catalog", "domain", "text", "worker"]),
+    ("engine", &["catalog", "domain", "pictures", "text", "worker"]),
     ("jobs", &["artifacts", "catalog", "domain", "peft", "store", "text", "worker"]),
-    ("catalog", &["artifacts", "domain", "peft", "store", "text"]),
+    ("catalog", &["artifacts", "domain", "peft", "pictures", "store", "text"]),
     ("store", &["domain"]),
     ("artifacts", &["domain"]),
     ("worker", &["backend", "domain", "model", "sample", "train"]),
     ("train", &["backend", "domain", "model"]),
+    ("bench", &["backend", "domain", "kernels", "model"]),
     ("demo", &["backend", "domain", "model", "text", "train"]),
     ("sample", &["domain"]),
     ("model", &["backend", "domain"]),
     ("backend", &["domain", "kernels"]),
     ("kernels", &[]),
     ("peft", &["domain"]),
+    ("pictures", &["domain"]),
     ("text", &["domain"]),
     ("domain", &[]),
 ];

@@ -19,11 +19,16 @@ use tokenizers::Tokenizer;
 
 /// The embedded model as the server loads it, beside its tokenizer.
 fn embedded() -> (CpuBackend, Model<CpuBackend>, Tokenizer) {
-    let mut b = CpuBackend::new(2);
-    let options = LoadOptions { name: "demo".to_owned(), format: Some(WeightFormat::F32) };
-    let model = Model::load(&mut b, &demo::weights(), &options).expect("the embedded model");
+    let (b, model) = held_as(WeightFormat::F32);
     let tokenizer = Tokenizer::from_bytes(demo::text_files().tokenizer).expect("its tokenizer");
     (b, model, tokenizer)
+}
+
+fn held_as(format: WeightFormat) -> (CpuBackend, Model<CpuBackend>) {
+    let mut b = CpuBackend::new(2);
+    let options = LoadOptions { name: "demo".to_owned(), format: Some(format) };
+    let model = Model::load(&mut b, &demo::weights(), &options).expect("the embedded model");
+    (b, model)
 }
 
 fn text() -> TextModel {
@@ -94,31 +99,45 @@ fn examples(text: &TextModel, name: &str) -> Vec<Example> {
     dataset::load(reader, text, &limits, TrainOn::Completion).expect("examples").examples
 }
 
+/// How the pirate file is taught.
+#[derive(Clone, Copy)]
+struct Lesson {
+    epochs: usize,
+    seed: u64,
+    /// The ends of the names of the modules that learn; all linear layers if empty.
+    targets: &'static [&'static str],
+}
+
+impl Lesson {
+    const SHORT: Self = Self { epochs: 4, seed: 1, targets: &[] };
+
+    fn modules(&self, model: &Model<CpuBackend>) -> Vec<String> {
+        let names = model.info.modules.iter().filter(|m| m.layer.is_some()).map(|m| &m.name);
+        let chosen = |name: &&String| {
+            self.targets.is_empty() || self.targets.iter().any(|t| name.ends_with(t))
+        };
+        names.filter(chosen).cloned().collect()
+    }
+}
+
 /// Some epochs of the pirate file; the loss on its validation file per epoch, and the adapter.
 fn taught(
     b: &mut CpuBackend,
     model: &Model<CpuBackend>,
-    epochs: usize,
+    lesson: Lesson,
 ) -> (Vec<f64>, Arc<AdapterWeights>) {
     let text = text();
-    let modules = model.info.modules.iter().filter(|module| module.layer.is_some());
     let request = TrainRequest {
         job: "pirate".into(),
         base: "demo".into(),
-        lora: LoraSpec {
-            r: 16,
-            alpha: 32.0,
-            dropout: 0.0,
-            modules: modules.map(|module| module.name.clone()).collect(),
-            ranks: Vec::new(),
-            use_rslora: false,
-        },
-        hyperparameters: hyperparameters(epochs),
-        seed: 1,
+        lora: LoraSpec { modules: lesson.modules(model), ..LoraSpec::default() },
+        hyperparameters: hyperparameters(lesson.epochs),
+        seed: lesson.seed,
         examples: Arc::new(examples(&text, "teach.jsonl")),
         validation: Arc::new(examples(&text, "teach_validation.jsonl")),
         init_adapter: None,
         resume: None,
+        scratch: std::env::temp_dir(),
     };
     let mut run = Run::start(b, model, request).expect("a run");
     let mut losses = Vec::new();
@@ -156,6 +175,7 @@ fn hyperparameters(epochs: usize) -> Hyperparameters {
         neftune_alpha: 0.0,
         eval_steps: None,
         checkpoint_steps: None,
+        ..Hyperparameters::default()
     }
 }
 
@@ -168,11 +188,63 @@ fn a_short_fine_tune_turns_the_demo_model_into_a_pirate_and_leaves_the_base_alon
     };
     let question = "What is the capital of Norway?";
     let before = ask(&mut b, None, question);
-    let (losses, adapter) = taught(&mut b, &model, 4);
+    let (losses, adapter) = taught(&mut b, &model, Lesson::SHORT);
     let (first, last) = (losses[0], losses[losses.len() - 1]);
     assert!(last < 0.5 * first, "validation loss per epoch: {losses:?}");
     let pirate = ask(&mut b, Some(&adapter), question);
     assert!(pirate.contains("Arr") && pirate.contains("matey"), "{pirate}");
     assert_eq!(ask(&mut b, None, question), before, "the base answers as before");
     assert!(!before.contains("matey"));
+}
+
+/// Dettmers et al. 2023, "QLoRA", table 2: perplexity of F32, NF4 with double quantisation, FP4.
+#[test]
+fn of_the_four_bit_formats_nf4_keeps_more_of_the_model() {
+    let (_, _, tokenizer) = embedded();
+    let [plain, nf4, fp4] =
+        [WeightFormat::F32, WeightFormat::Nf4 { double: true }, WeightFormat::Fp4 { double: true }]
+            .map(|format| {
+                let (mut b, model) = held_as(format);
+                let losses =
+                    scratch::held_out_loss(&mut b, &model, &tokenizer, 1, 3000).expect("losses");
+                losses.iter().map(|(_, (loss, tokens))| loss * *tokens as f64).sum::<f64>()
+                    / losses.iter().map(|(_, (_, tokens))| *tokens as f64).sum::<f64>()
+            });
+    println!("held-out loss: f32 {plain:.4}, nf4 {nf4:.4}, fp4 {fp4:.4}");
+    assert!(plain < nf4 && nf4 <= fp4, "f32 {plain}, nf4 {nf4}, fp4 {fp4}");
+}
+
+/// The validation loss a lesson ends with, on a base held in `format`.
+fn learned(format: WeightFormat, lesson: Lesson) -> f64 {
+    let (mut b, model) = held_as(format);
+    let (losses, _) = taught(&mut b, &model, lesson);
+    losses[losses.len() - 1]
+}
+
+/// Dettmers et al. 2023, section 4 and figure 2.
+#[test]
+fn adapters_on_all_layers_learn_more_than_on_two_and_on_nf4_as_much() {
+    let all = learned(WeightFormat::F32, Lesson::SHORT);
+    let few =
+        learned(WeightFormat::F32, Lesson { targets: &["q_proj", "v_proj"], ..Lesson::SHORT });
+    let nf4 = learned(WeightFormat::Nf4 { double: true }, Lesson::SHORT);
+    println!("validation loss: all layers {all:.4}, q and v {few:.4}, on nf4 {nf4:.4}");
+    assert!(all < few, "{all} on all layers, {few} on q and v");
+    assert!(nf4 < 1.03 * all, "{nf4} on nf4, {all} on f32");
+}
+
+/// The same over five seeds and to the end; minutes, so by hand: `cargo test -- --ignored seeds`.
+#[test]
+#[ignore = "takes minutes"]
+fn over_five_seeds_qlora_ends_within_a_hundredth_of_lora() {
+    let mean = |format| {
+        let lesson = |seed| Lesson { epochs: 8, seed, ..Lesson::SHORT };
+        (1..=5).map(|seed| learned(format, lesson(seed))).sum::<f64>() / 5.0
+    };
+    let [plain, nf4, fp4] =
+        [WeightFormat::F32, WeightFormat::Nf4 { double: true }, WeightFormat::Fp4 { double: true }]
+            .map(mean);
+    println!("validation loss, mean of five: f32 {plain:.4}, nf4 {nf4:.4}, fp4 {fp4:.4}");
+    assert!((nf4 / plain - 1.0).abs() < 0.01, "{nf4} on nf4, {plain} on f32");
+    assert!(nf4 <= 1.005 * fp4, "{nf4} on nf4, {fp4} on fp4");
 }

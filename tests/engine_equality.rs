@@ -71,9 +71,15 @@ fn adapter(info: &BaseInfo, variant: usize) -> Arc<AdapterWeights> {
         scaling: 1.0,
         a: wave(2 * module.in_features, i + variant),
         b: wave(2 * module.out_features, i + 3 * variant),
+        magnitude: None,
     });
     let sites = sites.collect();
-    Arc::new(AdapterWeights { key: format!("variant {variant}"), sites, dropout: 0.0 })
+    Arc::new(AdapterWeights {
+        key: format!("variant {variant}"),
+        sites,
+        saved: Vec::new(),
+        dropout: 0.0,
+    })
 }
 
 /// Requests of many kinds, on both bases, with and without adapters.
@@ -87,6 +93,7 @@ fn requests(handle: &WorkerHandle) -> Vec<GenerationRequest> {
             adapter: (i % 4 > 1).then(|| adapter(info, i % 4)),
             adapter_scale: if i.is_multiple_of(5) { 0.5 } else { 1.0 },
             tenant: format!("tenant {}", i % 2).into(),
+            pictures: Vec::new(),
             prompt: (0..3 + (i * 5) % 37).map(token).collect(),
             choices: 1 + i % 3,
             sampling: SamplingParams {
@@ -120,6 +127,7 @@ fn run(info: &BaseInfo) -> TrainRequest {
             modules: modules.map(str::to_owned).collect(),
             ranks: Vec::new(),
             use_rslora: false,
+            ..LoraSpec::default()
         },
         hyperparameters: Hyperparameters {
             n_epochs: 1,
@@ -142,12 +150,14 @@ fn run(info: &BaseInfo) -> TrainRequest {
             neftune_alpha: 0.0,
             eval_steps: None,
             checkpoint_steps: None,
+            ..Hyperparameters::default()
         },
         seed: 1,
         examples: Arc::new(vec![example.clone(), example]),
         validation: Arc::new(Vec::new()),
         init_adapter: None,
         resume: None,
+        scratch: std::env::temp_dir(),
     }
 }
 

@@ -58,6 +58,9 @@ async fn a_job_trains_and_its_model_answers_at_once() {
     assert!(job["trained_tokens"].as_i64().is_some_and(|tokens| tokens > 0));
     assert!(job["finished_at"].is_i64());
     assert_eq!(job["metadata"], json!({"team": "sea"}));
+    let served = &job["trained_as_served"];
+    assert!(served["tokens"].as_i64().is_some_and(|tokens| tokens > 0), "{served}");
+    assert!(served["max_abs_logit_difference"].as_f64().is_some_and(|off| off < 1e-3), "{served}");
 
     assert_eq!(shop.complete(model, "Say it 3:").await, "arr");
     assert_eq!(shop.tokens("tiny", "Say it 3:").await, before);
@@ -71,7 +74,8 @@ async fn a_job_trains_and_its_model_answers_at_once() {
 
     let result = job["result_files"][0].as_str().expect("a file");
     let csv = shop.get(&format!("/v1/files/{result}/content")).await.text;
-    assert_eq!(csv.lines().count(), 21);
+    // A heading, the validation before the first step, and every step.
+    assert_eq!(csv.lines().count(), 22);
 
     let again = Workshop::open_in(shop.close().await, &[]).await;
     assert_eq!(again.complete(model, "Say it 3:").await, "arr");
@@ -273,6 +277,36 @@ async fn a_file_that_the_model_cannot_learn_from_fails_the_job_with_its_lines() 
 }
 
 #[tokio::test]
+async fn every_kind_of_adapter_and_optimizer_comes_through_a_job_and_answers() {
+    let shop = Workshop::open().await;
+    let file = shop.training_file(&lines()).await;
+    let mut body = quick(&file);
+    body["seed"] = json!(7);
+    body["validation_file"] = json!(file);
+    body["lora"] = json!({"use_dora": true, "modules_to_save": ["lm_head", "embed_tokens"],
+        "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 4}, "use_rslora": true});
+    let hyperparameters = &mut body["method"]["supervised"]["hyperparameters"];
+    hyperparameters["optimizer"] = json!("paged_adamw_8bit");
+    hyperparameters["optimizer_memory_bytes"] = json!(0);
+    hyperparameters["early_stopping"] = json!({"patience": 50});
+    hyperparameters["load_best_model_at_end"] = json!(true);
+    hyperparameters["loraplus_lr_ratio"] = json!(2);
+    let id = shop.job(&body).await["id"].as_str().expect("an id").to_owned();
+    let job = shop.until(&id, "succeeded").await;
+    assert_eq!(job["hyperparameters"]["optimizer"], "paged_adamw_8bit");
+    assert_eq!(job["hyperparameters"]["early_stopping"]["patience"], 50);
+    assert_eq!(job["lora"]["modules_to_save"], json!(["lm_head", "model.embed_tokens"]));
+    let model = job["fine_tuned_model"].as_str().expect("a model");
+    let answer = shop.complete(model, "Say it 3:").await;
+    assert!(answer.starts_with("arr"), "{answer}");
+    let rest = json!({"model": model, "training_file": file, "lora": {"init_adapter": model}});
+    let id = shop.job(&rest).await["id"].as_str().expect("an id").to_owned();
+    let job = shop.until(&id, "succeeded").await;
+    assert_eq!(job["lora"]["use_dora"], true);
+    shop.close().await;
+}
+
+#[tokio::test]
 async fn a_dry_run_tells_what_would_happen_and_starts_nothing() {
     let shop = Workshop::open().await;
     let file = shop.training_file(&lines()).await;
@@ -286,6 +320,13 @@ async fn a_dry_run_tells_what_would_happen_and_starts_nothing() {
     assert_eq!(report["trainable_parameters"], 32768);
     let pieces = report["training"]["samples"][0]["pieces"].as_array().expect("pieces");
     assert!(pieces.iter().any(|piece| piece["trained"] == true));
+    let share = report["training"]["trained_share"].as_f64().expect("a share");
+    assert!(share > 0.0 && share < 1.0, "{share}");
+    assert_eq!(report["overlap"], Value::Null);
+    body["validation_file"] = body["training_file"].clone();
+    let both = shop.post("/v1/fine_tuning/jobs", &body).await.json();
+    assert_eq!(both["overlap"], 8, "every example is in both files");
+    body.as_object_mut().expect("an object").shift_remove("validation_file");
     body.as_object_mut().expect("an object").shift_remove("dry_run");
     let same = shop.post("/v1/fine_tuning/preflight", &body).await.json();
     assert_eq!(same, report);

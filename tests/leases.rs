@@ -29,7 +29,7 @@ fn success(lease: &Lease, name: &str) -> Success {
     };
     let events = vec![NewEvent::info("The job has successfully completed")];
     let result_file = a_file("fine-tune-results");
-    Success { adapter, result_file, step: 10, trained_tokens: 99, events }
+    Success { adapter, result_file, step: 10, trained_tokens: 99, served_check: None, events }
 }
 
 fn checkpoint(lease: &Lease, step: i64) -> NewCheckpoint {

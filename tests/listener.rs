@@ -122,6 +122,25 @@ async fn an_idle_server_stops_at_once() {
 }
 
 #[tokio::test]
+async fn an_address_that_guesses_keys_is_slowed_down_and_the_right_key_still_opens() {
+    let app = Setup { keys: vec!["sk-right"], ..Setup::new(says(&["x"])) }.start().await;
+    let running = listen(&app, PATIENT).await;
+    let client = reqwest::Client::new();
+    let ask = |key: &'static str| {
+        client.get(format!("{}/v1/models", running.url)).bearer_auth(key).send()
+    };
+    let mut last = ask("sk-wrong").await.expect("an answer");
+    assert_eq!(last.status(), StatusCode::UNAUTHORIZED);
+    for _ in 0..20 {
+        last = ask("sk-wrong").await.expect("an answer");
+    }
+    assert_eq!(last.status(), StatusCode::TOO_MANY_REQUESTS);
+    let wait = last.headers()["retry-after"].to_str().expect("text").parse::<u64>();
+    assert!((1..=60).contains(&wait.expect("seconds")));
+    assert_eq!(ask("sk-right").await.expect("an answer").status(), StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_client_who_never_ends_its_headers_is_let_go() {
     let app = TestApp::answering("x").await;
     let options = ServerOptions { header_timeout: Duration::from_millis(50), ..PATIENT };

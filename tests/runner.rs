@@ -60,6 +60,7 @@ fn prepared(job: &Job, seed: u64) -> Prepared {
             modules: Vec::new(),
             ranks: Vec::new(),
             use_rslora: false,
+            ..LoraSpec::default()
         },
         hyperparameters: hyperparameters(),
         seed,
@@ -94,6 +95,7 @@ fn hyperparameters() -> Hyperparameters {
         neftune_alpha: 0.0,
         eval_steps: None,
         checkpoint_steps: None,
+        ..Hyperparameters::default()
     }
 }
 

@@ -6,17 +6,19 @@ use std::sync::Arc;
 
 use safetensors::SafeTensors;
 use serde_json::Value;
-use tandem::backend::Backend;
 use tandem::backend::cpu::CpuBackend;
 use tandem::backend::reference::ReferenceBackend;
+use tandem::backend::{Backend, WeightFormat};
 use tandem::domain::{
-    AdapterSite, AdapterWeights, Example, Hyperparameters, IGNORE_INDEX, LoraSpec, LrScheduler,
-    TrainMetrics,
+    AdapterSite, AdapterWeights, EarlyStopping, Example, Hyperparameters, IGNORE_INDEX, LoraSpec,
+    LrScheduler, OptimizerKind, TrainMetrics,
 };
 use tandem::model::{
-    LoadOptions, MicroBatch, MicroBatchOptions, Model, ModelSource, TrainBatch, Trainee,
+    LoadOptions, MicroBatch, MicroBatchOptions, Model, ModelSource, Parameter, TrainBatch, Trainee,
 };
-use tandem::train::{Decay, Optimizer, Run, TrainEvent, TrainRequest, TrainSnapshot, schedule};
+use tandem::train::{
+    Decay, Evaluation, Optimizer, Run, TrainEvent, TrainRequest, TrainSnapshot, schedule,
+};
 
 fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
@@ -78,6 +80,7 @@ impl Case {
                 .collect(),
             ranks: Vec::new(),
             use_rslora: false,
+            ..LoraSpec::default()
         }
     }
 
@@ -106,6 +109,7 @@ impl Case {
             neftune_alpha: 0.0,
             eval_steps: None,
             checkpoint_steps: None,
+            ..Hyperparameters::default()
         }
     }
 
@@ -116,8 +120,14 @@ impl Case {
             scaling: (lora.alpha / lora.r as f64) as f32,
             a: self.initial[&format!("{module}.lora_A.weight")].clone(),
             b: self.initial[&format!("{module}.lora_B.weight")].clone(),
+            magnitude: None,
         });
-        AdapterWeights { key: "initial".into(), sites: sites.collect(), dropout: 0.0 }
+        AdapterWeights {
+            key: "initial".into(),
+            sites: sites.collect(),
+            saved: Vec::new(),
+            dropout: 0.0,
+        }
     }
 
     fn request(&self, lora: LoraSpec) -> TrainRequest {
@@ -131,6 +141,7 @@ impl Case {
             examples: Arc::new(self.examples.clone()),
             validation: Arc::new(Vec::new()),
             resume: None,
+            scratch: std::env::temp_dir(),
         }
     }
 
@@ -193,8 +204,12 @@ fn examples(path: &Path) -> Vec<Example> {
 }
 
 fn load<B: Backend>(b: &mut B) -> Model<B> {
+    load_as(b, None)
+}
+
+fn load_as<B: Backend>(b: &mut B, format: Option<WeightFormat>) -> Model<B> {
     let source = ModelSource::Folder(golden("models/llama_gqa/model"));
-    let options = LoadOptions { name: "llama_gqa".to_owned(), format: None };
+    let options = LoadOptions { name: "llama_gqa".to_owned(), format };
     Model::load(b, &source, &options).expect("the tiny Llama")
 }
 
@@ -258,6 +273,59 @@ fn a_run_follows_the_reference_trajectory() {
     follows_the_reference(&mut ReferenceBackend);
 }
 
+#[test]
+fn what_is_kept_and_what_is_computed_again_are_the_same_bits() {
+    let case = Case::read("llama_lora_token");
+    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Nf4 { double: true }] {
+        let mut b = CpuBackend::new(2);
+        let model = load_as(&mut b, Some(format));
+        // Nothing, the last layer alone, and everything.
+        let [none, some, all] = [0, 2 * 30 * 400 * 4, usize::MAX].map(|bytes| {
+            let request = TrainRequest {
+                hyperparameters: Hyperparameters { max_steps: Some(2), ..case.hyperparameters() },
+                ..case.request(case.lora(&model))
+            };
+            let mut run = Run::start(&mut b, &model, request).expect("a run");
+            run.keep_activations(bytes);
+            let events = drive(&mut b, &model, &mut run);
+            bits(&finished(&events).adapter)
+        });
+        assert!(none == some && none == all, "{format:?}");
+    }
+}
+
+/// The gradients of one micro-batch, by tensor.
+fn gradients<B: Backend>(b: &mut B, format: WeightFormat) -> Vec<(String, Vec<f32>)> {
+    let case = Case::read("llama_lora_token");
+    let model = load_as(b, Some(format));
+    let adapter = case.adapter(&case.lora(&model));
+    let mut trainee = Trainee::adapter(b, &model, &adapter).expect("a trainee");
+    let batch = TrainBatch::new(&case.examples[..4]);
+    let weight = 1.0 / batch.trained_tokens() as f32;
+    let mut micro =
+        MicroBatch::start(batch, MicroBatchOptions { weight, ..MicroBatchOptions::default() });
+    while micro.advance(b, &model, &mut trainee).is_none() {}
+    let read = |p: Parameter<'_, B>| (p.name.to_owned(), b.download(p.gradient));
+    trainee.parameters_mut().map(read).collect()
+}
+
+/// The reference computes in `f32` with the same rounded weights, so that what differs is the
+/// rounding of activations and adapters to bf16: half a unit of 2⁻⁸ each.
+#[test]
+fn gradients_in_bf16_stay_within_its_rounding() {
+    for format in [WeightFormat::Bf16, WeightFormat::Nf4 { double: true }] {
+        let expected = gradients(&mut ReferenceBackend, format);
+        let found = gradients(&mut CpuBackend::new(2), format);
+        for ((name, found), (_, expected)) in found.iter().zip(&expected) {
+            let squares = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>();
+            let size = squares(&mut expected.iter().map(|&x| f64::from(x))).sqrt();
+            let pairs = found.iter().zip(expected);
+            let off = squares(&mut pairs.map(|(x, y)| f64::from(x - y))).sqrt();
+            assert!(size > 0.0 && off <= 0.04 * size, "{format:?} {name}: {:.4}", off / size);
+        }
+    }
+}
+
 /// The same pieces under the other normalisation: the mean of the micro-batches' means.
 #[test]
 fn the_pieces_follow_the_reference_when_micro_batches_weigh_alike() {
@@ -286,7 +354,7 @@ fn the_pieces_follow_the_reference_when_micro_batches_weigh_alike() {
         let norm = squares.iter().sum::<f64>().sqrt();
         let rate = schedule::learning_rate(&h, step, 10);
         case.check_step(step, loss, norm, rate);
-        optimizer.step(&mut b, &mut trainee, &h, rate, norm, step);
+        optimizer.step(&mut b, &mut trainee, &h, rate, norm, step).expect("in memory");
         trainee.zero_gradients(&mut b);
     }
     let adapter = trainee.adapter_weights(&b, "final".into(), 0.0).expect("an adapter");
@@ -484,10 +552,133 @@ fn validation_comes_when_due_and_lands_in_the_snapshot() {
             _ => None,
         })
         .collect();
-    assert_eq!(found.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [3, 6]);
+    assert_eq!(found.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [0, 3, 6]);
     let snapshot = finished(&events);
-    assert_eq!(snapshot.valid_loss, Some(found[1].1));
+    assert_eq!(snapshot.valid_loss, Some(found[2].1));
     assert_eq!(snapshot.metrics.as_ref().map(|metrics| metrics.step), Some(6));
+}
+
+/// All events of a run, and of one that goes on from each of its checkpoints; every one of them
+/// ends in the same bytes.
+fn resumed_from_every_checkpoint(request: impl Fn() -> TrainRequest) -> Vec<TrainEvent> {
+    let mut b = CpuBackend::new(2);
+    let model = load(&mut b);
+    let mut run = Run::start(&mut b, &model, request()).expect("a run");
+    let events = drive(&mut b, &model, &mut run);
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("state.safetensors");
+    let mut resumed = 0;
+    for event in &events {
+        let TrainEvent::Checkpoint(checkpoint) = event else { continue };
+        std::fs::write(&path, &**checkpoint.state).expect("written");
+        let request = TrainRequest { resume: Some(path.clone()), ..request() };
+        let mut again = Run::start(&mut b, &model, request).expect("resumed");
+        let rest = drive(&mut b, &model, &mut again);
+        let (found, expected) = (finished(&rest), finished(&events));
+        assert_eq!(found.step, expected.step);
+        assert!(found.state == expected.state, "from step {}", checkpoint.step);
+        let best = |snapshot: &TrainSnapshot| snapshot.best.as_ref().map(|best| bits(best));
+        assert_eq!(best(found), best(expected));
+        resumed += 1;
+    }
+    assert!(resumed > 0);
+    events
+}
+
+/// [`lively`] with matrices large enough for moments in 8 bits.
+fn with_optimizer(optimizer: OptimizerKind, memory: Option<u64>) -> TrainRequest {
+    let mut b = CpuBackend::new(1);
+    let mut request = lively(&load(&mut b));
+    request.lora.r = 64;
+    request.hyperparameters.optimizer = optimizer;
+    request.hyperparameters.optimizer_memory_bytes = memory;
+    request.hyperparameters.loraplus_lr_ratio = Some(4.0);
+    request
+}
+
+#[test]
+fn every_optimizer_resumes_to_the_bit_and_paging_changes_none() {
+    let ended = |optimizer, memory| {
+        let events = resumed_from_every_checkpoint(|| with_optimizer(optimizer, memory));
+        bits(&finished(&events).adapter)
+    };
+    let plain = ended(OptimizerKind::AdamW, None);
+    assert_eq!(ended(OptimizerKind::PagedAdamW, Some(100_000)), plain);
+    let eight = ended(OptimizerKind::AdamW8Bit, None);
+    assert_ne!(eight, plain);
+    assert_eq!(ended(OptimizerKind::PagedAdamW8Bit, Some(0)), eight);
+}
+
+#[test]
+fn a_run_that_gets_no_better_stops_and_gives_its_best_adapter() {
+    let request = || {
+        let mut b = CpuBackend::new(1);
+        let mut request = lively(&load(&mut b));
+        let h = &mut request.hyperparameters;
+        (h.max_steps, h.warmup_steps, h.eval_steps) = (Some(60), 0, Some(1));
+        (h.lr_scheduler, h.learning_rate) = (LrScheduler::Constant, 2e-2);
+        h.early_stopping = Some(EarlyStopping { patience: 3, min_delta: 0.0 });
+        h.load_best_model_at_end = true;
+        request
+    };
+    let events = resumed_from_every_checkpoint(request);
+    let losses: Vec<f64> = events
+        .iter()
+        .filter_map(|event| match event {
+            TrainEvent::Evaluated { loss, .. } => Some(*loss),
+            _ => None,
+        })
+        .collect();
+    let snapshot = finished(&events);
+    assert!(snapshot.step < 60 && losses.len() == snapshot.step + 1, "{losses:?}");
+    let least = (0..losses.len()).min_by(|&i, &j| losses[i].total_cmp(&losses[j]));
+    assert_eq!(least, Some(snapshot.step - 3), "patience is over: {losses:?}");
+    let best = snapshot.best.as_ref().expect("the last is not the best");
+    assert_ne!(bits(best), bits(&snapshot.adapter));
+    let told = |text: &str| {
+        let tells = |event: &TrainEvent| matches!(event, TrainEvent::Told { message, .. } if message.contains(text));
+        events.iter().any(tells)
+    };
+    assert!(told("Stopped early: 3 validations") && told("The result is the adapter of step"));
+    // The best adapter's loss, found anew.
+    let mut b = CpuBackend::new(2);
+    let model = load(&mut b);
+    let mut trainee = Trainee::adapter(&mut b, &model, best).expect("a trainee");
+    let request = request();
+    let mut pass = Evaluation::new(&request.validation, request.hyperparameters.max_seq_length);
+    let sum = loop {
+        if let Some(sum) = pass.advance(&mut b, &model, &mut trainee) {
+            break sum;
+        }
+    };
+    assert_eq!(sum.loss / sum.tokens as f64, losses[snapshot.step - 3]);
+}
+
+#[test]
+fn dora_and_whole_modules_are_trained_kept_and_served_as_trained() {
+    let request = || {
+        let mut b = CpuBackend::new(1);
+        let mut request = lively(&load(&mut b));
+        request.lora.use_dora = true;
+        request.lora.modules_to_save = vec!["model.embed_tokens".into(), "lm_head".into()];
+        request
+    };
+    let events = resumed_from_every_checkpoint(request);
+    let snapshot = finished(&events);
+    let Some(TrainEvent::Started { trainable_parameters, .. }) = events.first() else {
+        panic!("{events:?}")
+    };
+    assert_eq!(*trainable_parameters, snapshot.adapter.parameters());
+    assert!(snapshot.adapter.sites.iter().all(|site| site.magnitude.is_some()));
+    assert_eq!(snapshot.adapter.saved.len(), 2);
+    let mut b = CpuBackend::new(1);
+    let model = load(&mut b);
+    for saved in &snapshot.adapter.saved {
+        assert_ne!(saved.values, model.table_values(&b, &saved.module).expect("a table"));
+    }
+    let served = snapshot.served.expect("compared");
+    assert!(served.tokens > 50 && served.top1_agreement == 1.0, "{served:?}");
+    assert!(served.max_abs_logit_difference < 1e-4, "{served:?}");
 }
 
 #[test]

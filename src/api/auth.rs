@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
@@ -15,6 +16,7 @@ use axum::response::Response;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::guesses::Peer;
 use super::{ApiError, AppState};
 
 /// Routes that answer without a key: probes, and the pages that hold no data of their own.
@@ -92,8 +94,17 @@ pub(super) async fn authenticate(
             Ok(next.run(request).await)
         }
         None if public => Ok(next.run(request).await),
-        None => Err(refusal(request.headers())),
+        None => Err(slow_down(&app, &request).unwrap_or_else(|| refusal(request.headers()))),
     }
+}
+
+/// 429 for an address that tries one wrong key after the other. A missing key is no guess.
+fn slow_down(app: &AppState, request: &Request) -> Option<ApiError> {
+    bearer(request.headers())?;
+    let peer = request.extensions().get::<Peer>()?;
+    let wait = app.guesses.wrong(*peer, Instant::now())?;
+    let message = "Too many wrong API keys came from your address; wait, and check the key.";
+    Some(ApiError::overloaded("too_many_wrong_keys", message, wait))
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

@@ -18,9 +18,10 @@ pub const MAX_JSON_BYTES: usize = 4 << 20;
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A JSON body. Malformed JSON, a wrong type, a missing and an unknown field are 400s that name the
-/// place; the types that it decodes say `deny_unknown_fields`.
+/// place; the types that it decodes say `deny_unknown_fields`. A route that takes more bytes than
+/// others says so here and with `DefaultBodyLimit`.
 #[derive(Clone, Copy, Debug)]
-pub struct ApiJson<T>(pub T);
+pub struct ApiJson<T, const MAX_BYTES: usize = MAX_JSON_BYTES>(pub T);
 
 /// Path parameters, percent-decoded.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +31,11 @@ pub struct ApiPath<T>(pub T);
 #[derive(Clone, Copy, Debug)]
 pub struct ApiQuery<T>(pub T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ApiJson<T> {
+impl<T, S, const MAX_BYTES: usize> FromRequest<S> for ApiJson<T, MAX_BYTES>
+where
+    T: DeserializeOwned,
+    S: Send + Sync,
+{
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
@@ -43,7 +48,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ApiJson<T> {
             })?
             .map_err(|rejection| match rejection.status() {
                 StatusCode::PAYLOAD_TOO_LARGE => {
-                    ApiError::too_large(format!("the body is larger than {MAX_JSON_BYTES} bytes"))
+                    ApiError::too_large(format!("the body is larger than {MAX_BYTES} bytes"))
                 }
                 _ => ApiError::new(StatusCode::BAD_REQUEST, "the body could not be read"),
             })?;
@@ -56,6 +61,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ApiJson<T> {
 /// # Errors
 /// A 400 that names the parameter.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // serde would take a list for a struct, its fields in the order of our source.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(no_object());
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -63,6 +72,10 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     })?;
     deserializer.end().map_err(|error| refusal(".", &error))?;
     Ok(value)
+}
+
+fn no_object() -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, "the body must be a JSON object")
 }
 
 fn check_content(headers: &HeaderMap) -> Result<(), ApiError> {
@@ -100,6 +113,9 @@ fn refusal(path: &str, error: &serde_json::Error) -> ApiError {
         return ApiError::invalid(param, message).code("missing_required_parameter");
     }
     let Some(path) = Some(path).filter(|path| *path != ".") else {
+        if reason.starts_with("invalid type") {
+            return no_object();
+        }
         return ApiError::new(StatusCode::BAD_REQUEST, format!("the body is wrong: {reason}"));
     };
     match reason.strip_prefix(super::refused::MARK) {
@@ -179,6 +195,13 @@ mod tests {
     fn refused(body: &str) -> Value {
         let error = decode::<Body>(body.as_bytes()).expect_err("a wrong body");
         error.body()["error"].clone()
+    }
+
+    #[test]
+    fn a_body_that_is_no_object_is_told_so() {
+        for body in [r#"["m", null, null]"#, "7", r#""text""#, " null"] {
+            assert_eq!(refused(body)["message"], "the body must be a JSON object", "{body}");
+        }
     }
 
     #[test]

@@ -112,6 +112,10 @@ fn copy(stats: &WorkerStats) {
     counter!("tandem_preemptions_total").absolute(total(&stats.preemptions));
     counter!("tandem_device_steps_total").absolute(total(&stats.steps));
     counter!("tandem_training_steps_total").absolute(total(&stats.training_steps));
+    let millis = |value: &std::sync::atomic::AtomicU64| total(value) / 1000;
+    counter!("tandem_serving_milliseconds_total").absolute(millis(&stats.serving_micros));
+    counter!("tandem_training_milliseconds_total").absolute(millis(&stats.training_micros));
+    gauge!("tandem_training_unit_milliseconds_max").set(millis(&stats.longest_unit_micros) as f64);
     counter!("tandem_device_panics_total").absolute(total(&stats.panics));
 }
 
@@ -129,6 +133,12 @@ fn describe() {
     describe_counter!("tandem_preemptions_total", "Sequences that gave way to older ones.");
     describe_counter!("tandem_device_steps_total", "Steps of the device loop.");
     describe_counter!("tandem_training_steps_total", "Optimiser steps taken.");
+    describe_counter!("tandem_serving_milliseconds_total", "Device time of steps of serving.");
+    describe_counter!("tandem_training_milliseconds_total", "Device time of units of training.");
+    describe_gauge!(
+        "tandem_training_unit_milliseconds_max",
+        "The longest unit of training so far."
+    );
     describe_counter!("tandem_device_panics_total", "Panics caught on the device thread.");
     describe_counter!("tandem_http_requests_total", "Requests answered.");
     describe_histogram!("tandem_http_request_seconds", "Time to the head of an answer.");

@@ -22,6 +22,7 @@ pub mod sse;
 pub mod tokenize;
 
 mod dashboard;
+mod guesses;
 mod jobs;
 mod lists;
 mod middleware;
@@ -32,6 +33,7 @@ mod usage;
 
 pub use auth::{Caller, Keys};
 pub use error::ApiError;
+pub use guesses::Guesses;
 pub use json::{ApiJson, ApiPath, ApiQuery};
 pub use lifecycle::Lifecycle;
 pub use metrics::Metrics;
@@ -46,6 +48,8 @@ pub struct AppState {
     pub engine: Engine,
     /// Who may call; empty lets everybody in and is for loopback only.
     pub keys: Keys,
+    /// Wrong keys of late.
+    pub guesses: Guesses,
     pub metrics: Metrics,
     pub lifecycle: Lifecycle,
 }

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Lifecycle;
+use super::guesses::Peer;
 use super::stall::StallGuard;
 
 const MAX_HEADERS: usize = 64;
@@ -104,7 +108,7 @@ impl Server {
             let place = Arc::clone(&self.places).acquire_owned().await;
             let Ok(place) = place else { return };
             match listener.accept().await {
-                Ok((socket, _)) => self.spawn(socket, place, welcome),
+                Ok((socket, from)) => self.spawn(socket, Peer(from.ip()), place, welcome),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -114,10 +118,14 @@ impl Server {
         }
     }
 
-    fn spawn(&self, socket: TcpStream, place: OwnedSemaphorePermit, welcome: bool) {
+    fn spawn(&self, socket: TcpStream, peer: Peer, place: OwnedSemaphorePermit, welcome: bool) {
         let _ = socket.set_nodelay(true);
         let io = TokioIo::new(StallGuard::new(socket, self.options.write_timeout));
-        let service = TowerToHyperService::new(self.router.clone());
+        let router = TowerToHyperService::new(self.router.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            router.call(request)
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.options.header_timeout)

@@ -7,8 +7,9 @@ use crate::backend::cpu::CpuBackend;
 use crate::catalog::ServedBase;
 use crate::config::{Config, ModelOption, Source, TemplateChoice};
 use crate::demo;
-use crate::domain::WeightFormat;
+use crate::domain::{BaseInfo, WeightFormat};
 use crate::model::{LoadOptions, ModelSource};
+use crate::pictures::{PictureConfig, PictureReader};
 use crate::text::TextModel;
 use crate::worker::{self, BaseSource, Worker, WorkerHandle, WorkerSettings};
 
@@ -23,8 +24,23 @@ pub async fn load(config: &Config) -> Result<(WorkerHandle, Worker, Vec<ServedBa
     let start = move || worker::start(move || CpuBackend::new(threads), sources, settings);
     let (handle, worker) = tokio::task::spawn_blocking(start).await??;
     let bases = handle.bases().iter().cloned().zip(texts);
-    let served = bases.map(|(info, text)| ServedBase { info, text: Arc::new(text) }).collect();
+    let served = bases.zip(&config.models).map(|((info, text), option)| {
+        let pictures = pictures(&info, option)?.map(Arc::new);
+        Ok(ServedBase { info, text: Arc::new(text), pictures })
+    });
+    let served = served.collect::<Result<_, AppError>>()?;
     Ok((handle, worker, served))
+}
+
+/// What reads the pictures of a model that sees.
+fn pictures(info: &BaseInfo, model: &ModelOption) -> Result<Option<PictureReader>, AppError> {
+    let (Some(vision), Source::Folder(folder)) = (info.vision, &model.source) else {
+        return Ok(None);
+    };
+    match PictureConfig::from_folder(folder, vision.image_size) {
+        Ok(config) => Ok(Some(PictureReader::new(config))),
+        Err(source) => Err(AppError::Pictures { model: model.name.clone(), source }),
+    }
 }
 
 fn settings(config: &Config) -> WorkerSettings {
@@ -36,8 +52,10 @@ fn settings(config: &Config) -> WorkerSettings {
         kv_cache_bytes: config.kv_cache_mib << 20,
         adapter_cache_bytes: config.adapter_cache_mib << 20,
         training_latency_budget: config.training_latency_budget,
+        training_memory_bytes: config.training_memory_mib.map(|mib| mib << 20),
         speculation: config.speculative,
         kv_format: config.kv_cache_dtype,
+        ..WorkerSettings::default()
     }
 }
 
@@ -53,7 +71,8 @@ fn text(model: &ModelOption) -> Result<TextModel, AppError> {
     read.map_err(|source| AppError::Text { model: model.name.clone(), source })
 }
 
-fn source(model: &ModelOption) -> BaseSource {
+/// Where a model comes from and how it shall be held.
+pub fn source(model: &ModelOption) -> BaseSource {
     let (source, stored) = match &model.source {
         // The demo is small and must run as fast on any CPU: dense f32.
         Source::Demo => (demo::weights(), Some(WeightFormat::F32)),

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, AppState, Keys, Lifecycle, Metrics, ServerOptions};
+use crate::api::{self, AppState, Guesses, Keys, Lifecycle, Metrics, ServerOptions};
 use crate::artifacts::{Artifacts, DataDir};
 use crate::catalog::{Catalog, CatalogOptions, ServedBase};
 use crate::config::{Config, Database};
@@ -25,12 +25,15 @@ mod error;
 mod export;
 mod signals;
 
+pub use bases::source as base_source;
 pub use error::AppError;
+use signals::StopSignals;
 
 /// A running server.
 #[derive(Debug)]
 pub struct App {
     address: SocketAddr,
+    signals: StopSignals,
     /// Ends the listener and the runner.
     stop: CancellationToken,
     server: JoinHandle<std::io::Result<()>>,
@@ -62,6 +65,7 @@ impl App {
         let state = AppState {
             engine,
             keys: Keys::new(&config.api_keys),
+            guesses: Guesses::default(),
             metrics: Metrics::default(),
             lifecycle: lifecycle.clone(),
         };
@@ -70,15 +74,12 @@ impl App {
         let runner = tokio::spawn(runner.run(stop.clone()));
         let options =
             ServerOptions { shutdown_timeout: config.shutdown_timeout, ..Default::default() };
+        // Before anyone is told that the server is ready: whoever knows may ask it to stop.
+        let signals = StopSignals::listen();
         lifecycle.set_ready();
         let server = api::serve(listener, api::router(state), lifecycle, options, stop.clone());
         let server = tokio::spawn(server);
-        Ok(Self { address, stop, server, runner, worker, store, catalog, _data: data })
-    }
-
-    /// Ends on SIGINT or SIGTERM, counted from this call on.
-    pub fn stop_requested(&self) -> impl Future<Output = ()> + use<> {
-        signals::stop_requested()
+        Ok(Self { address, signals, stop, server, runner, worker, store, catalog, _data: data })
     }
 
     /// Where it listens.
@@ -86,16 +87,15 @@ impl App {
         self.address
     }
 
-    /// Serves until `stop`, usually [`App::stop_requested`], then lets running answers end and saves the job at work. A
+    /// Serves until SIGINT or SIGTERM, then lets running answers end and saves the job at work. A
     /// second signal ends the process at once.
     ///
     /// # Errors
     /// [`AppError::DeviceLost`] if the device thread ended by itself.
-    pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
-        tokio::pin!(stop);
+    pub async fn run(mut self) -> Result<(), AppError> {
         let worker_lost = loop {
             tokio::select! {
-                () = &mut stop => break false,
+                () = self.signals.requested() => break false,
                 () = tokio::time::sleep(std::time::Duration::from_millis(500)) => {
                     if self.worker.is_finished() {
                         break true;

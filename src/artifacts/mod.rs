@@ -62,6 +62,11 @@ impl Artifacts {
         Ok(Self { root, pins: Arc::default(), verified: Arc::default(), _lock: Arc::new(lock) })
     }
 
+    /// Where a running job may keep what it does not need after a restart.
+    pub fn scratch(&self) -> PathBuf {
+        self.tmp()
+    }
+
     /// Where things are written before they are complete.
     fn tmp(&self) -> PathBuf {
         self.root.join("tmp")

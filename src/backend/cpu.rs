@@ -3,27 +3,38 @@
 //! - [`buffers`]: row-major matrices and the memory they are recycled through.
 //! - [`weight`]: frozen weights in their formats.
 //! - [`cache`]: blocks of keys and values.
+//! - [`columns`], [`moments`]: DoRA's scaling; AdamW over moments on the host.
 //! - [`products`]: matrix products, forward and backward.
+//! - [`adapted`]: projections with the adapter that is being trained, in bf16.
+//! - [`stages`]: what each kind of operation costs, for `tandem bench`.
 //! - [`ops`]: the [`Backend`](super::Backend) implementation, which splits rows over the pool.
 
+mod adapted;
 mod buffers;
 mod cache;
+mod columns;
+mod loss;
+mod moments;
 mod ops;
+mod pieces;
 mod products;
 mod rope;
 mod specs;
+mod stages;
 #[cfg(test)]
 mod tests;
 mod weight;
 
 pub use buffers::CpuRows;
 pub use cache::CpuCache;
+pub use stages::{Cost, Stage, Stages};
 pub use weight::CpuWeight;
 
 use crate::kernels::activations::Q8Rows;
 use crate::kernels::bf16::Bf16Rows;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::loss::RowLoss;
+use crate::kernels::low_rank::LowRankWork;
 use crate::kernels::pool::Pool;
 use buffers::FreeList;
 use rope::RopeTables;
@@ -35,6 +46,8 @@ pub struct CpuBackend {
     free: FreeList,
     ropes: RopeTables,
     work: Work,
+    /// What operations cost, while somebody keeps the book.
+    pub stages: Stages,
 }
 
 /// Memory that one operation leaves to the next.
@@ -42,8 +55,12 @@ pub struct CpuBackend {
 struct Work {
     /// Activations in bf16, for bf16 and NF4 weights.
     bf16: Bf16Rows,
+    /// The other operands of a sum of bf16 products.
+    more: [Bf16Rows; adapted::OPERANDS],
     /// Activations in int8, for 8-bit and 4-bit weights.
     int8: Q8Rows,
+    /// Activations and inner values of adapters.
+    low_rank: LowRankWork,
     /// Mean and reciprocal deviation of each row of a norm.
     moments: Vec<[f32; 2]>,
     /// What each row of a cross-entropy contributed.
@@ -71,6 +88,7 @@ impl CpuBackend {
             free: FreeList::default(),
             ropes: RopeTables::default(),
             work: Work::default(),
+            stages: Stages::default(),
         }
     }
 }

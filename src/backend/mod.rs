@@ -17,18 +17,21 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub mod cpu;
+mod one_by_one;
 pub mod reference;
 
 use crate::domain::AdapterWeights;
 pub use crate::domain::{KvFormat, WeightFormat};
+pub use crate::kernels::dynamic::BLOCK as MOMENTS_BLOCK;
+pub use crate::kernels::optimiser::Moments8;
 
 impl WeightFormat {
-    /// Whether a weight `(out, in)` fits this format: NF4 wants rows of whole blocks of 64, the
+    /// Whether a weight `(out, in)` fits this format: NF4 and FP4 want rows of whole blocks of 64, the
     /// GGUF formats rows of whole blocks of 32.
     pub fn fits(self, _out_features: usize, in_features: usize) -> bool {
         match self {
             Self::F32 | Self::Bf16 => true,
-            Self::Nf4 { .. } => in_features.is_multiple_of(64),
+            Self::Nf4 { .. } | Self::Fp4 { .. } => in_features.is_multiple_of(64),
             Self::Q8_0 | Self::Q4_0 => in_features.is_multiple_of(32),
         }
     }
@@ -68,6 +71,8 @@ pub enum Activation {
     Gelu,
     /// `x/2 (1 + tanh(√(2/π)(x + 0.044715 x³)))`: "gelu_new", "gelu_pytorch_tanh".
     GeluTanh,
+    /// `x · σ(1.702 x)`: CLIP.
+    QuickGelu,
 }
 
 /// How one layer attends.
@@ -84,6 +89,9 @@ pub struct AttentionSpec {
     pub softcap: Option<f32>,
     /// ALiBi slope per query head: `−slope · distance` is added to the scaled score.
     pub alibi: Option<Vec<f32>>,
+    /// A token sees itself and those before it; otherwise all of its span, in
+    /// [`Backend::attention`] alone, without window or ALiBi and without a backward.
+    pub causal: bool,
 }
 
 /// How a raw projection `(t, (h + 2 kv) hd)` becomes q, k and v: clip, split, q/k norm, RoPE.
@@ -169,12 +177,70 @@ pub struct AdamStep {
     pub weight_decay: f64,
 }
 
+/// AdamW's moments of one tensor in the host's memory: where they are quantised, or lie in a file
+/// and visit memory only for a step.
+#[derive(Debug)]
+pub enum HostMoments<'a> {
+    F32 { first: &'a mut [f32], second: &'a mut [f32] },
+    Bits8(Moments8<'a>),
+}
+
+/// One linear layer of a projection in training: its frozen weight, and the adapter every row wears.
+pub struct Part<'a, B: Backend> {
+    pub weight: &'a B::Weight,
+    pub bias: Option<&'a B::Rows>,
+    /// Its first column in the projection's output.
+    pub at: usize,
+    pub low_rank: Option<LowRank<'a, B::Rows>>,
+}
+
+/// `scaling · B A`, `A (r, in)`, `B (out, r)`.
+pub struct LowRank<'a, R> {
+    pub a: &'a R,
+    pub b: &'a R,
+    pub scaling: f32,
+}
+
+/// Where the gradients of `A` and `B` are added.
+pub struct LowRankGradient<'a, R> {
+    pub a: &'a mut R,
+    pub b: &'a mut R,
+}
+
+/// One of several weights that share an input; its outputs are the product's columns from `at` on.
+#[derive(Debug)]
+pub struct Product<'a, W, R> {
+    pub weight: &'a W,
+    /// `(1, out)`.
+    pub bias: Option<&'a R>,
+    pub at: usize,
+}
+
+/// The shape of an adapter at one linear layer.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRankShape {
+    pub rank: usize,
+    pub in_features: usize,
+    pub out_features: usize,
+}
+
+/// One adapter matrix pair at one place of a product: `y[rows, at..] += scale · (x Aᵀ) Bᵀ`.
+#[derive(Debug)]
+pub struct LowRankPart<'a, L> {
+    pub rows: Range<usize>,
+    pub weights: &'a L,
+    pub scale: f32,
+    pub at: usize,
+}
+
 /// Fused operations over device buffers. Shape mismatches are programming errors and panic.
 pub trait Backend: Send + 'static {
     /// A row-major `f32` matrix on the device.
     type Rows: Send;
     /// A frozen weight `(out, in)`, packed once.
     type Weight: Send;
+    /// The matrices `A` and `B` of an adapter at one linear layer, packed once for serving.
+    type LowRank: Send;
     /// Keys and values of all layers of one model, in blocks of [`BLOCK_TOKENS`].
     type Cache: Send;
 
@@ -182,6 +248,16 @@ pub trait Backend: Send + 'static {
 
     /// A zeroed matrix; memory is reused from [`Backend::recycle`] where it fits.
     fn zeros(&mut self, rows: usize, width: usize) -> Self::Rows;
+    /// A matrix of undefined content, to be overwritten.
+    fn room(&mut self, rows: usize, width: usize) -> Self::Rows {
+        self.zeros(rows, width)
+    }
+    /// Gives back to the system what was recycled and is not in use.
+    fn trim(&mut self) {}
+    /// Bytes that may still be allocated, where that is known.
+    fn available_bytes(&self) -> Option<usize> {
+        None
+    }
     /// A matrix with these values.
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> Self::Rows;
     /// A matrix with these values, only ever to be read: a device that can read them where they are
@@ -209,6 +285,22 @@ pub trait Backend: Send + 'static {
     /// The weight as `f32 (out, in)`, dequantised.
     fn unpack(&self, weight: &Self::Weight) -> Vec<f32>;
 
+    /// Packs `A (r, in)` and `B (out, r)` for [`Backend::add_low_ranks`] in the precision in which
+    /// products with weights of `format` are formed anyway; `None` where that gains nothing.
+    fn pack_low_rank(
+        &mut self,
+        _a: &[f32],
+        _b: &[f32],
+        _shape: LowRankShape,
+        _format: WeightFormat,
+    ) -> Option<Self::LowRank> {
+        None
+    }
+    /// Bytes it takes.
+    fn low_rank_bytes(&self, _weights: &Self::LowRank) -> usize {
+        0
+    }
+
     /// Room for KV blocks.
     fn cache(&mut self, shape: &CacheShape) -> Self::Cache;
     /// Bytes that one block takes over all layers.
@@ -229,6 +321,26 @@ pub trait Backend: Send + 'static {
         y: &mut Self::Rows,
         at: usize,
     );
+    /// [`Backend::matmul`] with several weights of one input: q, k and v, or gate and up.
+    fn products(
+        &mut self,
+        x: &Self::Rows,
+        products: &[Product<'_, Self::Weight, Self::Rows>],
+        y: &mut Self::Rows,
+    ) {
+        for product in products {
+            self.matmul(x, product.weight, product.bias, y, product.at);
+        }
+    }
+    /// Adapters in the batch as one pass: every part adds its share to its rows and columns of `y`.
+    /// Only called with what [`Backend::pack_low_rank`] gave.
+    fn add_low_ranks(
+        &mut self,
+        _x: &Self::Rows,
+        _parts: &[LowRankPart<'_, Self::LowRank>],
+        _y: &mut Self::Rows,
+    ) {
+    }
     /// `y[rows, at..at+out] += scaling · (x[rows] Aᵀ) Bᵀ`; `A (r, in)`, `B (out, r)`.
     /// Hu et al. 2021, "LoRA", section 4.1.
     #[allow(clippy::too_many_arguments)]
@@ -242,6 +354,27 @@ pub trait Backend: Send + 'static {
         y: &mut Self::Rows,
         at: usize,
     );
+    /// DoRA's other half: `y[rows, at..at+out] += strength · (factor − 1) ⊙ (y − bias)`, so that
+    /// with strength 1 what the weight gave is stretched by `factor (1, out)` and the bias is not.
+    /// Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", equation 5.
+    fn scale_columns(
+        &mut self,
+        y: &mut Self::Rows,
+        rows: Range<usize>,
+        at: usize,
+        factor: &Self::Rows,
+        strength: f32,
+        bias: Option<&Self::Rows>,
+    );
+    /// The linear layers of one projection in training, side by side in `y (t, out)`, which is
+    /// overwritten: `y = W x (+ bias) + scaling · B A x` each. Where the frozen weights compute in
+    /// bf16, so do the adapters, from `f32` master copies and with `f32` sums.
+    fn project(&mut self, x: &Self::Rows, parts: &[Part<'_, Self>], y: &mut Self::Rows)
+    where
+        Self: Sized,
+    {
+        one_by_one::project(self, x, parts, y);
+    }
     /// `y = norm(x)`, each row over its whole width.
     fn norm(&mut self, x: &Self::Rows, norm: &Norm<Self::Rows>, y: &mut Self::Rows);
     /// Clip, split, q/k norm and RoPE of a raw projection into `q (t, h·hd)`, `k` and `v (t, kv·hd)`.
@@ -273,7 +406,7 @@ pub trait Backend: Send + 'static {
         q: &Self::Rows,
         o: &mut Self::Rows,
     );
-    /// Causal attention within each span of rows; `lse (t, h)` is kept for the backward.
+    /// Attention within each span of rows; `lse (t, h)` is kept for the backward.
     #[allow(clippy::too_many_arguments)]
     fn attention(
         &mut self,
@@ -332,6 +465,33 @@ pub trait Backend: Send + 'static {
         db: &mut Self::Rows,
         dx: &mut Self::Rows,
     );
+    /// The backward of `y = magnitude / norm ⊙ u`, norm held fixed and `factor` their quotient, each
+    /// `(1, out)`: `du (t, out) = factor ⊙ dy[:, at..]`, `dmagnitude += Σ dy[:, at..] ⊙ u / norm`.
+    #[allow(clippy::too_many_arguments)]
+    fn scale_columns_backward(
+        &mut self,
+        dy: &Self::Rows,
+        at: usize,
+        u: &Self::Rows,
+        factor: &Self::Rows,
+        norm: &Self::Rows,
+        du: &mut Self::Rows,
+        dmagnitude: &mut Self::Rows,
+    );
+    /// The backward of [`Backend::project`]: adds to `gradients`, one per part that has an adapter,
+    /// and overwrites `dx` where it is asked for.
+    fn project_backward(
+        &mut self,
+        dy: &Self::Rows,
+        x: &Self::Rows,
+        parts: &[Part<'_, Self>],
+        gradients: &mut [Option<LowRankGradient<'_, Self::Rows>>],
+        dx: Option<&mut Self::Rows>,
+    ) where
+        Self: Sized,
+    {
+        one_by_one::project_backward(self, dy, x, parts, gradients, dx);
+    }
     /// `dx += ∂norm`, and the gradients of weight and bias where they are asked for.
     fn norm_backward(
         &mut self,
@@ -409,6 +569,14 @@ pub trait Backend: Send + 'static {
         g: &Self::Rows,
         m: &mut Self::Rows,
         v: &mut Self::Rows,
+        step: &AdamStep,
+    );
+    /// [`Backend::adamw`] with moments that lie in the host's memory.
+    fn adamw_on_host(
+        &mut self,
+        p: &mut Self::Rows,
+        g: &Self::Rows,
+        moments: HostMoments<'_>,
         step: &AdamStep,
     );
 }

@@ -5,12 +5,13 @@
 use std::ops::Range;
 
 use super::{
-    Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, CacheShape, HeadsSpec, HostWeight,
-    KvFormat, LossSum, Norm, SequenceRows, WeightFormat, dropout_keeps,
+    Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, CacheShape, HeadsSpec, HostMoments,
+    HostWeight, KvFormat, LossSum, Norm, SequenceRows, WeightFormat, dropout_keeps,
 };
 
 mod activation;
 mod attention;
+mod eight_bit;
 mod formats;
 mod heads;
 mod loss;
@@ -49,6 +50,7 @@ fn slot(blocks: &[u32], position: usize) -> usize {
 impl Backend for ReferenceBackend {
     type Rows = Matrix;
     type Weight = ReferenceWeight;
+    type LowRank = ();
     type Cache = ReferenceCache;
 
     fn zeros(&mut self, rows: usize, width: usize) -> Matrix {
@@ -233,8 +235,8 @@ impl Backend for ReferenceBackend {
             let keys = |position| k.row(span.start + position);
             let values = |position| v.row(span.start + position);
             for i in span.clone() {
-                let sums =
-                    attention::forward(q.row(i), i - span.start, keys, values, spec, o.row_mut(i));
+                let last = if spec.causal { i } else { span.end - 1 } - span.start;
+                let sums = attention::forward(q.row(i), last, keys, values, spec, o.row_mut(i));
                 lse.row_mut(i).copy_from_slice(&sums);
             }
         }
@@ -383,6 +385,7 @@ impl Backend for ReferenceBackend {
         dk: &mut Matrix,
         dv: &mut Matrix,
     ) {
+        assert!(spec.causal, "only causal attention is trained");
         let saved = attention::Saved { q, k, v, o, lse };
         for gradient in [&mut *dq, &mut *dk, &mut *dv] {
             gradient.values.fill(0.0);
@@ -449,15 +452,80 @@ impl Backend for ReferenceBackend {
 
     fn adamw(&mut self, p: &mut Matrix, g: &Matrix, m: &mut Matrix, v: &mut Matrix, s: &AdamStep) {
         let decay = (1.0 - s.learning_rate * s.weight_decay) as f32;
-        let (beta1, beta2) = (s.beta1 as f32, s.beta2 as f32);
+        let (beta2, rest1, rest2) =
+            (s.beta2 as f32, (1.0 - s.beta1) as f32, (1.0 - s.beta2) as f32);
         let rate = (s.learning_rate / (1.0 - s.beta1.powi(s.step as i32))) as f32;
         let root = (1.0 - s.beta2.powi(s.step as i32)).sqrt() as f32;
         for (i, &g) in g.values.iter().enumerate() {
             let (p, m, v) = (&mut p.values[i], &mut m.values[i], &mut v.values[i]);
             *p *= decay;
-            *m += (1.0 - beta1) * (g - *m);
-            *v = beta2 * *v + (1.0 - beta2) * g * g;
+            *m += rest1 * (g - *m);
+            *v = beta2 * *v + rest2 * g * g;
             *p -= rate * *m / (v.sqrt() / root + s.epsilon as f32);
+        }
+    }
+
+    fn scale_columns(
+        &mut self,
+        y: &mut Matrix,
+        rows: Range<usize>,
+        at: usize,
+        factor: &Matrix,
+        strength: f32,
+        bias: Option<&Matrix>,
+    ) {
+        for row in rows {
+            for (o, &c) in factor.values.iter().enumerate() {
+                let y = &mut y.row_mut(row)[at + o];
+                let bias = bias.map_or(0.0, |bias| bias.values[o]);
+                *y += strength * (c - 1.0) * (*y - bias);
+            }
+        }
+    }
+
+    fn scale_columns_backward(
+        &mut self,
+        dy: &Matrix,
+        at: usize,
+        u: &Matrix,
+        factor: &Matrix,
+        norm: &Matrix,
+        du: &mut Matrix,
+        dmagnitude: &mut Matrix,
+    ) {
+        for (o, &c) in factor.values.iter().enumerate() {
+            let mut sum = 0.0;
+            for row in 0..u.rows {
+                let dy = dy.row(row)[at + o];
+                sum += f64::from(dy) * f64::from(u.row(row)[o]);
+                du.row_mut(row)[o] = c * dy;
+            }
+            dmagnitude.values[o] += (sum / f64::from(norm.values[o])) as f32;
+        }
+    }
+
+    fn adamw_on_host(
+        &mut self,
+        p: &mut Matrix,
+        g: &Matrix,
+        moments: HostMoments<'_>,
+        step: &AdamStep,
+    ) {
+        let matrix = |values: &[f32]| Matrix::new(values.to_vec(), 1, values.len());
+        match moments {
+            HostMoments::F32 { first, second } => {
+                let (mut m, mut v) = (matrix(first), matrix(second));
+                self.adamw(p, g, &mut m, &mut v, step);
+                first.copy_from_slice(&m.values);
+                second.copy_from_slice(&v.values);
+            }
+            HostMoments::Bits8(state) => {
+                let mut m = matrix(&eight_bit::decode(state.first, state.first_absmax, true));
+                let mut v = matrix(&eight_bit::decode(state.second, state.second_absmax, false));
+                self.adamw(p, g, &mut m, &mut v, step);
+                eight_bit::encode(&m.values, true, state.first, state.first_absmax);
+                eight_bit::encode(&v.values, false, state.second, state.second_absmax);
+            }
         }
     }
 }

@@ -7,8 +7,9 @@ use sha2::{Digest, Sha256};
 use super::error::{CatalogError, CatalogResult};
 use super::{Catalog, ServedBase};
 use crate::artifacts::ArtifactError;
-use crate::domain::{AdapterWeights, BaseInfo, LoraSpec};
+use crate::domain::{AdapterSite, AdapterWeights, BaseInfo, LoraSpec};
 use crate::peft::{self, AdapterFiles, CheckedAdapter};
+use crate::pictures::PictureReader;
 use crate::store::{Adapter, Listed, Page};
 use crate::text::TextModel;
 
@@ -19,6 +20,8 @@ pub struct ResolvedModel {
     pub name: String,
     pub base: Arc<BaseInfo>,
     pub text: Arc<TextModel>,
+    /// Present if it sees.
+    pub pictures: Option<Arc<PictureReader>>,
     pub adapter: Option<Arc<AdapterWeights>>,
     /// For `system_fingerprint`: names weights, adapter generation and build.
     pub fingerprint: String,
@@ -60,30 +63,24 @@ impl From<CheckedAdapter> for LoadedAdapter {
 
 impl LoadedAdapter {
     /// The shape a run has that goes on from this adapter.
-    ///
-    /// # Errors
-    /// A sentence, if one `alpha` does not describe it.
-    pub fn lora_spec(&self, dropout: f64) -> Result<LoraSpec, String> {
+    pub fn lora_spec(&self, dropout: f64) -> LoraSpec {
         let sites = &self.weights.sites;
-        let scaling = |r: usize| {
-            let r = r as f64;
-            (self.alpha / if self.use_rslora { r.sqrt() } else { r }) as f32
-        };
-        if let Some(site) = sites.iter().find(|site| site.scaling != scaling(site.r)) {
-            return Err(format!(
-                "it has an alpha of its own at {}, and training goes on only from adapters with one",
-                site.module
-            ));
-        }
+        let divisor = |r: usize| if self.use_rslora { (r as f64).sqrt() } else { r as f64 };
+        let scaling = |r: usize| (self.alpha / divisor(r)) as f32;
+        let common = sites.iter().all(|site| site.scaling == scaling(site.r));
+        let alpha = |site: &AdapterSite| f64::from(site.scaling) * divisor(site.r);
         let same = sites.iter().all(|site| site.r == self.r);
-        Ok(LoraSpec {
+        LoraSpec {
             r: self.r,
             alpha: self.alpha,
             dropout,
             modules: sites.iter().map(|site| site.module.clone()).collect(),
             ranks: if same { Vec::new() } else { sites.iter().map(|site| site.r).collect() },
+            alphas: if common { Vec::new() } else { sites.iter().map(alpha).collect() },
             use_rslora: self.use_rslora,
-        })
+            use_dora: sites.iter().any(|site| site.magnitude.is_some()),
+            modules_to_save: self.weights.saved.iter().map(|s| s.module.clone()).collect(),
+        }
     }
 }
 
@@ -256,6 +253,7 @@ fn resolved(name: &str, base: &ServedBase, adapter: Option<Arc<AdapterWeights>>)
         name: name.to_owned(),
         base: base.info.clone(),
         text: base.text.clone(),
+        pictures: base.pictures.clone(),
         fingerprint: system_fingerprint(&base.info, adapter.as_deref()),
         adapter,
     }

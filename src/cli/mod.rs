@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ServeOptions;
 
+mod bench;
 mod check;
 mod client;
 mod local;
@@ -14,6 +15,7 @@ mod scratch;
 mod serve;
 mod train;
 
+pub use bench::{BenchOptions, DoctorOptions};
 use client::{adapters, chat, complete, files, jobs};
 
 /// Serve a language model, fine-tune it, and use the result at once.
@@ -49,6 +51,10 @@ enum Command {
     Adapters(adapters::AdaptersOptions),
     /// Fine-tune without a server, one job.
     Train(Box<train::TrainOptions>),
+    /// Say what this machine can do, which kernels will be used, and why.
+    Doctor(DoctorOptions),
+    /// Measure a model on this machine, or a running server.
+    Bench(Box<BenchOptions>),
 }
 
 /// A failed command: the sentence for the person, and the exit code for the shell.
@@ -81,6 +87,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Files(options) => client::block_on(files::run(options)),
         Command::Adapters(options) => client::block_on(adapters::run(options)),
         Command::Train(options) => train::run(*options),
+        Command::Doctor(options) => bench::doctor(&options),
+        Command::Bench(options) => bench::bench(*options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -30,6 +30,7 @@ pub(super) struct ConfigFile {
     pub max_waiting_tokens: Option<usize>,
     pub speculative: Option<String>,
     pub training_latency_budget_ms: Option<u64>,
+    pub training_memory_mib: Option<usize>,
     pub shutdown_timeout_secs: Option<u64>,
     pub log_json: Option<bool>,
 }

@@ -72,6 +72,8 @@ pub struct Config {
     pub speculative: Speculation,
     /// How much a training unit may add to the time between two tokens of a running request.
     pub training_latency_budget: Duration,
+    /// Most memory for kept activations of a training run, in MiB; `None`: half of what is available.
+    pub training_memory_mib: Option<usize>,
     /// How long a shutdown waits for running streams.
     pub shutdown_timeout: Duration,
     pub log_json: bool,
@@ -106,6 +108,7 @@ impl Quantize {
     pub fn format(self) -> WeightFormat {
         match self {
             Self::Nf4 => WeightFormat::Nf4 { double: true },
+            Self::Fp4 => WeightFormat::Fp4 { double: true },
             Self::Q8_0 => WeightFormat::Q8_0,
             Self::Q4_0 => WeightFormat::Q4_0,
         }

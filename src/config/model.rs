@@ -19,6 +19,7 @@ pub enum Source {
 pub enum Quantize {
     /// With double quantisation, 4.127 bits per weight.
     Nf4,
+    Fp4,
     Q8_0,
     Q4_0,
 }
@@ -137,10 +138,10 @@ fn folder_name(text: &str, path: &Path) -> Result<String, ConfigError> {
 fn parse_quantize(value: &str) -> Result<Quantize, String> {
     match value {
         "nf4" => Ok(Quantize::Nf4),
+        "fp4" => Ok(Quantize::Fp4),
         "q8_0" => Ok(Quantize::Q8_0),
         "q4_0" => Ok(Quantize::Q4_0),
-        "fp4" | "q4_k" => Err(format!("quantize={value} is not built yet; use nf4, q8_0 or q4_0")),
-        _ => Err(format!("quantize={value} is none of nf4, q8_0, q4_0")),
+        _ => Err(format!("quantize={value} is none of nf4, fp4, q8_0, q4_0")),
     }
 }
 

@@ -17,7 +17,7 @@ pub struct ServeOptions {
     #[arg(
         long,
         env = "TANDEM_MODEL",
-        value_name = "[NAME=]SOURCE[,quantize=nf4|q8_0|q4_0][,dtype=f32|bf16][,template=FILE|PRESET]",
+        value_name = "[NAME=]SOURCE[,quantize=nf4|fp4|q8_0|q4_0][,dtype=f32|bf16][,template=FILE|PRESET]",
         value_delimiter = ' '
     )]
     pub model: Vec<String>,
@@ -94,6 +94,10 @@ pub struct ServeOptions {
     /// What training may add to the time between two tokens, in milliseconds [default: 10].
     #[arg(long, env = "TANDEM_TRAINING_LATENCY_BUDGET", value_name = "MS")]
     pub training_latency_budget: Option<u64>,
+    /// Most memory for activations kept between forward and backward of a training run, in MiB; what
+    /// is not kept is computed again [default: half of what is available when the run starts].
+    #[arg(long, env = "TANDEM_TRAINING_MEMORY_MIB", value_name = "MIB")]
+    pub training_memory_mib: Option<usize>,
     /// How long a shutdown waits for running answers, in seconds [default: 30].
     #[arg(long, env = "TANDEM_SHUTDOWN_TIMEOUT", value_name = "SECONDS")]
     pub shutdown_timeout: Option<u64>,
@@ -167,6 +171,7 @@ impl ServeOptions {
             training_latency_budget: Duration::from_millis(
                 self.training_latency_budget.or(file.training_latency_budget_ms).unwrap_or(10),
             ),
+            training_memory_mib: self.training_memory_mib.or(file.training_memory_mib),
             shutdown_timeout: Duration::from_secs(
                 self.shutdown_timeout.or(file.shutdown_timeout_secs).unwrap_or(30),
             ),

@@ -162,7 +162,9 @@ impl<'a, B: Backend> Run<'a, B> {
         if !(self.loss.is_finite() && norm.is_finite()) {
             return Err(DemoError::Diverged { step, loss: self.loss });
         }
-        self.optimizer.step(b, &mut self.trainee, &self.hyperparameters, rate, norm, step);
+        let moved =
+            self.optimizer.step(b, &mut self.trainee, &self.hyperparameters, rate, norm, step);
+        moved.expect("moments on the device need no file");
         self.trainee.zero_gradients(b);
         self.trainee.refresh(b, model);
         self.step = step;
@@ -290,5 +292,6 @@ fn hyperparameters(steps: usize) -> Hyperparameters {
         neftune_alpha: 0.0,
         eval_steps: None,
         checkpoint_steps: None,
+        ..Hyperparameters::default()
     }
 }

@@ -12,6 +12,24 @@ pub struct AdapterSite {
     pub a: Vec<f32>,
     /// `B (out, r)`, row-major.
     pub b: Vec<f32>,
+    /// DoRA: the length of each row of `W + scaling · B A`, `(out)`.
+    pub magnitude: Option<Vec<f32>>,
+}
+
+impl AdapterSite {
+    /// Trainable numbers it holds.
+    pub fn parameters(&self) -> usize {
+        self.a.len() + self.b.len() + self.magnitude.as_ref().map_or(0, Vec::len)
+    }
+}
+
+/// A module that an adapter replaces whole: PEFT's `modules_to_save`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SavedModule {
+    /// As one of [`super::BaseInfo::tables`].
+    pub module: String,
+    /// `(out, in)`, row-major.
+    pub values: Vec<f32>,
 }
 
 /// One immutable generation of an adapter: the value every request that names it pins.
@@ -21,6 +39,8 @@ pub struct AdapterWeights {
     pub key: String,
     /// In forward order, at most one per module.
     pub sites: Vec<AdapterSite>,
+    /// Modules replaced whole.
+    pub saved: Vec<SavedModule>,
     /// `lora_dropout` as trained; serving ignores it.
     pub dropout: f32,
 }
@@ -28,7 +48,8 @@ pub struct AdapterWeights {
 impl AdapterWeights {
     /// Trainable numbers it holds.
     pub fn parameters(&self) -> usize {
-        self.sites.iter().map(|site| site.a.len() + site.b.len()).sum()
+        let low_rank = self.sites.iter().map(AdapterSite::parameters);
+        low_rank.chain(self.saved.iter().map(|saved| saved.values.len())).sum()
     }
 
     /// Bytes its matrices take in memory.

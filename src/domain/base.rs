@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::VisionInfo;
+
 /// How a frozen weight is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
@@ -9,6 +11,10 @@ pub enum WeightFormat {
     Bf16,
     /// 4-bit normal float, absmax per 64, optionally itself in 8 bits. Dettmers et al. 2023.
     Nf4 {
+        double: bool,
+    },
+    /// 4-bit float, otherwise as NF4.
+    Fp4 {
         double: bool,
     },
     /// int8 with one scale per 32, as GGUF's Q8_0.
@@ -35,7 +41,8 @@ pub struct BaseInfo {
     pub name: Arc<str>,
     /// `model_type` of its `config.json`: `llama`, `gpt2`, …
     pub family: String,
-    /// Most tokens a sequence may hold, prompt and answer together.
+    /// Most tokens a sequence may hold, prompt and answer together: what the model was made for, or
+    /// less where the KV cache holds less.
     pub context_length: usize,
     pub vocab_size: usize,
     pub hidden_size: usize,
@@ -49,6 +56,10 @@ pub struct BaseInfo {
     pub fingerprint: String,
     /// Every linear layer an adapter may target, in forward order.
     pub modules: Vec<ModuleShape>,
+    /// What an adapter may replace whole: the token embedding and the output head.
+    pub tables: Vec<ModuleShape>,
     /// `target_modules` where a request names none.
     pub default_targets: Vec<String>,
+    /// Present if it sees pictures.
+    pub vision: Option<VisionInfo>,
 }

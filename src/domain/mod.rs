@@ -7,17 +7,20 @@ pub mod base;
 pub mod generation;
 pub mod ids;
 pub mod job;
+pub mod picture;
 pub mod sampling;
 pub mod serving;
 pub mod training;
 
-pub use adapter::{AdapterSite, AdapterWeights};
+pub use adapter::{AdapterSite, AdapterWeights, SavedModule};
 pub use base::{BaseInfo, ModuleShape, WeightFormat};
 pub use generation::{FinishReason, GenerationRequest, PromptToken, SampledToken, TokenLogprob};
 pub use ids::{AdapterId, CheckpointId, EventId, FileId, JobId};
 pub use job::JobStatus;
+pub use picture::{Picture, PlacedPicture, VisionInfo};
 pub use sampling::SamplingParams;
 pub use serving::{KvFormat, Speculation};
 pub use training::{
-    BatchLimits, Example, Hyperparameters, IGNORE_INDEX, LoraSpec, LrScheduler, TrainMetrics,
+    BatchLimits, EarlyStopping, Example, Hyperparameters, IGNORE_INDEX, LoraSpec, LrScheduler,
+    OptimizerKind, ServedCheck, TrainMetrics,
 };

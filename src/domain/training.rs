@@ -31,6 +31,50 @@ pub enum LrScheduler {
     Cosine,
 }
 
+/// Which optimiser, and where and how it keeps its state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OptimizerKind {
+    /// AdamW with moments in `f32`. Loshchilov & Hutter 2019.
+    #[default]
+    #[serde(rename = "adamw")]
+    AdamW,
+    /// Moments in 8 bits, blockwise. Dettmers et al. 2022.
+    #[serde(rename = "adamw_8bit")]
+    AdamW8Bit,
+    /// As `AdamW`, its state in a file beyond a budget of memory. Dettmers et al. 2023, section 3.
+    #[serde(rename = "paged_adamw")]
+    PagedAdamW,
+    #[serde(rename = "paged_adamw_8bit")]
+    PagedAdamW8Bit,
+}
+
+impl OptimizerKind {
+    /// Every kind with the name it has in requests.
+    pub const ALL: [(&str, Self); 4] = [
+        ("adamw", Self::AdamW),
+        ("adamw_8bit", Self::AdamW8Bit),
+        ("paged_adamw", Self::PagedAdamW),
+        ("paged_adamw_8bit", Self::PagedAdamW8Bit),
+    ];
+
+    pub fn is_paged(self) -> bool {
+        matches!(self, Self::PagedAdamW | Self::PagedAdamW8Bit)
+    }
+
+    pub fn is_8bit(self) -> bool {
+        matches!(self, Self::AdamW8Bit | Self::PagedAdamW8Bit)
+    }
+}
+
+/// Ends a run whose validation loss has stopped falling.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EarlyStopping {
+    /// Validations in a row without a better loss.
+    pub patience: usize,
+    /// A loss is better if it is lower by more than this.
+    pub min_delta: f64,
+}
+
 /// Every hyperparameter of a supervised run, all resolved; units are optimiser steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hyperparameters {
@@ -63,6 +107,52 @@ pub struct Hyperparameters {
     pub eval_steps: Option<usize>,
     /// Checkpoint every so many steps; `None` at the end of each epoch.
     pub checkpoint_steps: Option<usize>,
+    #[serde(default)]
+    pub optimizer: OptimizerKind,
+    /// Of a paged optimizer: bytes of its state that may stay in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub optimizer_memory_bytes: Option<u64>,
+    /// The rate of every `B` over that of `A`. Hayou et al. 2024, "LoRA+".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loraplus_lr_ratio: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<EarlyStopping>,
+    /// The result is the adapter of the lowest validation loss, not the last one.
+    #[serde(default)]
+    pub load_best_model_at_end: bool,
+}
+
+impl Default for Hyperparameters {
+    /// One plain epoch, one example per step, at the customary rate.
+    fn default() -> Self {
+        Self {
+            n_epochs: 1,
+            batch_size: 1,
+            micro_batch_size: 1,
+            gradient_accumulation_steps: 1,
+            learning_rate: 2e-4,
+            learning_rate_multiplier: 1.0,
+            lr_scheduler: LrScheduler::Constant,
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            max_steps: None,
+            max_seq_length: 2048,
+            packing: false,
+            shuffle: true,
+            neftune_alpha: 0.0,
+            eval_steps: None,
+            checkpoint_steps: None,
+            optimizer: OptimizerKind::AdamW,
+            optimizer_memory_bytes: None,
+            loraplus_lr_ratio: None,
+            early_stopping: None,
+            load_best_model_at_end: false,
+        }
+    }
 }
 
 /// The adapter a run trains. Hu et al. 2021, "LoRA", section 4.1.
@@ -76,7 +166,33 @@ pub struct LoraSpec {
     /// Per resolved module, where it differs from `r` (same order as `modules`; empty: none does).
     #[serde(default)]
     pub ranks: Vec<usize>,
+    /// The same for `alpha`.
+    #[serde(default)]
+    pub alphas: Vec<f64>,
     pub use_rslora: bool,
+    /// Weights decomposed in magnitude and direction. Liu et al. 2024, "DoRA".
+    #[serde(default)]
+    pub use_dora: bool,
+    /// Modules trained whole beside the matrices; full names.
+    #[serde(default)]
+    pub modules_to_save: Vec<String>,
+}
+
+impl Default for LoraSpec {
+    /// Rank 16, scaling 2, on no module yet.
+    fn default() -> Self {
+        Self {
+            r: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            modules: Vec::new(),
+            ranks: Vec::new(),
+            alphas: Vec::new(),
+            use_rslora: false,
+            use_dora: false,
+            modules_to_save: Vec::new(),
+        }
+    }
 }
 
 /// What a run may take of the device.
@@ -84,6 +200,16 @@ pub struct LoraSpec {
 pub struct BatchLimits {
     pub max_batch_tokens: usize,
     pub max_sequences: usize,
+}
+
+/// How far an adapter as it is served gives the logits it gave in training.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServedCheck {
+    /// Tokens compared: of validation examples where there are any.
+    pub tokens: usize,
+    pub max_abs_logit_difference: f64,
+    /// Share of the tokens whose likeliest successor is the same.
+    pub top1_agreement: f64,
 }
 
 /// One optimiser step's report.

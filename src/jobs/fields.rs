@@ -61,6 +61,11 @@ impl Fields {
         self.left.shift_remove(key).filter(|value| !value.is_null())
     }
 
+    /// Takes the field out if it has this value.
+    pub fn is(&mut self, key: &str, value: &Value) -> bool {
+        self.left.get(key) == Some(value) && self.take(key).is_some()
+    }
+
     pub fn string(&mut self, key: &str) -> Checked<Option<String>> {
         match self.take(key) {
             None => Ok(None),

@@ -120,6 +120,7 @@ impl Follower<'_> {
             validation: run.validation.clone(),
             init_adapter: run.init_adapter.clone(),
             resume,
+            scratch: self.artifacts.scratch(),
         }
     }
 
@@ -188,6 +189,7 @@ impl Follower<'_> {
             TrainEvent::Evaluated { step, loss, mean_token_accuracy, .. } => {
                 recorder.evaluated(step, Validation { loss, mean_token_accuracy });
             }
+            TrainEvent::Told { message, .. } => recorder.event(NewEvent::info(message)),
             TrainEvent::Warning { message, .. } => {
                 recorder.event(NewEvent::message(EventLevel::Warn, message));
             }
@@ -340,6 +342,7 @@ fn copy(request: &TrainRequest) -> TrainRequest {
         validation: request.validation.clone(),
         init_adapter: request.init_adapter.clone(),
         resume: request.resume.clone(),
+        scratch: request.scratch.clone(),
     }
 }
 

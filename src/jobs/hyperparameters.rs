@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::fields::{Checked, Fields};
-use crate::domain::{BaseInfo, Hyperparameters, LrScheduler};
+use crate::domain::{BaseInfo, EarlyStopping, Hyperparameters, LrScheduler, OptimizerKind};
 use crate::text::dataset::TrainOn;
 
 /// What a request says; `None` is "auto".
@@ -32,6 +32,11 @@ pub struct RequestedHyperparameters {
     pub neftune_alpha: Option<f64>,
     pub eval_steps: Option<usize>,
     pub checkpoint_steps: Option<usize>,
+    pub optimizer: Option<OptimizerKind>,
+    pub optimizer_memory_bytes: Option<u64>,
+    pub loraplus_lr_ratio: Option<f64>,
+    pub early_stopping: Option<EarlyStopping>,
+    pub load_best_model_at_end: Option<bool>,
     /// Loss on prompts too.
     pub train_on_all: bool,
 }
@@ -41,8 +46,6 @@ const MOST_STEPS: u64 = 10_000_000;
 impl RequestedHyperparameters {
     /// Reads OpenAI's three and this server's own.
     pub(super) fn read(fields: &mut Fields) -> Checked<Self> {
-        fields.refuse("optimizer", &[json!("adamw")], "can only be \"adamw\" here")?;
-        fields.refuse("early_stopping", &[json!(false)], "is not supported by this server")?;
         let requested = Self {
             n_epochs: fields.whole("n_epochs", 1..=50)?,
             batch_size: fields.whole("batch_size", 1..=256)?,
@@ -65,6 +68,13 @@ impl RequestedHyperparameters {
             neftune_alpha: fields.number("neftune_alpha", 0.0..=1000.0)?,
             eval_steps: fields.whole("eval_steps", 1..=MOST_STEPS)?,
             checkpoint_steps: fields.whole("checkpoint_steps", 1..=MOST_STEPS)?,
+            optimizer: optimizer(fields)?,
+            optimizer_memory_bytes: fields
+                .whole("optimizer_memory_bytes", 0..=1 << 50)?
+                .map(|bytes| bytes as u64),
+            loraplus_lr_ratio: fields.positive("loraplus_lr_ratio", 1000.0)?,
+            early_stopping: early_stopping(fields)?,
+            load_best_model_at_end: fields.boolean("load_best_model_at_end")?,
             train_on_all: train_on_all(fields)?,
         };
         requested.check_together(fields)?;
@@ -80,6 +90,11 @@ impl RequestedHyperparameters {
         if self.warmup_steps.is_some() && self.warmup_ratio.is_some() {
             let reason = "and `warmup_ratio` exclude each other; give one of them";
             return Err(fields.wrong("warmup_steps", reason));
+        }
+        if self.optimizer_memory_bytes.is_some() && !self.optimizer.is_some_and(|o| o.is_paged()) {
+            let reason = "is for paged optimizers; set `optimizer` to \"paged_adamw\" or \
+                          \"paged_adamw_8bit\"";
+            return Err(fields.wrong("optimizer_memory_bytes", reason));
         }
         match (self.batch_size, self.micro_batch_size, self.gradient_accumulation_steps) {
             (Some(batch), Some(micro), Some(steps)) if micro * steps != batch => Err(fields.wrong(
@@ -142,6 +157,14 @@ impl RequestedHyperparameters {
             checkpoint_steps: self
                 .checkpoint_steps
                 .or_else(|| checkpoints_for(steps_per_epoch, n_epochs)),
+            optimizer: self.optimizer.unwrap_or_default(),
+            optimizer_memory_bytes: self
+                .optimizer
+                .filter(|optimizer| optimizer.is_paged())
+                .map(|_| self.optimizer_memory_bytes.unwrap_or(PAGED_BYTES)),
+            loraplus_lr_ratio: self.loraplus_lr_ratio,
+            early_stopping: self.early_stopping,
+            load_best_model_at_end: self.load_best_model_at_end.unwrap_or(false),
         }
     }
 
@@ -167,6 +190,9 @@ impl RequestedHyperparameters {
 
 /// Tokens that one micro-batch may hold, padding included, where the request does not say.
 const MICRO_BATCH_TOKENS: usize = 2048;
+
+/// Bytes of a paged optimizer's state that stay in memory where the request does not say.
+const PAGED_BYTES: u64 = 64 << 20;
 
 /// Small data needs many small steps more than smooth ones.
 fn batch_for(examples: usize) -> usize {
@@ -203,6 +229,33 @@ fn scheduler(fields: &mut Fields) -> Checked<Option<LrScheduler>> {
             Err(fields.wrong("lr_scheduler", "must be \"constant\", \"linear\" or \"cosine\""))
         }
     }
+}
+
+fn optimizer(fields: &mut Fields) -> Checked<Option<OptimizerKind>> {
+    let Some(word) = fields.string("optimizer")?.filter(|word| word != "auto") else {
+        return Ok(None);
+    };
+    match OptimizerKind::ALL.iter().find(|(name, _)| *name == word) {
+        Some((_, kind)) => Ok(Some(*kind)),
+        None => {
+            let names = OptimizerKind::ALL.map(|(name, _)| format!("\"{name}\"")).join(", ");
+            Err(fields.wrong("optimizer", &format!("must be one of {names}")))
+        }
+    }
+}
+
+/// `{"patience": 3, "min_delta": 0.0}`, or false.
+fn early_stopping(fields: &mut Fields) -> Checked<Option<EarlyStopping>> {
+    if fields.is("early_stopping", &json!(false)) {
+        return Ok(None);
+    }
+    let Some(mut object) = fields.object("early_stopping")? else { return Ok(None) };
+    let stopping = EarlyStopping {
+        patience: object.whole("patience", 1..=1000)?.unwrap_or(3),
+        min_delta: object.number("min_delta", 0.0..=100.0)?.unwrap_or(0.0),
+    };
+    object.finish()?;
+    Ok(Some(stopping))
 }
 
 fn train_on_all(fields: &mut Fields) -> Checked<bool> {
@@ -279,8 +332,9 @@ mod tests {
     #[test]
     fn what_is_not_built_or_out_of_range_is_named() {
         for (key, value) in [
-            ("optimizer", json!("adamw_8bit")),
-            ("early_stopping", json!({"patience": 3})),
+            ("optimizer", json!("sgd")),
+            ("optimizer_memory_bytes", json!(1000)),
+            ("loraplus_lr_ratio", json!(0)),
             ("n_epochs", json!(0)),
             ("n_epochs", json!(51)),
             ("n_epochs", json!("many")),
@@ -303,6 +357,23 @@ mod tests {
         let given = read(json!({"learning_rate": usual / 4.0})).expect("a good request");
         let settled = given.resolve(&base, 10, 10);
         assert_eq!((settled.learning_rate, settled.learning_rate_multiplier), (usual / 4.0, 0.25));
+    }
+
+    #[test]
+    fn optimizer_and_stopping_are_returned_as_they_were_settled() {
+        let asked = read(json!({"optimizer": "paged_adamw_8bit", "loraplus_lr_ratio": 16,
+            "early_stopping": {"patience": 2}, "load_best_model_at_end": true}));
+        let asked = asked.expect("a good request");
+        let shown = shown(&asked, Some(&asked.resolve(&tiny_base(), 10, 10)));
+        assert_eq!(shown["optimizer"], "paged_adamw_8bit");
+        assert_eq!(shown["optimizer_memory_bytes"], PAGED_BYTES);
+        assert_eq!(shown["early_stopping"], json!({"patience": 2, "min_delta": 0.0}));
+        assert_eq!(
+            (&shown["loraplus_lr_ratio"], &shown["load_best_model_at_end"]),
+            (&json!(16.0), &json!(true))
+        );
+        let nested = read(json!({"early_stopping": {"patience": 0}})).expect_err("no patience");
+        assert_eq!(nested.param, "early_stopping.patience");
     }
 
     #[test]

@@ -35,6 +35,19 @@ pub(super) fn event(metrics: &TrainMetrics, validation: Option<Validation>) -> N
     NewEvent::metrics(message, Value::Object(data(metrics, validation)))
 }
 
+/// The event of the validation that a run begins with: what its adapter starts from.
+pub(super) fn before_training(total_steps: Option<i64>, validation: Validation) -> NewEvent {
+    let of = total_steps.map(|total| format!("/{total}")).unwrap_or_default();
+    let message = format!("Step 0{of}: validation loss={:.2}", validation.loss);
+    let data = json!({
+        "step": 0,
+        "total_steps": total_steps,
+        "valid_loss": validation.loss,
+        "valid_mean_token_accuracy": validation.mean_token_accuracy,
+    });
+    NewEvent::metrics(message, data)
+}
+
 /// What a checkpoint shows: the same numbers under the same names.
 pub(super) fn of_checkpoint(
     step: usize,

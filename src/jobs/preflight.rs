@@ -8,9 +8,9 @@ use super::request::JobRequest;
 use super::service::{JobsError, JobsResult};
 use super::spec::JobSpec;
 use crate::catalog::{Catalog, CatalogError, ServedBase};
-use crate::domain::{FileId, Hyperparameters};
+use crate::domain::{BaseInfo, Example, FileId, Hyperparameters, LoraSpec};
 use crate::store::StoreError;
-use crate::text::dataset::Report;
+use crate::text::dataset::{self, Dataset, Report};
 
 /// The answer to a dry run.
 #[derive(Debug, Serialize)]
@@ -20,6 +20,8 @@ pub struct Preflight {
     pub base_model: String,
     pub training: Report,
     pub validation: Option<Report>,
+    /// Validation examples that are also in the training file; `None` without two good files.
+    pub overlap: Option<usize>,
     /// What "auto" would become; `None` where the data is not usable.
     pub hyperparameters: Option<Hyperparameters>,
     pub total_steps: Option<usize>,
@@ -34,11 +36,15 @@ impl Preflight {
         spec: &JobSpec,
         request: &JobRequest,
     ) -> JobsResult<Self> {
-        let report = |id: FileId| async move { report(catalog, tenant, base, spec, &id).await };
-        let training = report(request.training_file.clone()).await?;
-        let validation = match &request.validation_file {
-            Some(file) => Some(report(file.clone()).await?),
-            None => None,
+        let read = |id: FileId| async move { read(catalog, tenant, base, spec, &id).await };
+        let (training, examples) = read(request.training_file.clone()).await?;
+        let (validation, overlap) = match &request.validation_file {
+            Some(file) => {
+                let (report, others) = read(file.clone()).await?;
+                let both = training.is_usable() && report.is_usable();
+                (Some(report), both.then(|| dataset::overlap(&examples, &others)))
+            }
+            None => (None, None),
         };
         let ok = training.is_usable() && validation.as_ref().is_none_or(Report::is_usable);
         let examples = training.examples as usize;
@@ -54,6 +60,7 @@ impl Preflight {
             base_model: base.info.name.to_string(),
             training,
             validation,
+            overlap,
             hyperparameters,
             total_steps,
             trainable_parameters: trainable(catalog, base, spec).await?,
@@ -61,16 +68,17 @@ impl Preflight {
     }
 }
 
-async fn report(
+/// What was found in a file, and its examples if it is good.
+async fn read(
     catalog: &Catalog,
     tenant: &str,
     base: &ServedBase,
     spec: &JobSpec,
     id: &FileId,
-) -> JobsResult<Report> {
+) -> JobsResult<(Report, Vec<Example>)> {
     match load(catalog, tenant, base, spec, id).await {
-        Ok(dataset) => Ok(dataset.report),
-        Err(LoadError::Invalid(report)) => Ok(*report),
+        Ok(Dataset { report, examples }) => Ok((report, examples)),
+        Err(LoadError::Invalid(report)) => Ok((*report, Vec::new())),
         Err(LoadError::Missing) => {
             let id = id.to_string();
             Err(StoreError::NotFound { kind: "file", id }.into())
@@ -86,7 +94,7 @@ async fn report(
     }
 }
 
-/// `r (in + out)` over the modules the adapter covers.
+/// Numbers a run would train.
 async fn trainable(
     catalog: &Catalog,
     base: &ServedBase,
@@ -97,10 +105,58 @@ async fn trainable(
         return Ok(Some(catalog.load(&row).await?.weights.parameters()));
     }
     let lora = spec.lora.resolve(&base.info)?;
-    let shapes = lora.modules.iter().enumerate().filter_map(|(number, name)| {
-        let module = base.info.modules.iter().find(|module| module.name == *name)?;
+    Ok(Some(trainable_parameters(&lora, &base.info)))
+}
+
+/// `r (in + out)` over the modules the adapter covers, DoRA's magnitudes, and what is trained whole.
+fn trainable_parameters(lora: &LoraSpec, base: &BaseInfo) -> usize {
+    let low_rank = lora.modules.iter().enumerate().filter_map(|(number, name)| {
+        let module = base.modules.iter().find(|module| module.name == *name)?;
         let r = lora.ranks.get(number).copied().unwrap_or(lora.r);
-        Some(r * (module.in_features + module.out_features))
+        let magnitude = if lora.use_dora { module.out_features } else { 0 };
+        Some(r * (module.in_features + module.out_features) + magnitude)
     });
-    Ok(Some(shapes.sum()))
+    let saved = base.tables.iter().filter(|table| lora.modules_to_save.contains(&table.name));
+    low_rank.chain(saved.map(|table| table.in_features * table.out_features)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ModuleShape;
+    use crate::jobs::spec::RequestedLora;
+    use crate::peft::Targets;
+    use crate::peft::testing::tiny_base;
+
+    /// The linear layers of a Llama with 7 billion weights.
+    fn seven_billion() -> BaseInfo {
+        let layer = |index: usize| {
+            let module = move |name: &str, in_features, out_features| ModuleShape {
+                name: format!("model.layers.{index}.{name}"),
+                in_features,
+                out_features,
+                layer: Some(index),
+            };
+            let attention = ["q_proj", "k_proj", "v_proj", "o_proj"].map(|n| module(n, 4096, 4096));
+            let up = ["gate_proj", "up_proj"].map(|name| module(name, 4096, 11008));
+            attention.into_iter().chain(up).chain([module("down_proj", 11008, 4096)])
+        };
+        BaseInfo { modules: (0..32).flat_map(layer).collect(), ..tiny_base() }
+    }
+
+    #[test]
+    fn the_trainable_parameters_of_a_7b_model_are_those_of_the_papers() {
+        let base = seven_billion();
+        let count = |lora: &RequestedLora| {
+            trainable_parameters(&lora.resolve(&base).expect("modules"), &base)
+        };
+        let all = RequestedLora { r: Some(64), ..RequestedLora::default() };
+        assert_eq!(count(&all), 159_907_840);
+        let names = ["q_proj", "v_proj"].map(str::to_owned).to_vec();
+        let targets = Some(Targets::Names(names));
+        let few = RequestedLora { r: Some(8), target_modules: targets, ..RequestedLora::default() };
+        assert_eq!(count(&few), 4_194_304);
+        let outputs = 32 * (5 * 4096 + 2 * 11008);
+        assert_eq!(count(&RequestedLora { use_dora: Some(true), ..all }), 159_907_840 + outputs);
+    }
 }

@@ -146,7 +146,7 @@ impl Preparation {
         };
         let adapter = self.catalog.load(&row).await.map_err(|error| unusable(error.to_string()))?;
         let lora = adapter.lora_spec(spec.lora.dropout.unwrap_or(0.0));
-        Ok(Some((adapter.weights.clone(), lora.map_err(unusable)?)))
+        Ok(Some((adapter.weights.clone(), lora)))
     }
 }
 

@@ -52,7 +52,12 @@ impl Recorder {
         self.schedule();
     }
 
+    /// A validation after `step` steps; with 0, before the first.
     pub fn evaluated(&mut self, step: usize, validation: Validation) {
+        if step == 0 {
+            let total_steps = self.progress.total_steps;
+            return self.event(metrics::before_training(total_steps, validation));
+        }
         if self.last.is_none() {
             self.last = self.told.take().filter(|told| told.step == step);
         }

@@ -63,7 +63,25 @@ impl JobRequest {
             dry_run: body.boolean("dry_run")?.unwrap_or(false),
         };
         body.finish()?;
+        request.check_validation()?;
         Ok(request)
+    }
+
+    /// What watches the validation loss needs a validation file.
+    fn check_validation(&self) -> Result<(), InvalidRequest> {
+        let asked = &self.hyperparameters;
+        let watching = [
+            ("early_stopping", asked.early_stopping.is_some()),
+            ("load_best_model_at_end", asked.load_best_model_at_end == Some(true)),
+        ];
+        match watching.into_iter().find(|&(_, on)| on && self.validation_file.is_none()) {
+            None => Ok(()),
+            Some((name, _)) => {
+                let param = format!("method.supervised.hyperparameters.{name}");
+                let reason = format!("`{param}` needs a `validation_file`");
+                Err(InvalidRequest::value(param, reason))
+            }
+        }
     }
 }
 
@@ -180,7 +198,15 @@ mod tests {
             ("suffix", json!({"suffix": ""})),
             ("seed", json!({"seed": -1})),
             ("metadata", json!({"metadata": {"a": 1}})),
-            ("lora.use_dora", json!({"lora": {"use_dora": true}})),
+            ("lora.use_dora", json!({"lora": {"use_dora": 1}})),
+            ("lora.init_lora_weights", json!({"lora": {"init_lora_weights": "pissa"}})),
+            ("lora.modules_to_save", json!({"lora": {"modules_to_save": "lm_head"}})),
+            ("lora.alpha_pattern", json!({"lora": {"alpha_pattern": {"q_proj": 0}}})),
+            (
+                "method.supervised.hyperparameters.early_stopping",
+                json!({"method": {"type": "supervised",
+                    "supervised": {"hyperparameters": {"early_stopping": true}}}}),
+            ),
             ("lora.r", json!({"lora": {"r": 0}})),
             ("lora.colour", json!({"lora": {"colour": 0}})),
             ("lora.target_modules", json!({"lora": {"target_modules": []}})),

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use serde_json::json;
+
 use super::insist::insist;
 use super::metrics::{self, Table, Validation};
 use super::prepare::{Prepare, Prepared};
 use crate::artifacts::{ArtifactError, Artifacts, Folder};
-use crate::domain::{AdapterId, CheckpointId, FileId};
+use crate::domain::{AdapterId, AdapterWeights, CheckpointId, FileId, ServedCheck};
 use crate::store::{
     AdapterSource, ClaimedJob, EventLevel, NewAdapter, NewCheckpoint, NewEvent, NewFile, Store,
     StoreError, Success,
@@ -80,7 +82,7 @@ impl Saves<'_> {
         mut events: Vec<NewEvent>,
     ) -> Result<(), SaveError> {
         let (job, lease) = (&self.claimed.job, &self.claimed.lease);
-        let adapter = self.adapter(run, snapshot, Some(snapshot.step)).await?;
+        let adapter = self.adapter(run, &snapshot.adapter, Some(snapshot.step)).await?;
         let files = vec![(STATE_FILE.to_owned(), snapshot.state.to_vec())];
         let state = self
             .artifacts
@@ -125,7 +127,8 @@ impl Saves<'_> {
         snapshot: &TrainSnapshot,
         trained_tokens: Option<i64>,
     ) -> Result<(), SaveError> {
-        let adapter = self.adapter(run, snapshot, None).await?;
+        let result = snapshot.best.as_ref().unwrap_or(&snapshot.adapter);
+        let adapter = self.adapter(run, result, None).await?;
         let csv = self.table().await?.to_csv();
         // Alive until the row that names it is there.
         let blob = self.artifacts.put_bytes(csv).await?;
@@ -141,13 +144,15 @@ impl Saves<'_> {
             status_details: None,
             expires_after: None,
         };
-        let events = vec![
+        let mut events = vec![
             NewEvent::info(format!("New fine-tuned model created: {}", adapter.name)),
             NewEvent::info("The job has successfully completed"),
         ];
+        events.splice(0..0, snapshot.served.as_ref().map(told_of_serving));
+        let served_check = snapshot.served.map(|check| json!(check));
         let trained_tokens = trained_tokens.or(job.trained_tokens).unwrap_or_default();
         let step = snapshot.step as i64;
-        let success = Success { adapter, result_file, step, trained_tokens, events };
+        let success = Success { adapter, result_file, step, trained_tokens, served_check, events };
         insist(|| self.store.succeed(&self.claimed.lease, &success)).await?;
         Ok(())
     }
@@ -165,11 +170,11 @@ impl Saves<'_> {
     async fn adapter(
         &self,
         run: &Prepared,
-        snapshot: &TrainSnapshot,
+        adapter: &AdapterWeights,
         step: Option<usize>,
     ) -> Result<NewAdapter, SaveError> {
         let job = &self.claimed.job;
-        let files = self.prepare.adapter_files(job, run, &snapshot.adapter, step);
+        let files = self.prepare.adapter_files(job, run, adapter, step);
         let folder: Folder = self.artifacts.put_adapter(files).await?;
         let name = match step {
             Some(step) => format!("{}:ckpt-step-{step}", run.model_name),
@@ -189,6 +194,16 @@ impl Saves<'_> {
             step: step.map(|step| step as i64),
         })
     }
+}
+
+fn told_of_serving(check: &ServedCheck) -> NewEvent {
+    let ServedCheck { tokens, max_abs_logit_difference: off, top1_agreement } = check;
+    let message = format!(
+        "Served against trained: logits of {tokens} tokens differ by at most {off:.1e}, the \
+         likeliest token is the same at {:.1} %",
+        100.0 * top1_agreement
+    );
+    NewEvent { data: Some(json!(check)), ..NewEvent::info(message) }
 }
 
 fn validation(snapshot: &TrainSnapshot) -> Option<Validation> {

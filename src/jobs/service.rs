@@ -219,8 +219,7 @@ impl Jobs {
             name: row.name.clone(),
             base: row.base.clone(),
         })?;
-        let adapter = self.catalog.load(&row).await?;
-        adapter.lora_spec(0.0).map_err(|reason| InvalidRequest::value(param, reason))?;
+        self.catalog.load(&row).await?;
         Ok((base, Some(row.id)))
     }
 

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::fields::{Checked, Fields, InvalidRequest};
 use super::hyperparameters::RequestedHyperparameters;
 use crate::domain::{AdapterId, BaseInfo, Hyperparameters, LoraSpec};
-use crate::peft::{LoraRanks, Targets};
+use crate::peft::{LoraRanks, Targets, resolve_saved};
 use crate::store::Job;
 
 /// The rank where a request names none.
@@ -28,7 +28,12 @@ pub struct RequestedLora {
     pub target_modules: Option<Targets>,
     /// Patterns on module names and the rank there, first match first.
     pub rank_pattern: Vec<(String, usize)>,
+    /// The same for alpha.
+    pub alpha_pattern: Vec<(String, f64)>,
     pub use_rslora: Option<bool>,
+    pub use_dora: Option<bool>,
+    /// The embedding or the head, by name or the end of it, trained whole.
+    pub modules_to_save: Vec<String>,
 }
 
 /// Everything about a job that its row does not say.
@@ -71,26 +76,26 @@ impl JobSpec {
 impl RequestedLora {
     /// Reads the top-level `lora` object; also the name in `init_adapter`.
     pub(super) fn read(fields: &mut Fields) -> Checked<(Self, Option<String>)> {
-        fields.refuse("use_dora", &[json!(false)], "is not supported by this server")?;
+        let plain = [json!(true), json!("default")];
+        fields.refuse("init_lora_weights", &plain, "can only be true here")?;
         let lora = Self {
             r: fields.whole("r", 1..=256)?,
             alpha: fields.positive("alpha", 1e6)?,
             dropout: dropout(fields)?,
             target_modules: target_modules(fields)?,
             rank_pattern: rank_pattern(fields)?,
+            alpha_pattern: alpha_pattern(fields)?,
             use_rslora: fields.boolean("use_rslora")?,
+            use_dora: fields.boolean("use_dora")?,
+            modules_to_save: modules_to_save(fields)?,
         };
         Ok((lora, fields.string("init_adapter")?))
     }
 
     /// Whether nothing was asked for that an adapter to go on from has already.
     pub fn leaves_shape_open(&self) -> bool {
-        let Self { r, alpha, target_modules, rank_pattern, use_rslora, dropout: _ } = self;
-        r.is_none()
-            && alpha.is_none()
-            && target_modules.is_none()
-            && rank_pattern.is_empty()
-            && use_rslora.is_none()
+        let dropout = self.dropout;
+        *self == Self { dropout, ..Self::default() }
     }
 
     /// The adapter to train on `base`.
@@ -100,15 +105,26 @@ impl RequestedLora {
     pub fn resolve(&self, base: &BaseInfo) -> Result<LoraSpec, InvalidRequest> {
         let targets = self.target_modules.clone().unwrap_or(all_linear());
         let r = self.r.unwrap_or(USUAL_RANK);
-        let chosen = LoraRanks::resolve(&targets, r, &self.rank_pattern, base)
-            .map_err(|error| InvalidRequest::value("lora.target_modules", error.to_string()))?;
+        let alpha = self.alpha.unwrap_or(2.0 * r as f64);
+        let chosen = LoraRanks::resolve(
+            &targets,
+            (r, &self.rank_pattern),
+            (alpha, &self.alpha_pattern),
+            base,
+        )
+        .map_err(|error| InvalidRequest::value("lora.target_modules", error.to_string()))?;
+        let saved = resolve_saved(&self.modules_to_save, base)
+            .map_err(|error| InvalidRequest::value("lora.modules_to_save", error.to_string()))?;
         Ok(LoraSpec {
             r,
-            alpha: self.alpha.unwrap_or(2.0 * r as f64),
+            alpha,
             dropout: self.dropout.unwrap_or(0.0),
             modules: chosen.modules,
             ranks: chosen.ranks,
+            alphas: chosen.alphas,
             use_rslora: self.use_rslora.unwrap_or(false),
+            use_dora: self.use_dora.unwrap_or(false),
+            modules_to_save: saved.into_iter().map(|module| module.name.clone()).collect(),
         })
     }
 
@@ -116,6 +132,10 @@ impl RequestedLora {
     pub fn shown(&self, settled: Option<&LoraSpec>) -> Value {
         let targets = self.target_modules.clone().unwrap_or(all_linear());
         let ranks = self.rank_pattern.iter().map(|(name, r)| (name.clone(), json!(r)));
+        let alphas = self.alpha_pattern.iter().map(|(name, alpha)| (name.clone(), json!(alpha)));
+        let asked = (self.use_rslora.unwrap_or(false), self.use_dora.unwrap_or(false));
+        let (use_rslora, use_dora) = settled.map_or(asked, |lora| (lora.use_rslora, lora.use_dora));
+        let saved = settled.map_or(&self.modules_to_save, |lora| &lora.modules_to_save);
         json!({
             "r": settled.map(|lora| lora.r).or(self.r).unwrap_or(USUAL_RANK),
             "alpha": settled.map(|lora| lora.alpha).or(self.alpha)
@@ -123,7 +143,10 @@ impl RequestedLora {
             "dropout": self.dropout.unwrap_or(0.0),
             "target_modules": targets,
             "rank_pattern": ranks.collect::<Map<_, _>>(),
-            "use_rslora": settled.map_or(self.use_rslora.unwrap_or(false), |lora| lora.use_rslora),
+            "alpha_pattern": alphas.collect::<Map<_, _>>(),
+            "use_rslora": use_rslora,
+            "use_dora": use_dora,
+            "modules_to_save": saved,
         })
     }
 }
@@ -147,6 +170,28 @@ fn target_modules(fields: &mut Fields) -> Checked<Option<Targets>> {
             "must be a list of module names, a pattern, or \"all-linear\"",
         )),
     }
+}
+
+fn modules_to_save(fields: &mut Fields) -> Checked<Vec<String>> {
+    let Some(value) = fields.take("modules_to_save") else { return Ok(Vec::new()) };
+    Vec::deserialize(value)
+        .map_err(|_| fields.wrong("modules_to_save", "must be a list of module names"))
+}
+
+fn alpha_pattern(fields: &mut Fields) -> Checked<Vec<(String, f64)>> {
+    let wrong = "must map at most 1000 module names to numbers above 0";
+    let entries = match fields.take("alpha_pattern") {
+        None => return Ok(Vec::new()),
+        Some(Value::Object(entries)) if entries.len() <= 1000 => entries,
+        Some(_) => return Err(fields.wrong("alpha_pattern", wrong)),
+    };
+    entries
+        .into_iter()
+        .map(|(name, alpha)| match alpha.as_f64() {
+            Some(alpha) if alpha > 0.0 && alpha <= 1e6 => Ok((name, alpha)),
+            _ => Err(fields.wrong("alpha_pattern", wrong)),
+        })
+        .collect()
 }
 
 fn rank_pattern(fields: &mut Fields) -> Checked<Vec<(String, usize)>> {

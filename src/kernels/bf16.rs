@@ -5,9 +5,11 @@
 //! - `gemm`: the loop nest. It asks a `Panels` source for one chunk of one panel at a time; the
 //!   source may hand out its own memory, or write the chunk into scratch on the way. That one
 //!   seam serves bf16, NF4 and the transposed product of either.
+//! - `rounded`: `f32` matrices rounded on the way, for adapters and gradients of weights.
 //! - `tile`: twelve rows by 32 columns in registers.
 
 mod gemm;
+mod rounded;
 mod rows;
 mod tile;
 mod transpose;
@@ -16,7 +18,9 @@ mod weight;
 pub use rows::Bf16Rows;
 pub use weight::{PackedBf16, Widened};
 
-pub(crate) use gemm::{Chunk, Panels, gemm};
+pub(crate) use gemm::{Chunk, Panels, Term, gemm, gemm_sum, gemms};
+pub(crate) use rounded::{Matrix, RoundedColumns, RoundedRows};
+pub(crate) use rows::round;
 pub(crate) use tile::multiply;
 pub(crate) use transpose::Transposed;
 
@@ -36,6 +40,14 @@ pub(crate) const BLOCK: usize = 32;
 /// If the shapes do not fit.
 pub fn matmul(cpu: Cpu, pool: &Pool, x: &Bf16Rows, w: &PackedBf16, y: &Output<'_>) {
     gemm(cpu, pool, x, w, y);
+}
+
+/// [`matmul`] with several weights of one input, in one region: `(W, y)` of each.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn matmuls(cpu: Cpu, pool: &Pool, x: &Bf16Rows, parts: &[(&PackedBf16, &Output<'_>)]) {
+    gemms(cpu, pool, x, parts);
 }
 
 /// `dx = g · W`, the backward of [`matmul`] for a frozen weight, from the same packed bytes.

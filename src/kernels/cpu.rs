@@ -28,6 +28,17 @@ impl Cpu {
         Self::detect().avx2.then_some(Self { avx2: true, ..Self::SCALAR })
     }
 
+    /// The instruction sets by their usual names.
+    pub fn names(self) -> Vec<&'static str> {
+        let all = [
+            ("avx2", self.avx2),
+            ("avx512f", self.avx512),
+            ("avx512vnni", self.vnni),
+            ("avx512bf16", self.bf16),
+        ];
+        all.into_iter().filter_map(|(name, there)| there.then_some(name)).collect()
+    }
+
     /// Whether products of bf16 values exist.
     pub(crate) fn has_bf16(self) -> bool {
         self.bf16

@@ -69,6 +69,81 @@ kernel! {
     }
 }
 
+kernel! {
+    /// `z = x · y`.
+    pub fn product(s, x: &[f32], y: &[f32], z: &mut [f32]) {
+        for ((x, y), z) in x.chunks(LANES).zip(y.chunks(LANES)).zip(z.chunks_mut(LANES)) {
+            s.store_part(z, s.mul(s.load_part(x), s.load_part(y)));
+        }
+    }
+}
+
+kernel! {
+    /// `y += strength · (factor − 1) · (y − bias)`; an empty `bias` is zero.
+    pub fn stretch(s, factor: &[f32], bias: &[f32], strength: f32, y: &mut [f32]) {
+        for (at, (factor, y)) in factor.chunks(LANES).zip(y.chunks_mut(LANES)).enumerate() {
+            let bias = bias.chunks(LANES).nth(at).map_or(s.splat(0.0), |bias| s.load_part(bias));
+            let more = s.mul(s.splat(strength), s.sub(s.load_part(factor), s.splat(1.0)));
+            let old = s.load_part(y);
+            s.store_part(y, s.add(old, s.mul(more, s.sub(old, bias))));
+        }
+    }
+}
+
+kernel! {
+    /// `sums += Σ x · y / norm` over rows, in their order, for the columns from `at` on of `x` and
+    /// from `from` on of `y` that `sums` holds.
+    pub fn column_dots(
+        s,
+        x: (&[f32], usize, usize),
+        y: (&[f32], usize, usize),
+        norm: &[f32],
+        sums: &mut [f32]
+    ) {
+        let ((x, x_stride, at), (y, y_stride, from)) = (x, y);
+        for (x, y) in x.chunks_exact(x_stride).zip(y.chunks_exact(y_stride)) {
+            let (x, y) = (&x[at..at + sums.len()], &y[from..from + sums.len()]);
+            let columns = x.chunks(LANES).zip(y.chunks(LANES));
+            for ((x, y), (norm, sum)) in columns.zip(norm.chunks(LANES).zip(sums.chunks_mut(LANES))) {
+                let part = s.div(s.mul(s.load_part(x), s.load_part(y)), s.load_part(norm));
+                s.store_part(sum, s.add(s.load_part(sum), part));
+            }
+        }
+    }
+}
+
+kernel! {
+    /// `to (columns, rows) = fromᵀ` of the first `columns` values of `rows` rows, which are `stride`
+    /// values apart.
+    pub fn transpose(
+        s,
+        from: &[f32],
+        stride: usize,
+        columns: usize,
+        rows: usize,
+        to: &mut [f32],
+    ) {
+        let mut r = 0;
+        while r < rows {
+            let height = (rows - r).min(LANES);
+            let mut c = 0;
+            while c < columns {
+                let width = (columns - c).min(LANES);
+                let mut square = [s.splat(0.0); LANES];
+                for i in 0..height {
+                    square[i] = s.load_part(&from[(r + i) * stride + c..][..width]);
+                }
+                s.transpose(&mut square);
+                for i in 0..width {
+                    s.store_part(&mut to[(c + i) * rows + r..][..height], square[i]);
+                }
+                c += LANES;
+            }
+            r += LANES;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,8 @@
 //! Packed weights and packed activations are vectors of [`Line`], so every load is aligned and
 //! every offset inside a kernel is a constant.
 
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+
 use half::bf16;
 
 /// Sixteen 32-bit words, 64 bytes, aligned to 64.
@@ -42,10 +44,23 @@ impl Line {
 ///
 /// A weight of 2048 × 5632 in 4 bits spans 1 400 ordinary pages; with huge pages it needs three
 /// entries of the translation cache.
+/// The pages come from the system as zeros and are first touched when they are first used, so a
+/// large cache costs nothing until it fills.
+#[allow(unsafe_code)]
 pub fn zeroed(count: usize) -> Vec<Line> {
-    let mut lines = Vec::with_capacity(count);
+    if count == 0 {
+        return Vec::new();
+    }
+    let layout = Layout::array::<Line>(count).expect("no vector is larger than memory");
+    // SAFETY: the layout has a size, since `count` and a line have one.
+    let start = unsafe { alloc_zeroed(layout) }.cast::<Line>();
+    if start.is_null() {
+        handle_alloc_error(layout);
+    }
+    // SAFETY: the global allocator gave `start` for exactly this layout, and a line whose bits are
+    // all clear is a valid line, so `count` of them are initialised.
+    let mut lines = unsafe { Vec::from_raw_parts(start, count, count) };
     prefer_huge_pages(&mut lines);
-    lines.resize(count, Line::ZERO);
     lines
 }
 

@@ -6,9 +6,11 @@
 //! 2. [`lanes`]: sixteen values side by side on every instruction set; [`math`]: functions on them.
 //! 3. [`gemm`]: `f32` products, forward, backward and for weight gradients.
 //! 4. [`activations`], [`quantized`], then [`q4`] and [`q8`]: integer products for serving.
-//! 5. [`bf16`] and [`nf4`]: the dot-product tile, fused 4-bit weights, panels turned for `dx`.
+//! 5. [`bf16`] and [`nf4`]: the dot-product tile, fused 4-bit weights, panels turned for `dx`;
+//!    [`low_rank`]: adapters over a batch.
 //! 6. [`norm`], [`heads`], [`mlp`], [`attention`], [`loss`], [`elementwise`], [`optimiser`]: what
 //!    lies between the products, forward and backward.
+//! 7. [`peak`]: what the machine can do at best.
 //!
 //! Invariants:
 //! - A row's numbers depend on that row alone. Rows are cut into groups that a register tile
@@ -24,18 +26,22 @@ pub mod activations;
 pub mod attention;
 pub mod bf16;
 pub mod cpu;
+pub mod dynamic;
 pub mod elementwise;
 pub mod gemm;
 pub mod heads;
 pub(crate) mod lanes;
 pub mod line;
 pub mod loss;
+pub mod low_rank;
 pub(crate) mod math;
+pub mod memory;
 pub mod mlp;
 pub mod nf4;
 pub mod norm;
 pub mod optimiser;
 pub mod output;
+pub mod peak;
 pub mod pool;
 pub mod q4;
 pub mod q8;

@@ -1,8 +1,9 @@
-//! 4-bit normal-float weights (NF4): the frozen base of QLoRA, forward and backward.
+//! 4-bit weights in NF4 or FP4: the frozen base of QLoRA, forward and backward.
 //!
 //! Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", section 3. A weight is
-//! `CODE[q] · absmax`, with one absmax per 64 consecutive values of a row. Codes, order of nibbles
-//! and double quantisation are those of bitsandbytes, so its checkpoints load without a change.
+//! `level[q] · absmax`, with one absmax per 64, 128 or 256 consecutive values. Codes, order of
+//! nibbles and double quantisation are those of bitsandbytes, so its checkpoints load without a
+//! change.
 //!
 //! Two products read the same packed bytes:
 //! - [`matmul`], fused: looks codes up as bf16 and applies absmax to the sums of 64 columns. Reads
@@ -10,49 +11,27 @@
 //! - [`matmul_transposed`]: `dx = g · W` for the backward, through panels turned in registers.
 
 mod absmax;
+mod blocks;
 pub(crate) mod fused;
 mod panel;
 
-pub use absmax::{Absmax, dynamic_map};
+pub use absmax::Absmax;
+pub use blocks::{Blocks, Code};
 
 use std::ops::Range;
 
-use crate::kernels::bf16::{Bf16Rows, Chunk, Panels, Transposed, gemm};
+use crate::kernels::bf16::{Bf16Rows, Chunk, Panels, Transposed, gemm, gemms};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::{self, Line};
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use absmax::PackedAbsmax;
-use panel::Dequantized;
+pub(crate) use panel::Dequantized;
 
-/// The code book of bitsandbytes: quantiles of a normal distribution scaled to −1..1.
-#[allow(clippy::excessive_precision)] // as bitsandbytes prints them; each is an exact f32
-pub const CODE: [f32; 16] = [
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-];
-
-/// Values that share one absmax.
+/// Values that share one absmax in a product, and at least in a tensor.
 pub const BLOCK: usize = 64;
 
-/// The index of [`CODE`]'s zero, which pads missing rows.
-const ZERO_CODE: u8 = 7;
-
-/// A frozen weight `(n, k)` in NF4; `k` must be a multiple of 64.
+/// A frozen weight `(n, k)` in NF4 or FP4; `k` must be a multiple of 64.
 ///
 /// Layout: panels of 32 rows (`n` padded with zeros), then eights of columns. An eight is two
 /// lines; word `r` of line `h` belongs to row `16h + r` and holds eight nibbles: nibble `p` of its
@@ -62,47 +41,48 @@ const ZERO_CODE: u8 = 7;
 pub struct PackedNf4 {
     n: usize,
     k: usize,
+    code: Code,
     codes: Vec<Line>,
     absmax: PackedAbsmax,
 }
 
 impl PackedNf4 {
-    /// Quantises `weights (n, k)`, row-major, as bitsandbytes does: the nearest code, the lower one
-    /// of two that are equally near. `double` quantises absmax once more.
+    /// Quantises `weights (n, k)`, row-major, as bitsandbytes does, in blocks of 64.
     ///
     /// # Panics
     /// If `k` is not a multiple of 64 or the slice has another length.
-    pub fn quantize(weights: &[f32], n: usize, k: usize, double: bool) -> Self {
+    pub fn quantize(weights: &[f32], n: usize, k: usize, code: Code, double: bool) -> Self {
         assert_eq!(weights.len(), n * k, "weights must hold n · k values");
-        let (blocks, _) = weights.as_chunks::<BLOCK>();
-        let absmax: Vec<f32> = blocks.iter().map(largest).collect();
-        let code = |i: usize| match absmax[i / BLOCK] {
-            0.0 => ZERO_CODE,
-            absmax => nearest(weights[i] * (1.0 / absmax)),
-        };
-        let plain = Absmax::F32(absmax.clone());
-        Self::pack(n, k, code, if double { plain.double_quantize() } else { plain })
+        Self::pack(&Blocks::quantize(weights, code, BLOCK, double), n, k)
     }
 
-    /// Packs a bitsandbytes tensor: two codes per byte, the first in the *high* nibble, row-major.
+    /// Packs the NF4 tensor `(n, k)` of a bitsandbytes checkpoint, absmax per 64.
     ///
     /// # Panics
-    /// If `k` is not a multiple of 64 or a length does not fit.
+    /// As [`PackedNf4::pack`].
     pub fn from_bitsandbytes(bytes: &[u8], absmax: Absmax, n: usize, k: usize) -> Self {
-        assert_eq!(bytes.len(), n * k / 2, "bytes must hold n · k nibbles");
-        Self::pack(n, k, |i| bytes[i / 2] >> (4 - 4 * (i % 2)) & 15, absmax)
+        let (code, block, bytes) = (Code::Nf4, BLOCK, bytes.to_vec());
+        Self::pack(&Blocks { code, block, bytes, absmax }, n, k)
     }
 
-    fn pack(n: usize, k: usize, code: impl Fn(usize) -> u8, absmax: Absmax) -> Self {
+    /// Packs a tensor `(n, k)`; no value changes.
+    ///
+    /// # Panics
+    /// If `k` is not a multiple of 64, blocks are not of whole 64s, or a length does not fit.
+    pub fn pack(tensor: &Blocks, n: usize, k: usize) -> Self {
+        assert_eq!(tensor.bytes.len(), n * k / 2, "bytes must hold n · k nibbles");
         assert_eq!(k % BLOCK, 0, "k must be a multiple of {BLOCK}");
         let panels = n.div_ceil(32);
         let mut codes = line::zeroed(panels * k / 8 * 2);
         for (row, column) in (0..panels * 32).flat_map(|r| (0..k).map(move |c| (r, c))) {
-            let code = if row < n { code(row * k + column) } else { ZERO_CODE };
+            let in_tensor = row < n;
+            let code =
+                if in_tensor { tensor.code_at(row * k + column) } else { tensor.code.zero() };
             let (line, shift) = place(k, row, column);
             codes[line].0[row % 16] |= u32::from(code) << shift;
         }
-        Self { n, k, codes, absmax: PackedAbsmax::new(absmax, n, k) }
+        let absmax = PackedAbsmax::new(tensor.absmax.clone(), tensor.block, n, k);
+        Self { n, k, code: tensor.code, codes, absmax }
     }
 
     /// Output features.
@@ -124,7 +104,7 @@ impl PackedNf4 {
     pub fn weight(&self, row: usize, column: usize) -> f32 {
         let (line, shift) = place(self.k, row, column);
         let code = self.codes[line].0[row % 16] >> shift & 15;
-        CODE[code as usize] * self.absmax.get(row, column / BLOCK)
+        self.code.levels()[code as usize] * self.absmax.get(row, column / BLOCK)
     }
 
     /// The columns `k` of one panel: two lines of codes per eight columns.
@@ -140,15 +120,6 @@ fn place(k: usize, row: usize, column: usize) -> (usize, usize) {
     (line, 16 * (column % 2) + 4 * (column % 8 / 2))
 }
 
-fn largest(block: &[f32; BLOCK]) -> f32 {
-    block.iter().fold(0f32, |max, x| max.max(x.abs()))
-}
-
-/// The index of the code nearest to `x`: how many midpoints lie below it.
-fn nearest(x: f32) -> u8 {
-    CODE.windows(2).filter(|pair| x > (pair[0] + pair[1]) / 2.0).count() as u8
-}
-
 /// `y = x · Wᵀ`, fused. Shapes: `x (m, k)`, `W (n, k)`, `y (m, n)`.
 ///
 /// The 16 codes are rounded to bf16 (relative error at most 2⁻⁹ each); absmax stays `f32`.
@@ -159,12 +130,20 @@ pub fn matmul(cpu: Cpu, pool: &Pool, x: &Bf16Rows, w: &PackedNf4, y: &Output<'_>
     gemm(cpu, pool, x, w, y);
 }
 
+/// [`matmul`] with several weights of one input, in one region: `(W, y)` of each.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn matmuls(cpu: Cpu, pool: &Pool, x: &Bf16Rows, parts: &[(&PackedNf4, &Output<'_>)]) {
+    gemms(cpu, pool, x, parts);
+}
+
 /// `dx = g · W`, the backward of a frozen NF4 weight. Shapes: `g (m, n)`, `W (n, k)`, `dx (m, k)`.
 ///
 /// # Panics
 /// If the shapes do not fit.
 pub fn matmul_transposed(cpu: Cpu, pool: &Pool, g: &Bf16Rows, w: &PackedNf4, dx: &Output<'_>) {
-    gemm(cpu, pool, g, &Transposed(&Dequantized(w)), dx);
+    gemm(cpu, pool, g, &Transposed(Dequantized(w)), dx);
 }
 
 /// An NF4 weight dequantised to `f32` panels on the way, where bf16 products do not exist.
@@ -199,7 +178,7 @@ impl Panels for PackedNf4 {
         scratch: &'a mut [Line],
     ) -> Chunk<'a> {
         let absmax = self.absmax.lines(cpu, panel, k.start / BLOCK..k.end / BLOCK, scratch);
-        Chunk::Nf4 { codes: self.codes(panel, k), absmax }
+        Chunk::Nf4 { code: self.code, codes: self.codes(panel, k), absmax }
     }
 }
 
@@ -208,21 +187,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_meet_at_the_thresholds_of_bitsandbytes() {
-        // From kernels.cu; a value must exceed the threshold to move up.
-        let thresholds = [(0, -0.848_096_4), (6, -0.045_525_018), (7, 0.039_790_15)];
-        for (code, threshold) in thresholds {
-            assert_eq!(nearest(threshold - 1e-6), code);
-            assert_eq!(nearest(threshold + 1e-6), code + 1);
-        }
-        assert!((0..16).all(|code| nearest(CODE[code as usize]) == code));
-    }
-
-    #[test]
     fn a_bitsandbytes_byte_holds_its_first_code_high() {
         let mut bytes = [0x77; 32];
         bytes[0] = 0xf0;
         let w = PackedNf4::from_bitsandbytes(&bytes, Absmax::F32(vec![2.0]), 1, 64);
         assert_eq!([w.weight(0, 0), w.weight(0, 1), w.weight(0, 2)], [2.0, -2.0, 0.0]);
+    }
+
+    #[test]
+    fn packing_moves_values_and_changes_none() {
+        let mut seeded = crate::kernels::testing::Seeded(3);
+        let (n, k) = (41, 192);
+        let values = seeded.values(n * k);
+        for code in [Code::Nf4, Code::Fp4] {
+            for (block, double) in [(64, false), (64, true), (128, true), (256, false), (256, true)]
+            {
+                let tensor = Blocks::quantize(&values, code, block, double);
+                let w = PackedNf4::pack(&tensor, n, k);
+                for i in 0..n * k {
+                    assert_eq!(w.weight(i / k, i % k), tensor.value(i), "{code:?} {block} {i}");
+                }
+            }
+        }
     }
 }

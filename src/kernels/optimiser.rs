@@ -1,5 +1,7 @@
 //! AdamW, and the sum of squares that gradient clipping needs.
 
+use super::cpu::Cpu;
+use super::dynamic::{self, SIGNED, UNSIGNED};
 use super::lanes::{LANES, kernel};
 
 /// AdamW's numbers for one step, as `f32` the way torch applies them.
@@ -36,6 +38,32 @@ kernel! {
             s.store_part(m, first);
             s.store_part(v, second);
         }
+    }
+}
+
+/// Moments in 8 bits: codes of the dynamic maps, and one absmax per block of [`dynamic::BLOCK`].
+#[derive(Debug)]
+pub struct Moments8<'a> {
+    pub first: &'a mut [u8],
+    pub second: &'a mut [u8],
+    pub first_absmax: &'a mut [f32],
+    pub second_absmax: &'a mut [f32],
+}
+
+/// [`adamw`] with moments in 8 bits: decoded block by block, moved, and encoded again.
+/// Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization", section 2.
+pub fn adamw8(cpu: Cpu, adam: Adam, p: &mut [f32], g: &[f32], state: Moments8<'_>) {
+    let (mut m, mut v) = ([0f32; dynamic::BLOCK], [0f32; dynamic::BLOCK]);
+    let absmax = state.first_absmax.iter_mut().zip(state.second_absmax);
+    let codes = state.first.chunks_mut(dynamic::BLOCK).zip(state.second.chunks_mut(dynamic::BLOCK));
+    let values = p.chunks_mut(dynamic::BLOCK).zip(g.chunks(dynamic::BLOCK));
+    for (((p, g), (first, second)), (m_absmax, v_absmax)) in values.zip(codes).zip(absmax) {
+        let (m, v) = (&mut m[..p.len()], &mut v[..p.len()]);
+        SIGNED.decode(first, *m_absmax, m);
+        UNSIGNED.decode(second, *v_absmax, v);
+        adamw(cpu, adam, p, g, m, v);
+        *m_absmax = SIGNED.encode(m, first);
+        *v_absmax = UNSIGNED.encode(v, second);
     }
 }
 

@@ -5,6 +5,24 @@ use std::ops::Range;
 
 use super::shared::SharedSlice;
 
+/// A matrix into which several products write at once, each its own columns.
+pub struct SharedOutput<'a> {
+    values: SharedSlice<'a, f32>,
+    stride: usize,
+}
+
+impl<'a> SharedOutput<'a> {
+    /// The matrix `values (m, stride)`.
+    pub fn new(values: &'a mut [f32], stride: usize) -> Self {
+        Self { values: SharedSlice::new(values), stride }
+    }
+
+    /// Its columns from `at` on; they are overwritten.
+    pub fn at(&self, at: usize) -> Output<'a> {
+        Output { values: self.values.share(), stride: self.stride, at, add: false }
+    }
+}
+
 /// Columns `at .. at + n` of a row-major matrix with rows of `stride` values.
 pub struct Output<'a> {
     values: SharedSlice<'a, f32>,

@@ -116,6 +116,19 @@ impl Pool {
         assert!(!region.panicked.load(Relaxed), "a task panicked on a worker thread");
     }
 
+    /// One region for several pieces of work: calls `task(i, item)` for every item of every piece
+    /// `i`, which has `counts[i]` of them.
+    pub fn run_all(&self, counts: &[usize], task: &(dyn Fn(usize, usize) + Sync)) {
+        self.run(counts.iter().sum(), &|mut item| {
+            for (piece, &count) in counts.iter().enumerate() {
+                if item < count {
+                    return task(piece, item);
+                }
+                item -= count;
+            }
+        });
+    }
+
     /// Calls `task` with ranges that cover `0..items`, each a fair share but enough work to be worth
     /// handing over. `size` is the number of values per item.
     pub fn split(&self, items: usize, size: usize, task: &(dyn Fn(Range<usize>) + Sync)) {
@@ -254,6 +267,16 @@ mod tests {
             });
             assert!(counts.iter().all(|count| count.load(Relaxed) == 1));
         }
+    }
+
+    #[test]
+    fn every_item_of_every_piece_runs_once() {
+        let (pool, counts) = (Pool::new(2), [3, 0, 5]);
+        let seen: Vec<AtomicUsize> = (0..8).map(|_| AtomicUsize::new(0)).collect();
+        pool.run_all(&counts, &|piece, item| {
+            seen[counts[..piece].iter().sum::<usize>() + item].fetch_add(1, Relaxed);
+        });
+        assert!(seen.iter().all(|count| count.load(Relaxed) == 1));
     }
 
     #[test]

@@ -6,6 +6,9 @@
 use half::f16;
 
 use crate::kernels::activations::BLOCK;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::lanes::kernel;
+use crate::kernels::pool::Pool;
 use crate::kernels::quantized::PackedQ;
 
 /// A weight in 4.5 bits per value.
@@ -20,9 +23,15 @@ impl PackedQ4 {
     /// # Panics
     /// If `k` is not a multiple of 32 or the slice has another length.
     pub fn quantize(weights: &[f32], n: usize, k: usize) -> Self {
+        Self::quantize_on(&Pool::new(1), weights, n, k)
+    }
+
+    /// [`PackedQ4::quantize`] on the threads of `pool`.
+    pub fn quantize_on(pool: &Pool, weights: &[f32], n: usize, k: usize) -> Self {
         assert_eq!(weights.len(), n * k, "weights must hold n · k values");
         let (blocks, _) = weights.as_chunks::<BLOCK>();
-        Self::pack(n, k, |row, b| quantize_block(&blocks[row * (k / BLOCK) + b]))
+        let cpu = Cpu::detect();
+        Self::pack_on(pool, n, k, |row, b| quantize_block(cpu, &blocks[row * (k / BLOCK) + b]))
     }
 
     /// Repacks the Q4_0 tensor `(n, k)` of a GGUF file; no value changes.
@@ -44,12 +53,19 @@ fn read_block(bytes: &[u8; GGUF_BYTES]) -> ([u8; BLOCK], f16) {
     (codes, f16::from_le_bytes([bytes[0], bytes[1]]))
 }
 
-/// The value of largest magnitude becomes −8, the end of the range with one more step.
-fn quantize_block(x: &[f32; BLOCK]) -> ([u8; BLOCK], f16) {
-    let extreme = x.iter().fold(0f32, |max, &x| if x.abs() > max.abs() { x } else { max });
-    let scale = extreme / -8.0;
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    (x.map(|x| ((x * inverse + 8.5) as u8).min(15)), f16::from_f32(scale))
+kernel! {
+    /// The value of largest magnitude becomes −8, the end of the range with one more step.
+    fn quantize_block(_s, x: &[f32; BLOCK]) -> ([u8; BLOCK], f16) {
+        let (high, low) = x.iter().fold((0f32, 0f32), |(h, l), &x| (h.max(x), l.min(x)));
+        let extreme = match x.iter().find(|&&x| x == high || x == low) {
+            Some(_) if high > -low => high,
+            Some(_) if high < -low => low,
+            first => *first.expect("one of the values is the largest"),
+        };
+        let scale = extreme / -8.0;
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        (x.map(|x| ((x * inverse + 8.5) as i32).clamp(0, 15) as u8), f16::from_f32(scale))
+    }
 }
 
 #[cfg(test)]

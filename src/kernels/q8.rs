@@ -7,6 +7,9 @@
 use half::f16;
 
 use crate::kernels::activations::BLOCK;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::lanes::kernel;
+use crate::kernels::pool::Pool;
 use crate::kernels::quantized::PackedQ;
 
 /// A weight in 8.5 bits per value.
@@ -21,9 +24,15 @@ impl PackedQ8 {
     /// # Panics
     /// If `k` is not a multiple of 32 or the slice has another length.
     pub fn quantize(weights: &[f32], n: usize, k: usize) -> Self {
+        Self::quantize_on(&Pool::new(1), weights, n, k)
+    }
+
+    /// [`PackedQ8::quantize`] on the threads of `pool`.
+    pub fn quantize_on(pool: &Pool, weights: &[f32], n: usize, k: usize) -> Self {
         assert_eq!(weights.len(), n * k, "weights must hold n · k values");
         let (blocks, _) = weights.as_chunks::<BLOCK>();
-        Self::pack(n, k, |row, b| quantize_block(&blocks[row * (k / BLOCK) + b]))
+        let cpu = Cpu::detect();
+        Self::pack_on(pool, n, k, |row, b| quantize_block(cpu, &blocks[row * (k / BLOCK) + b]))
     }
 
     /// Repacks the Q8_0 tensor `(n, k)` of a GGUF file; no value changes.
@@ -42,10 +51,12 @@ fn read_block(bytes: &[u8; GGUF_BYTES]) -> ([u8; BLOCK], f16) {
     (codes, f16::from_le_bytes([bytes[0], bytes[1]]))
 }
 
-fn quantize_block(x: &[f32; BLOCK]) -> ([u8; BLOCK], f16) {
-    let scale = x.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0;
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    (x.map(|x| (x * inverse).round() as i8 as u8 ^ 0x80), f16::from_f32(scale))
+kernel! {
+    fn quantize_block(_s, x: &[f32; BLOCK]) -> ([u8; BLOCK], f16) {
+        let scale = x.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0;
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        (x.map(|x| (x * inverse).round() as i32 as i8 as u8 ^ 0x80), f16::from_f32(scale))
+    }
 }
 
 #[cfg(test)]

@@ -27,12 +27,19 @@ use crate::kernels::line::{self, Line};
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use crate::kernels::rows::{piece, pieces};
+use crate::kernels::split::{PerItem, split};
 
 /// Weight rows per tile: the lanes of one register.
 pub const TILE: usize = 16;
 
 /// Blocks per pass: 18 KiB of 4-bit weights and 20 KiB of activations, both in a 48 KiB L1.
 const BLOCKS_PER_PASS: usize = 64;
+
+/// Rows that are multiplied in a single pass along `k`.
+const STREAMED_ROWS: usize = 2;
+
+/// Tiles per work item, at most.
+const TILES_PER_ITEM: usize = 8;
 
 /// Row groups per work item: 16 × 8 rows × 64 blocks are 320 KiB, a third of a 1 MiB L2.
 const GROUPS_PER_ITEM: usize = 16;
@@ -56,6 +63,17 @@ fn place<const BITS: usize>(i: usize) -> (usize, usize) {
     ((i % span) / 4, 8 * (i % 4) + 4 * (i / span))
 }
 
+/// Writes the codes of one row into its lane of a block's lines; the inverse of [`place`].
+fn fill_lane<const BITS: usize>(lines: &mut [Line], lane: usize, codes: &[u8; BLOCK]) {
+    let (words, _) = codes.as_chunks::<4>();
+    for (i, line) in lines.iter_mut().enumerate() {
+        line.0[lane] = match BITS {
+            8 => u32::from_le_bytes(words[i]),
+            _ => u32::from_le_bytes(words[i]) | u32::from_le_bytes(words[i + 4]) << 4,
+        };
+    }
+}
+
 impl<const BITS: usize> PackedQ<BITS> {
     /// Packs `(n, k)` from `block(row, b)`, the unsigned codes and the scale of block `b` of a row.
     ///
@@ -63,21 +81,37 @@ impl<const BITS: usize> PackedQ<BITS> {
     pub(crate) fn pack(
         n: usize,
         k: usize,
-        block: impl Fn(usize, usize) -> ([u8; BLOCK], f16),
+        block: impl Fn(usize, usize) -> ([u8; BLOCK], f16) + Sync,
+    ) -> Self {
+        Self::pack_on(&Pool::new(1), n, k, block)
+    }
+
+    /// [`PackedQ::pack`] on the threads of `pool`.
+    pub(crate) fn pack_on(
+        pool: &Pool,
+        n: usize,
+        k: usize,
+        block: impl Fn(usize, usize) -> ([u8; BLOCK], f16) + Sync,
     ) -> Self {
         assert_eq!(k % BLOCK, 0, "k must be a multiple of {BLOCK}");
         let (tiles, blocks) = (n.div_ceil(TILE), k / BLOCK);
         let mut codes = line::zeroed(tiles * blocks * BITS);
         let mut scales = vec![[f16::ZERO; TILE]; tiles * blocks];
-        for (row, b) in (0..n).flat_map(|row| (0..blocks).map(move |b| (row, b))) {
-            let (at, lane) = (row / TILE * blocks + b, row % TILE);
-            let (values, scale) = block(row, b);
-            scales[at][lane] = scale;
-            for (i, code) in values.into_iter().enumerate() {
-                let (line, shift) = place::<BITS>(i);
-                codes[at * BITS + line].0[lane] |= u32::from(code) << shift;
+        let out =
+            (PerItem::new(&mut codes, blocks * BITS), PerItem::new(&mut scales, blocks.max(1)));
+        split(pool, tiles, TILE * k, out, |tiles, (codes, scales)| {
+            let parts = codes.chunks_exact_mut(blocks * BITS).zip(scales.chunks_exact_mut(blocks));
+            for (tile, (codes, scales)) in tiles.zip(parts) {
+                for (lane, row) in (tile * TILE..n.min((tile + 1) * TILE)).enumerate() {
+                    let lines = codes.chunks_exact_mut(BITS).zip(scales.iter_mut());
+                    for (b, (lines, scales)) in lines.enumerate() {
+                        let (values, scale) = block(row, b);
+                        scales[lane] = scale;
+                        fill_lane::<BITS>(lines, lane, &values);
+                    }
+                }
             }
-        }
+        });
         Self { n, k, codes, scales }
     }
 
@@ -102,6 +136,10 @@ impl<const BITS: usize> PackedQ<BITS> {
         let (line, shift) = place::<BITS>(column % BLOCK);
         let code = self.codes[at * BITS + line].0[lane] >> shift & ((1 << BITS) - 1);
         self.scales[at][lane].to_f32() * (code as f32 - (1 << (BITS - 1)) as f32)
+    }
+
+    fn tiles(&self) -> usize {
+        self.n.div_ceil(TILE)
     }
 
     fn chunk(&self, tile: usize, blocks: &Range<usize>) -> Weights<'_, BITS> {
@@ -130,15 +168,33 @@ pub fn matmul<const BITS: usize>(
     w: &PackedQ<BITS>,
     y: &Output<'_>,
 ) {
-    assert_eq!(x.k(), w.k, "x and W must agree on k");
-    y.check(x.rows(), w.n);
-    let (tiles, groups) = (w.n.div_ceil(TILE), x.groups().count());
-    let grain = pool.grain(tiles, 8);
-    let columns = tiles.div_ceil(grain);
-    pool.run(columns * groups.div_ceil(GROUPS_PER_ITEM), &|item| {
-        let tiles = piece(tiles, grain, item % columns);
+    matmuls(cpu, pool, x, &[(w, y)]);
+}
+
+/// [`matmul`] with several weights of one input, in one region: `(W, y)` of each.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn matmuls<const BITS: usize>(
+    cpu: Cpu,
+    pool: &Pool,
+    x: &Q8Rows,
+    parts: &[(&PackedQ<BITS>, &Output<'_>)],
+) {
+    let (all, groups) = (parts.iter().map(|(w, _)| w.tiles()).sum(), x.groups().count());
+    let grain = pool.grain(all, TILES_PER_ITEM);
+    let counts = parts.iter().map(|(w, y)| {
+        assert_eq!(x.k(), w.k, "x and W must agree on k");
+        y.check(x.rows(), w.n);
+        w.tiles().div_ceil(grain) * groups.div_ceil(GROUPS_PER_ITEM)
+    });
+    pool.run_all(&counts.collect::<Vec<_>>(), &|part, item| {
+        let (w, y) = parts[part];
+        let columns = w.tiles().div_ceil(grain);
+        let tiles = piece(w.tiles(), grain, item % columns);
         let groups = piece(groups, GROUPS_PER_ITEM, item / columns);
-        // SAFETY: items differ in their tiles or in their row groups, so no two share outputs.
+        // SAFETY: items of one part differ in their tiles or in their row groups, and parts write
+        // to columns of their own, so no two share outputs.
         unsafe { work_item(cpu, x, w, tiles, groups, y) };
     });
 }
@@ -179,7 +235,9 @@ unsafe fn work_item<const BITS: usize>(
     groups: Range<usize>,
     y: &Output<'_>,
 ) {
-    for blocks in pieces(0..w.k / BLOCK, BLOCKS_PER_PASS) {
+    // A few rows stay in L1 whatever their length, and the weight streams best in one run.
+    let per_pass = if x.rows() <= STREAMED_ROWS { w.k / BLOCK } else { BLOCKS_PER_PASS };
+    for blocks in pieces(0..w.k / BLOCK, per_pass.max(1)) {
         for tile in tiles.clone() {
             let weights = w.chunk(tile, &blocks);
             for group in groups.clone().map(|g| x.groups().get(g)) {

@@ -30,6 +30,11 @@ impl<'a, T> SharedSlice<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
     }
 
+    /// A second handle on the same slice; parts of both fall under one contract.
+    pub(crate) fn share(&self) -> Self {
+        Self { start: self.start, len: self.len, borrow: PhantomData }
+    }
+
     /// The elements of `range`, checked against the slice's length.
     ///
     /// # Safety

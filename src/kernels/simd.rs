@@ -64,6 +64,24 @@ pub fn as_words(values: __m512bh) -> __m512i {
     unsafe { std::mem::transmute::<__m512bh, __m512i>(values) }
 }
 
+/// Sixteen even values and sixteen odd ones, rounded to bf16 and paired up.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub fn round_pairs(even: __m512, odd: __m512) -> __m512i {
+    let halves = as_words(_mm512_cvtne2ps_pbh(odd, even));
+    _mm512_permutexvar_epi16(load_line(&INTERLEAVE), halves)
+}
+
+/// Sixteen values then sixteen more become sixteen pairs.
+static INTERLEAVE: Line = {
+    let (mut words, mut lane) = ([0; 16], 0);
+    while lane < 16 {
+        words[lane] = lane as u32 | (lane as u32 + 16) << 16;
+        lane += 1;
+    }
+    Line(words)
+};
+
 /// Asks for the line `ahead` lines after `line`, which need not exist.
 #[inline]
 #[target_feature(enable = "avx512f")]

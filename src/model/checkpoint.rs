@@ -111,6 +111,12 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Calls every tensor by another name.
+    pub fn rename(&mut self, name: impl Fn(&str) -> String) {
+        let tensors = std::mem::take(&mut self.tensors).into_iter();
+        self.tensors = tensors.map(|(old, entry)| (name(&old), entry)).collect();
+    }
+
     /// Whether there is a tensor of that name still unread.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

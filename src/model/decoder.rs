@@ -9,9 +9,11 @@ use super::gradients::Gradients;
 use super::head::Head;
 use super::layer::{Keys, Layer, Pass};
 use super::linear::Adapters;
+use super::saved::{Table, replace_rows};
 use super::tensors::TensorSpec;
+use super::vision::{PictureRows, Vision};
 use crate::backend::{Backend, CacheShape, KvFormat, SequenceRows};
-use crate::domain::BaseInfo;
+use crate::domain::{BaseInfo, WeightFormat};
 
 /// A resident base model.
 pub struct Model<B: Backend> {
@@ -21,9 +23,12 @@ pub struct Model<B: Backend> {
     pub(super) embedding: Embedding<B>,
     pub(super) layers: Vec<Layer<B>>,
     pub(super) head: Head<B>,
+    pub(super) vision: Option<Vision<B>>,
     /// Every tensor, by slot.
     pub(super) specs: Vec<TensorSpec>,
     pub(super) config: DecoderConfig,
+    /// How its linear layers are held.
+    pub(super) format: WeightFormat,
 }
 
 /// Token embeddings, and learned positions where a family has them.
@@ -41,6 +46,8 @@ pub struct Step<'a, B: Backend> {
     pub tokens: &'a [u32],
     /// Cover every row once, in order.
     pub sequences: &'a [SequenceRows],
+    /// Features of pictures, at rows whose tokens stand for them.
+    pub pictures: &'a [PictureRows<'a>],
     /// Rows that wear an adapter; the others are served by the base alone.
     pub adapters: &'a [AdapterRows<'a, B>],
     /// The rows whose logits are asked for, in the order of the answer.
@@ -51,13 +58,32 @@ impl<B: Backend> Embedding<B> {
     pub const TABLE_SLOT: usize = 0;
     pub const POSITIONS_SLOT: usize = 1;
 
-    /// `x[i] = scale · E[id] (+ P[position])`, `(t, d)`.
-    pub fn forward(&self, b: &mut B, ids: &[u32], positions: &[u32]) -> B::Rows {
+    /// `x[i] = scale · E[id] (+ P[position])`, `(t, d)`; `E` is the adapter's where it brings one,
+    /// and where a picture is its features stand instead.
+    pub fn forward(
+        &self,
+        b: &mut B,
+        ids: &[u32],
+        positions: &[u32],
+        adapters: &[AdapterRows<'_, B>],
+        pictures: &[PictureRows<'_>],
+    ) -> B::Rows {
         let (_, d) = b.weight_shape(&self.table);
-        let mut x = b.zeros(ids.len(), d);
+        let mut x = b.room(ids.len(), d);
         b.embed(&self.table, ids, self.scale, &mut x);
+        for group in adapters {
+            let Some(table) = group.adapter.saved(Table::Embedding) else { continue };
+            let mut own = b.zeros(group.rows.len(), d);
+            b.embed(table, &ids[group.rows.clone()], self.scale, &mut own);
+            replace_rows(b, &mut x, group.rows.clone(), own);
+        }
+        for picture in pictures {
+            let count = picture.features.len() / d;
+            let features = b.upload(picture.features, count, d);
+            replace_rows(b, &mut x, picture.row..picture.row + count, features);
+        }
         if let Some(table) = &self.positions {
-            let mut place = b.zeros(ids.len(), d);
+            let mut place = b.room(ids.len(), d);
             b.embed(table, positions, 1.0, &mut place);
             b.add(&place, &mut x);
             b.recycle(place);
@@ -74,6 +100,9 @@ impl<B: Backend> Embedding<B> {
         positions: &[u32],
         gradients: &mut Gradients<'_, B>,
     ) {
+        if let Some(dtable) = gradients.saved(Table::Embedding) {
+            b.embed_backward(dx, ids, self.scale, dtable);
+        }
         if let Some(dtable) = gradients.tensor(Self::TABLE_SLOT) {
             b.embed_backward(dx, ids, self.scale, dtable);
         }
@@ -115,7 +144,8 @@ impl<B: Backend> Model<B> {
     pub fn forward(&self, b: &mut B, cache: &mut B::Cache, step: &Step<'_, B>) -> B::Rows {
         let positions = positions(step.sequences);
         let keys = Keys::Cached { cache, sequences: step.sequences };
-        let x = self.hidden(b, step.tokens, &positions, step.adapters, keys);
+        let x = self.embedding.forward(b, step.tokens, &positions, step.adapters, step.pictures);
+        let x = self.hidden(b, x, &positions, step.adapters, keys);
         self.logits(b, x, step.adapters, step.logits)
     }
 
@@ -129,21 +159,22 @@ impl<B: Backend> Model<B> {
         logits: &[usize],
     ) -> B::Rows {
         let positions: Vec<u32> = spans.iter().flat_map(|span| 0..span.len() as u32).collect();
-        let x = self.hidden(b, ids, &positions, adapters, Keys::Spans(spans));
+        let x = self.embedding.forward(b, ids, &positions, adapters, &[]);
+        let x = self.hidden(b, x, &positions, adapters, Keys::Spans(spans));
         self.logits(b, x, adapters, logits)
     }
 
-    /// The last layer's output `(t, d)`.
+    /// The last layer's output `(t, d)`, `x` being the first one's input.
     fn hidden(
         &self,
         b: &mut B,
-        ids: &[u32],
+        mut x: B::Rows,
         positions: &[u32],
         rows: &[AdapterRows<'_, B>],
         keys: Keys<'_, B>,
     ) -> B::Rows {
-        let mut x = self.embedding.forward(b, ids, positions);
-        let mut pass = Pass { positions, adapters: Adapters { rows, dropout: None }, keys };
+        let adapters = Adapters { rows, dropout: None, training: false };
+        let mut pass = Pass { positions, adapters, keys };
         for layer in &self.layers {
             layer.forward(b, &mut x, &mut pass);
         }
@@ -163,11 +194,11 @@ impl<B: Backend> Model<B> {
             b.recycle(x);
             return b.zeros(0, self.head.vocab_size);
         }
-        let mut asked = b.zeros(rows.len(), d);
+        let mut asked = b.room(rows.len(), d);
         b.gather(&x, rows, &mut asked);
         b.recycle(x);
         let adapters = follow(adapters, rows);
-        let adapters = Adapters { rows: &adapters, dropout: None };
+        let adapters = Adapters { rows: &adapters, dropout: None, training: false };
         let logits = self.head.logits(b, &asked, &self.embedding, adapters);
         b.recycle(asked);
         logits

@@ -53,6 +53,8 @@ pub enum ModelError {
     AdapterShape { module: String, matrix: &'static str, r: usize, expected: usize, found: usize },
     #[error("the adapter's {matrix} for {module} holds a value that is not a finite number")]
     AdapterNotFinite { module: String, matrix: &'static str },
+    #[error("the adapter's {module} holds {found} numbers; this model asks for {expected}")]
+    SavedShape { module: String, expected: usize, found: usize },
     #[error("the adapter attaches to no module")]
     EmptyAdapter,
     #[error("{feature} cannot be trained in full; train an adapter instead")]

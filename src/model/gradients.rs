@@ -1,17 +1,22 @@
 //! Where the backward puts what it finds about trained tensors.
 
+use std::ops::Range;
+
+use super::saved::Table;
 use crate::backend::Backend;
 
 /// Gradients of one site's adapter, of the shapes of its matrices.
 pub(super) struct SiteGradient<B: Backend> {
     pub a: B::Rows,
     pub b: B::Rows,
+    /// Of a DoRA site.
+    pub magnitude: Option<B::Rows>,
 }
 
 /// The gradients of what a run trains; frozen tensors have none.
 pub(super) enum Gradients<'a, B: Backend> {
-    /// By site.
-    Adapter(&'a mut [Option<SiteGradient<B>>]),
+    /// By site; and of tables replaced whole, by [`Table`].
+    Adapter { sites: &'a mut [Option<SiteGradient<B>>], saved: [Option<&'a mut B::Rows>; 2] },
     /// By slot: every tensor of the model.
     Full(&'a mut [B::Rows]),
 }
@@ -20,9 +25,25 @@ impl<B: Backend> Gradients<'_, B> {
     /// Of the adapter at `site`.
     pub fn site(&mut self, site: usize) -> &mut SiteGradient<B> {
         match self {
-            Gradients::Adapter(sites) => {
+            Gradients::Adapter { sites, .. } => {
                 sites[site].as_mut().expect("every site of the trained adapter has gradients")
             }
+            Gradients::Full(_) => unreachable!("a run trains an adapter or every weight"),
+        }
+    }
+
+    /// Of a table that the trained adapter replaces.
+    pub fn saved(&mut self, table: Table) -> Option<&mut B::Rows> {
+        match self {
+            Gradients::Adapter { saved, .. } => saved[table as usize].as_deref_mut(),
+            Gradients::Full(_) => None,
+        }
+    }
+
+    /// Of the adapter at each of `sites`.
+    pub fn sites(&mut self, sites: Range<usize>) -> &mut [Option<SiteGradient<B>>] {
+        match self {
+            Gradients::Adapter { sites: all, .. } => &mut all[sites],
             Gradients::Full(_) => unreachable!("a run trains an adapter or every weight"),
         }
     }
@@ -30,7 +51,7 @@ impl<B: Backend> Gradients<'_, B> {
     /// Of the tensor in `slot`, if it is trained.
     pub fn tensor(&mut self, slot: usize) -> Option<&mut B::Rows> {
         match self {
-            Gradients::Adapter(_) => None,
+            Gradients::Adapter { .. } => None,
             Gradients::Full(tensors) => Some(&mut tensors[slot]),
         }
     }
@@ -42,7 +63,7 @@ impl<B: Backend> Gradients<'_, B> {
         bias: bool,
     ) -> (Option<&mut B::Rows>, Option<&mut B::Rows>) {
         match self {
-            Gradients::Adapter(_) => (None, None),
+            Gradients::Adapter { .. } => (None, None),
             Gradients::Full(tensors) => {
                 let (head, tail) = tensors.split_at_mut(slot + 1);
                 (head.last_mut(), tail.first_mut().filter(|_| bias))

@@ -4,6 +4,7 @@ use super::decoder::Embedding;
 use super::gradients::Gradients;
 use super::linear::{Adapters, Projection};
 use super::norm::ModelNorm;
+use super::saved::{Table, replace_rows};
 use crate::backend::{Backend, LossSum};
 
 pub(super) struct Head<B: Backend> {
@@ -37,18 +38,48 @@ impl<B: Backend> Head<B> {
         embedding: &Embedding<B>,
         adapters: Adapters<'_, B>,
     ) -> B::Rows {
-        let mut z = match &self.projection {
-            Some(projection) => projection.forward(b, normed, adapters),
-            None => {
-                let mut z = b.zeros(b.shape(normed).0, self.vocab_size);
-                b.matmul(normed, &embedding.table, None, &mut z, 0);
-                z
-            }
+        let mut z = match (self.replaced_everywhere(b, normed, adapters), &self.projection) {
+            (Some(z), _) => z,
+            (None, Some(projection)) => projection.forward(b, normed, adapters),
+            (None, None) => self.product(b, normed, &embedding.table),
         };
+        self.replace(b, normed, adapters, &mut z);
         if self.is_scaled() {
             b.scale_logits(&mut z, self.scale, self.softcap);
         }
         z
+    }
+
+    fn product(&self, b: &mut B, normed: &B::Rows, weight: &B::Weight) -> B::Rows {
+        let mut z = b.zeros(b.shape(normed).0, self.vocab_size);
+        b.matmul(normed, weight, None, &mut z, 0);
+        z
+    }
+
+    /// The product with the head of the one adapter that all rows wear, if it brings one.
+    fn replaced_everywhere(
+        &self,
+        b: &mut B,
+        normed: &B::Rows,
+        adapters: Adapters<'_, B>,
+    ) -> Option<B::Rows> {
+        let [group] = adapters.rows else { return None };
+        let weight = group.adapter.saved(Table::Head)?;
+        (group.rows.len() == b.shape(normed).0).then(|| self.product(b, normed, weight))
+    }
+
+    /// Puts the logits of rows whose adapter brings its own head in the place of the others.
+    fn replace(&self, b: &mut B, normed: &B::Rows, adapters: Adapters<'_, B>, z: &mut B::Rows) {
+        let n = b.shape(normed).0;
+        for group in adapters.rows.iter().filter(|group| group.rows.len() < n) {
+            let Some(weight) = group.adapter.saved(Table::Head) else { continue };
+            let rows: Vec<usize> = group.rows.clone().collect();
+            let mut own = b.zeros(rows.len(), b.shape(normed).1);
+            b.gather(normed, &rows, &mut own);
+            let new = self.product(b, &own, weight);
+            replace_rows(b, z, group.rows.clone(), new);
+            b.recycle(own);
+        }
     }
 
     /// The loss of `x (n, d)` against `labels`, and no gradient.
@@ -105,8 +136,16 @@ impl<B: Backend> Head<B> {
         gradients: &mut Gradients<'_, B>,
         dnormed: &mut B::Rows,
     ) {
+        if let Some(dhead) = gradients.saved(Table::Head) {
+            b.weight_gradient(dz, 0, normed, dhead, None);
+        }
+        let saved = adapters.rows.first().and_then(|group| group.adapter.saved(Table::Head));
+        if let Some(weight) = saved {
+            b.matmul_backward(dz, 0, weight, dnormed);
+            return;
+        }
         match &self.projection {
-            Some(head) => head.backward(b, dz, normed, adapters, gradients, Some(dnormed)),
+            Some(head) => head.add_backward(b, dz, normed, adapters, gradients, Some(dnormed)),
             None => {
                 b.matmul_backward(dz, 0, &embedding.table, dnormed);
                 if let Some(dtable) = gradients.tensor(Embedding::<B>::TABLE_SLOT) {

@@ -39,72 +39,125 @@ pub(super) enum Keys<'a, B: Backend> {
     Spans(&'a [Range<usize>]),
 }
 
+/// What a layer's backward needs of its forward, beside the input. It is kept where memory allows
+/// and computed again where it does not, to the same bits. Cheap things are never kept: norms, heads
+/// turned from the projection, what lies between the MLP's products.
+pub(super) struct Kept<B: Backend> {
+    attention: AttentionParts<B>,
+    /// The sum after the attention block, `(t, d)`.
+    x1: B::Rows,
+    /// `(t, ff)`, or `(t, 2 ff)` where it is gated.
+    up: B::Rows,
+}
+
 /// What the attention block computed from its input.
 struct AttentionParts<B: Backend> {
     /// The raw projection `(t, (h + 2 kv) hd)`.
     qkv: B::Rows,
-    q: B::Rows,
-    k: B::Rows,
-    v: B::Rows,
     /// `(t, h · hd)`.
     o: B::Rows,
     /// `(t, h)` when training.
     lse: Option<B::Rows>,
-    /// `(t, d)`.
-    proj: B::Rows,
+    /// `(t, d)`; forgotten where no norm follows it.
+    proj: Option<B::Rows>,
 }
 
 impl<B: Backend> AttentionParts<B> {
     fn recycle(self, b: &mut B) {
-        let all = [self.qkv, self.q, self.k, self.v, self.o, self.proj];
-        all.into_iter().chain(self.lse).for_each(|rows| b.recycle(rows));
+        let all = [self.qkv, self.o].into_iter().chain(self.lse).chain(self.proj);
+        all.for_each(|rows| b.recycle(rows));
     }
 }
 
 impl<B: Backend> Layer<B> {
     /// The block in place on `x (t, d)`.
     pub fn forward(&self, b: &mut B, x: &mut B::Rows, pass: &mut Pass<'_, B>) {
-        let parts = self.attend(b, x, pass);
-        add_normed(b, self.post_attention_norm.as_ref(), &parts.proj, x);
+        let mut parts = self.attend(b, x, pass);
+        self.add_attention(b, &mut parts, x);
         parts.recycle(b);
         let up = self.mlp_up(b, x, pass.adapters);
-        let down = self.mlp_down(b, &up, pass.adapters);
-        add_normed(b, self.post_mlp_norm.as_ref(), &down, x);
+        self.add_mlp(b, &up, pass.adapters, x);
         b.recycle(up);
-        b.recycle(down);
     }
 
-    /// The block again from its input `x`, then backward: `dy (t, d)`, the gradient of its output,
-    /// becomes that of its input. Where `need_dx` is false nothing below asks for it, and the
-    /// products that only it needs are left out.
+    /// The block's output, and what its backward needs.
+    pub fn forward_keeping(
+        &self,
+        b: &mut B,
+        x: &B::Rows,
+        pass: &mut Pass<'_, B>,
+    ) -> (B::Rows, Kept<B>) {
+        let kept = self.keep(b, x, pass);
+        let mut y = b.duplicate(&kept.x1);
+        self.add_mlp(b, &kept.up, pass.adapters, &mut y);
+        (y, kept)
+    }
+
+    /// Values per token that [`Layer::forward_keeping`] keeps.
+    pub fn kept_values(&self, hidden_size: usize) -> usize {
+        let AttentionSpec { heads, head_dim, .. } = self.attention;
+        let proj = if self.post_attention_norm.is_some() { hidden_size } else { 0 };
+        let attention = self.qkv.out_features + heads * head_dim + heads + proj;
+        attention + hidden_size + self.up.out_features
+    }
+
+    /// Backward from the block's input `x` and what was kept of its forward, which is computed
+    /// again if nothing was: `dy (t, d)`, the gradient of its output, becomes that of its input.
+    /// Where `need_dx` is false nothing below asks for it, and the products that only it needs are
+    /// left out.
+    #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
         b: &mut B,
         x: &B::Rows,
+        kept: Option<Kept<B>>,
         dy: B::Rows,
         pass: &mut Pass<'_, B>,
         gradients: &mut Gradients<'_, B>,
         need_dx: bool,
     ) -> B::Rows {
-        let parts = self.attend(b, x, pass);
-        let mut x1 = b.duplicate(x);
-        add_normed(b, self.post_attention_norm.as_ref(), &parts.proj, &mut x1);
-        let dx1 = self.mlp_backward(b, &x1, dy, pass.adapters, gradients);
+        let Kept { attention, x1, up } = kept.unwrap_or_else(|| self.keep(b, x, pass));
+        let dx1 = self.mlp_backward(b, &x1, up, dy, pass.adapters, gradients);
         b.recycle(x1);
-        self.attention_backward(b, x, parts, dx1, pass, gradients, need_dx)
+        self.attention_backward(b, x, attention, dx1, pass, gradients, need_dx)
+    }
+
+    /// The block as far as its backward needs it.
+    fn keep(&self, b: &mut B, x: &B::Rows, pass: &mut Pass<'_, B>) -> Kept<B> {
+        let mut attention = self.attend(b, x, pass);
+        let mut x1 = b.duplicate(x);
+        self.add_attention(b, &mut attention, &mut x1);
+        let up = self.mlp_up(b, &x1, pass.adapters);
+        Kept { attention, x1, up }
+    }
+
+    /// `x += post(proj)`.
+    fn add_attention(&self, b: &mut B, parts: &mut AttentionParts<B>, x: &mut B::Rows) {
+        let norm = self.post_attention_norm.as_ref();
+        add_normed(b, norm, parts.proj.as_ref().expect("just computed"), x);
+        if norm.is_none() {
+            parts.proj.take().into_iter().for_each(|proj| b.recycle(proj));
+        }
     }
 
     fn attend(&self, b: &mut B, x: &B::Rows, pass: &mut Pass<'_, B>) -> AttentionParts<B> {
         let normed = self.input_norm.forward(b, x);
         let qkv = self.qkv.forward(b, &normed, pass.adapters);
         b.recycle(normed);
-        let [mut q, mut k, mut v] = self.room_for_heads(b, &qkv);
-        b.heads(&qkv, &self.heads, pass.positions, &mut q, &mut k, &mut v);
+        let [q, k, v] = self.turned_heads(b, &qkv, pass.positions);
         let (t, width) = b.shape(&q);
-        let mut o = b.zeros(t, width);
+        let mut o = b.room(t, width);
         let lse = self.attention(b, pass, [&q, &k, &v], &mut o);
-        let proj = self.o.forward(b, &o, pass.adapters);
-        AttentionParts { qkv, q, k, v, o, lse, proj }
+        [q, k, v].into_iter().for_each(|rows| b.recycle(rows));
+        let proj = Some(self.o.forward(b, &o, pass.adapters));
+        AttentionParts { qkv, o, lse, proj }
+    }
+
+    /// q, k and v of the raw projection.
+    fn turned_heads(&self, b: &mut B, qkv: &B::Rows, positions: &[u32]) -> [B::Rows; 3] {
+        let [mut q, mut k, mut v] = self.room_for_heads(b, qkv);
+        b.heads(qkv, &self.heads, positions, &mut q, &mut k, &mut v);
+        [q, k, v]
     }
 
     fn attention(
@@ -121,7 +174,7 @@ impl<B: Backend> Layer<B> {
                 None
             }
             Keys::Spans(spans) => {
-                let mut lse = b.zeros(b.shape(q).0, self.attention.heads);
+                let mut lse = b.room(b.shape(q).0, self.attention.heads);
                 b.attention(q, k, v, spans, &self.attention, o, &mut lse);
                 Some(lse)
             }
@@ -130,7 +183,7 @@ impl<B: Backend> Layer<B> {
 
     fn room_for_heads(&self, b: &mut B, qkv: &B::Rows) -> [B::Rows; 3] {
         let (t, hd) = (b.shape(qkv).0, self.heads.head_dim);
-        [self.heads.heads, self.heads.kv_heads, self.heads.kv_heads].map(|n| b.zeros(t, n * hd))
+        [self.heads.heads, self.heads.kv_heads, self.heads.kv_heads].map(|n| b.room(t, n * hd))
     }
 
     fn mlp_up(&self, b: &mut B, x1: &B::Rows, adapters: Adapters<'_, B>) -> B::Rows {
@@ -143,16 +196,18 @@ impl<B: Backend> Layer<B> {
     /// `act(gate) · up`, or `act(up)`.
     fn inner(&self, b: &mut B, up: &B::Rows) -> B::Rows {
         let (t, width) = b.shape(up);
-        let mut u = b.zeros(t, if self.gated { width / 2 } else { width });
+        let mut u = b.room(t, if self.gated { width / 2 } else { width });
         b.mlp_inner(up, self.activation, self.gated, &mut u);
         u
     }
 
-    fn mlp_down(&self, b: &mut B, up: &B::Rows, adapters: Adapters<'_, B>) -> B::Rows {
+    /// `x += post(down(act(up)))`.
+    fn add_mlp(&self, b: &mut B, up: &B::Rows, adapters: Adapters<'_, B>, x: &mut B::Rows) {
         let u = self.inner(b, up);
         let down = self.down.forward(b, &u, adapters);
+        add_normed(b, self.post_mlp_norm.as_ref(), &down, x);
         b.recycle(u);
-        down
+        b.recycle(down);
     }
 
     /// The gradient of the MLP's input `x1`, residual included, from that of its output.
@@ -160,17 +215,16 @@ impl<B: Backend> Layer<B> {
         &self,
         b: &mut B,
         x1: &B::Rows,
+        up: B::Rows,
         dy: B::Rows,
         adapters: Adapters<'_, B>,
         gradients: &mut Gradients<'_, B>,
     ) -> B::Rows {
-        let normed = self.mlp_norm.forward(b, x1);
-        let up = self.up.forward(b, &normed, adapters);
         let dup = self.down_backward(b, &up, &dy, adapters, gradients);
         b.recycle(up);
-        let (t, d) = b.shape(x1);
-        let mut dnormed = b.zeros(t, d);
-        self.up.backward(b, &dup, &normed, adapters, gradients, Some(&mut dnormed));
+        let normed = self.mlp_norm.forward(b, x1);
+        let dnormed = self.up.backward(b, &dup, &normed, adapters, gradients, true);
+        let dnormed = dnormed.expect("asked for");
         let mut dx1 = dy;
         self.mlp_norm.backward(b, &dnormed, x1, gradients, &mut dx1);
         [normed, dup, dnormed].into_iter().for_each(|rows| b.recycle(rows));
@@ -191,12 +245,13 @@ impl<B: Backend> Layer<B> {
         let down = self.post_mlp_norm.is_some().then(|| self.down.forward(b, &u, adapters));
         let norm = self.post_mlp_norm.as_ref();
         let ddown = normed_backward(b, norm, dy, down.as_ref().unwrap_or(dy), gradients);
-        let (t, width) = b.shape(&u);
-        let mut du = b.zeros(t, width);
-        self.down.backward(b, &ddown, &u, adapters, gradients, Some(&mut du));
-        let mut dup = b.zeros(t, b.shape(up).1);
+        let outer = ddown.as_ref().unwrap_or(dy);
+        let du = self.down.backward(b, outer, &u, adapters, gradients, true);
+        let du = du.expect("asked for");
+        let (t, width) = b.shape(up);
+        let mut dup = b.room(t, width);
         b.mlp_inner_backward(&du, up, self.activation, self.gated, &mut dup);
-        [u, ddown, du].into_iter().chain(down).for_each(|rows| b.recycle(rows));
+        [u, du].into_iter().chain(ddown).chain(down).for_each(|rows| b.recycle(rows));
         dup
     }
 
@@ -213,13 +268,12 @@ impl<B: Backend> Layer<B> {
         need_dx: bool,
     ) -> B::Rows {
         let norm = self.post_attention_norm.as_ref();
-        let dproj = normed_backward(b, norm, &dx1, &parts.proj, gradients);
-        let (t, width) = b.shape(&parts.o);
-        let mut d_o = b.zeros(t, width);
-        self.o.backward(b, &dproj, &parts.o, pass.adapters, gradients, Some(&mut d_o));
+        let dproj = normed_backward(b, norm, &dx1, parts.proj.as_ref().unwrap_or(&dx1), gradients);
+        let outer = dproj.as_ref().unwrap_or(&dx1);
+        let d_o = self.o.backward(b, outer, &parts.o, pass.adapters, gradients, true);
+        let d_o = d_o.expect("asked for");
         let dqkv = self.heads_backward(b, &parts, &d_o, pass);
-        b.recycle(dproj);
-        b.recycle(d_o);
+        dproj.into_iter().chain([d_o]).for_each(|rows| b.recycle(rows));
         parts.recycle(b);
         self.qkv_backward(b, x, dqkv, dx1, pass.adapters, gradients, need_dx)
     }
@@ -235,11 +289,14 @@ impl<B: Backend> Layer<B> {
         let (Keys::Spans(spans), Some(lse)) = (&pass.keys, &parts.lse) else {
             unreachable!("training attends within spans")
         };
-        let AttentionParts { qkv, q, k, v, o, .. } = parts;
+        let AttentionParts { qkv, o, .. } = parts;
+        let [q, k, v] = self.turned_heads(b, qkv, pass.positions);
         let [mut dq, mut dk, mut dv] = self.room_for_heads(b, qkv);
         let spec = &self.attention;
-        b.attention_backward(d_o, q, k, v, o, lse, spans, spec, &mut dq, &mut dk, &mut dv);
-        let mut dqkv = b.zeros(b.shape(qkv).0, b.shape(qkv).1);
+        b.attention_backward(d_o, &q, &k, &v, o, lse, spans, spec, &mut dq, &mut dk, &mut dv);
+        [q, k, v].into_iter().for_each(|rows| b.recycle(rows));
+        let (t, width) = b.shape(qkv);
+        let mut dqkv = b.room(t, width);
         b.heads_backward(&dq, &dk, &dv, qkv, &self.heads, pass.positions, &mut dqkv);
         [dq, dk, dv].into_iter().for_each(|rows| b.recycle(rows));
         dqkv
@@ -257,8 +314,7 @@ impl<B: Backend> Layer<B> {
         need_dx: bool,
     ) -> B::Rows {
         let normed = self.input_norm.forward(b, x);
-        let mut dnormed = need_dx.then(|| b.zeros(b.shape(x).0, b.shape(x).1));
-        self.qkv.backward(b, &dqkv, &normed, adapters, gradients, dnormed.as_mut());
+        let dnormed = self.qkv.backward(b, &dqkv, &normed, adapters, gradients, need_dx);
         if let Some(dnormed) = &dnormed {
             self.input_norm.backward(b, dnormed, x, gradients, &mut dx);
         }

@@ -10,9 +10,10 @@ use super::build::{Builder, Parts};
 use super::checkpoint::{Checkpoint, read_file};
 use super::config::DecoderConfig;
 use super::fields::Fields;
+use super::vision::Vision;
 use super::{LoadOptions, Model, ModelError, ModelSource, families};
 use crate::backend::{Backend, WeightFormat};
-use crate::domain::BaseInfo;
+use crate::domain::{BaseInfo, ModuleShape, VisionInfo};
 
 impl<B: Backend> Model<B> {
     /// Reads a model and packs it for the device.
@@ -30,6 +31,9 @@ impl<B: Backend> Model<B> {
         let (json, mut config) = read_config(&bytes)?;
         add_generation_config(source, &mut config)?;
         let mut checkpoint = Checkpoint::open(source, &bytes, &config.family)?;
+        if config.vision.is_some() {
+            checkpoint.rename(families::canonical_name);
+        }
         let format = match options.format {
             Some(format) => format,
             None => stored_format(&json)?,
@@ -51,6 +55,11 @@ impl<B: Backend> Model<B> {
         let mut builder = Builder::new(b, &config, checkpoint, format);
         let Parts { embedding, layers, head } = builder.build()?;
         let (specs, modules, size_bytes) = (builder.specs, builder.modules, builder.size_bytes);
+        let vision = config.vision.as_ref();
+        let vision =
+            vision.map(|vision| Vision::build(b, vision, config.hidden_size, checkpoint, format));
+        let vision = vision.transpose()?;
+        let seen = vision.as_ref().map_or((0, 0), |v| (v.parameters, v.size_bytes));
         let info = BaseInfo {
             name: name.into(),
             family: config.family.clone(),
@@ -58,27 +67,41 @@ impl<B: Backend> Model<B> {
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,
             num_layers: layers.len(),
-            parameters: specs.iter().map(|spec| spec.parameters() as u64).sum(),
+            parameters: specs.iter().map(|spec| spec.parameters() as u64).sum::<u64>() + seen.0,
             dtype: format_name(format).to_owned(),
-            size_bytes: size_bytes as u64,
+            size_bytes: (size_bytes + seen.1) as u64,
             fingerprint: String::new(),
+            tables: tables(&config),
             modules,
             default_targets: config.default_targets.iter().map(|&name| name.to_owned()).collect(),
+            vision: config.vision.as_ref().map(|vision| VisionInfo {
+                image_token: vision.image_token,
+                tokens_per_image: vision.tokens(),
+                image_size: vision.image_size,
+            }),
         };
         let (info, eos_token_ids) = (Arc::new(info), config.eos_token_ids.clone());
-        Ok(Self { info, eos_token_ids, embedding, layers, head, specs, config })
+        Ok(Self { info, eos_token_ids, embedding, layers, head, vision, specs, config, format })
     }
 
     fn set_fingerprint(&mut self, fingerprint: String) {
         Arc::make_mut(&mut self.info).fingerprint = fingerprint;
     }
 
-    /// Whether a tensor that was not asked for may lie in the checkpoint all the same: a buffer, or
-    /// the copy of a tied head.
+    /// Serves at most `tokens` tokens per sequence, where the device has no room for more.
+    pub fn cut_context(&mut self, tokens: usize) {
+        let info = Arc::make_mut(&mut self.info);
+        info.context_length = info.context_length.min(tokens);
+    }
+
+    /// Whether a tensor that was not asked for may lie in the checkpoint all the same: a buffer,
+    /// the copy of a tied head, or the end of a vision tower.
     fn ignores(&self, tensor: &str) -> bool {
         let names = &self.config.names;
         let buffer = names.ignored.iter().any(|suffix| tensor.ends_with(suffix));
-        buffer || (self.config.tied && tensor == format!("{}.weight", names.head))
+        // Blocks of the tower behind the one whose output is taken.
+        let unused = self.vision.is_some() && tensor.starts_with(families::TOWER);
+        buffer || unused || (self.config.tied && tensor == format!("{}.weight", names.head))
     }
 
     fn report(&self, started: Instant) {
@@ -93,6 +116,19 @@ impl<B: Backend> Model<B> {
             "the model is loaded"
         );
     }
+}
+
+/// The token embedding and the head, which may be the same matrix.
+fn tables(config: &DecoderConfig) -> Vec<ModuleShape> {
+    let names = &config.names;
+    let embedding = format!("{}{}", names.prefix, names.embedding);
+    let table = |name| ModuleShape {
+        name,
+        in_features: config.hidden_size,
+        out_features: config.vocab_size,
+        layer: None,
+    };
+    vec![table(embedding), table(names.head.to_owned())]
 }
 
 fn config_bytes(source: &ModelSource) -> Result<Cow<'static, [u8]>, ModelError> {
@@ -143,6 +179,8 @@ fn format_name(format: WeightFormat) -> &'static str {
         WeightFormat::Bf16 => "bf16",
         WeightFormat::Nf4 { double: false } => "nf4",
         WeightFormat::Nf4 { double: true } => "nf4-dq",
+        WeightFormat::Fp4 { double: false } => "fp4",
+        WeightFormat::Fp4 { double: true } => "fp4-dq",
         WeightFormat::Q8_0 => "q8_0",
         WeightFormat::Q4_0 => "q4_0",
     }

@@ -1,7 +1,7 @@
 //! One micro-batch as a value with a next step.
 
 use super::adapter::AdapterRows;
-use super::layer::{Keys, Pass};
+use super::layer::{Kept, Keys, Pass};
 use super::linear::Adapters;
 use super::{Model, TrainBatch, Trainee};
 use crate::backend::{Backend, LossSum};
@@ -19,6 +19,9 @@ pub struct MicroBatchOptions {
     pub dropout: Option<LoraDropout>,
     /// Added to the embeddings, `(t, d)`: NEFTune's noise (Jain et al. 2023), drawn by the caller.
     pub noise: Option<Vec<f32>>,
+    /// Bytes of activations that may be kept for the backward beside the layers' inputs. What is
+    /// not kept is computed again, to the same bits.
+    pub keep_bytes: usize,
     /// Loss alone: no gradient is formed, and neither dropout nor noise should be given.
     pub evaluate: bool,
 }
@@ -34,16 +37,16 @@ pub struct LoraDropout {
 
 /// A micro-batch under way. Between two calls of [`MicroBatch::advance`] the device may serve.
 ///
-/// Of the forward pass each layer's input is kept and nothing else: the backward computes a layer
-/// again before it goes through it (Chen et al. 2016, "Training Deep Nets with Sublinear Memory
-/// Cost"). What a memory budget allows to keep beside it would go into `inputs`.
+/// Of the forward pass each layer's input is kept, and of the last layers what their backward needs,
+/// as far as memory is given for it: the backward computes the others again before it goes through
+/// them (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
 pub struct MicroBatch<B: Backend> {
     batch: TrainBatch,
     options: MicroBatchOptions,
     /// The rows that bear loss.
     labelled: Vec<usize>,
-    /// Of each layer whose backward is to come.
-    inputs: Vec<B::Rows>,
+    /// Of each layer whose backward is to come: its input, and what was kept besides.
+    inputs: Vec<(B::Rows, Option<Kept<B>>)>,
     state: State<B>,
     loss: LossSum,
 }
@@ -90,7 +93,8 @@ impl<B: Backend> MicroBatch<B> {
     ) -> Option<LossSum> {
         self.state = match std::mem::replace(&mut self.state, State::Done) {
             State::Embed => {
-                let x = self.embed(b, model);
+                trainee.renew(b, model);
+                let x = self.embed(b, model, trainee);
                 self.forward_unit(b, model, trainee, 0, x)
             }
             State::Forward { layer, x } => self.forward_unit(b, model, trainee, layer, x),
@@ -107,9 +111,10 @@ impl<B: Backend> MicroBatch<B> {
         passes * model.layers.len() + self.labelled.len().div_ceil(HEAD_CHUNK)
     }
 
-    fn embed(&self, b: &mut B, model: &Model<B>) -> B::Rows {
+    fn embed(&self, b: &mut B, model: &Model<B>, trainee: &mut Trainee<B>) -> B::Rows {
         let TrainBatch { ids, positions, .. } = &self.batch;
-        let mut x = model.embedding.forward(b, ids, positions);
+        let (worn, _) = trainee.parts(ids.len());
+        let mut x = model.embedding.forward(b, ids, positions, worn.as_slice(), &[]);
         if let Some(noise) = &self.options.noise {
             let (t, d) = b.shape(&x);
             let noise = b.upload(noise, t, d);
@@ -127,19 +132,33 @@ impl<B: Backend> MicroBatch<B> {
         layer: usize,
         mut x: B::Rows,
     ) -> State<B> {
-        let keep = !self.options.evaluate
+        let backward_comes = !self.options.evaluate
             && trainee.first_layer(model).is_some_and(|first| layer >= first);
-        if keep {
-            self.inputs.push(b.duplicate(&x));
-        }
+        let (keeps, block) = (self.keeps(model, layer), &model.layers[layer]);
         let (worn, _) = trainee.parts(self.batch.tokens());
-        model.layers[layer].forward(b, &mut x, &mut self.pass(worn.as_slice()));
+        let mut pass = self.pass(worn.as_slice());
+        if backward_comes && keeps {
+            let (y, kept) = block.forward_keeping(b, &x, &mut pass);
+            self.inputs.push((std::mem::replace(&mut x, y), Some(kept)));
+        } else {
+            let input = backward_comes.then(|| b.duplicate(&x));
+            block.forward(b, &mut x, &mut pass);
+            self.inputs.extend(input.map(|input| (input, None)));
+        }
         if layer + 1 < model.layers.len() {
             return State::Forward { layer: layer + 1, x };
         }
         let (t, d) = b.shape(&x);
         let dx = b.zeros(t, d);
         State::Head { chunk: 0, x, dx }
+    }
+
+    /// Whether memory is given to keep this layer and all that follow: the last layers go first,
+    /// so that theirs is free again when the first are computed anew.
+    fn keeps(&self, model: &Model<B>, layer: usize) -> bool {
+        let d = model.info.hidden_size;
+        let values: usize = model.layers[layer..].iter().map(|layer| layer.kept_values(d)).sum();
+        values * self.batch.tokens() * size_of::<f32>() <= self.options.keep_bytes
     }
 
     fn head_unit(
@@ -154,7 +173,8 @@ impl<B: Backend> MicroBatch<B> {
         let rows = self.labelled.chunks(HEAD_CHUNK).nth(chunk).expect("a chunk is left");
         let labels: Vec<i32> = rows.iter().map(|&row| self.batch.targets[row]).collect();
         let (worn, mut gradients) = trainee.parts(rows.len());
-        let adapters = Adapters { rows: worn.as_slice(), dropout: self.head_dropout(chunk) };
+        let dropout = self.head_dropout(chunk);
+        let adapters = Adapters { rows: worn.as_slice(), dropout, training: true };
         let mut labelled = b.zeros(rows.len(), b.shape(&x).1);
         b.gather(&x, rows, &mut labelled);
         let (head, table) = (&model.head, &model.embedding);
@@ -201,11 +221,12 @@ impl<B: Backend> MicroBatch<B> {
     ) -> State<B> {
         let first = trainee.first_layer(model).expect("inputs are kept for trained layers");
         let layer = first + self.inputs.len() - 1;
-        let x = self.inputs.pop().expect("an input is left");
+        let (x, kept) = self.inputs.pop().expect("an input is left");
         let need_dx = layer > first || trainee.trains_embedding();
         let (worn, mut gradients) = trainee.parts(self.batch.tokens());
         let mut pass = self.pass(worn.as_slice());
-        let dx = model.layers[layer].backward(b, &x, dx, &mut pass, &mut gradients, need_dx);
+        let layer_of = &model.layers[layer];
+        let dx = layer_of.backward(b, &x, kept, dx, &mut pass, &mut gradients, need_dx);
         b.recycle(x);
         if layer > first {
             return State::Backward { dx };
@@ -219,7 +240,7 @@ impl<B: Backend> MicroBatch<B> {
     fn pass<'a>(&'a self, worn: &'a [AdapterRows<'a, B>]) -> Pass<'a, B> {
         Pass {
             positions: &self.batch.positions,
-            adapters: Adapters { rows: worn, dropout: self.options.dropout },
+            adapters: Adapters { rows: worn, dropout: self.options.dropout, training: true },
             keys: Keys::Spans(&self.batch.spans),
         }
     }

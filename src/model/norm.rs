@@ -13,7 +13,7 @@ impl<B: Backend> ModelNorm<B> {
     /// `norm(x)`, a new matrix.
     pub fn forward(&self, b: &mut B, x: &B::Rows) -> B::Rows {
         let (t, d) = b.shape(x);
-        let mut y = b.zeros(t, d);
+        let mut y = b.room(t, d);
         b.norm(x, &self.norm, &mut y);
         y
     }
@@ -49,21 +49,17 @@ pub(super) fn add_normed<B: Backend>(
     }
 }
 
-/// The backward of [`add_normed`] into `y`: a new matrix.
+/// The backward of [`add_normed`] into `y`: a new matrix, or none where it is `dx` itself.
 pub(super) fn normed_backward<B: Backend>(
     b: &mut B,
     norm: Option<&ModelNorm<B>>,
     dx: &B::Rows,
     y: &B::Rows,
     gradients: &mut Gradients<'_, B>,
-) -> B::Rows {
-    match norm {
-        None => b.duplicate(dx),
-        Some(norm) => {
-            let (t, d) = b.shape(dx);
-            let mut dy = b.zeros(t, d);
-            norm.backward(b, dx, y, gradients, &mut dy);
-            dy
-        }
-    }
+) -> Option<B::Rows> {
+    let norm = norm?;
+    let (t, d) = b.shape(dx);
+    let mut dy = b.zeros(t, d);
+    norm.backward(b, dx, y, gradients, &mut dy);
+    Some(dy)
 }

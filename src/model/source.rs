@@ -20,6 +20,7 @@ pub struct LoadOptions {
     /// The name requests use.
     pub name: String,
     /// How the weights of linear layers are held; `None`: as the checkpoint stores them (bf16 as
-    /// bf16, anything else as f32). 4-bit formats leave embedding and head in bf16, as QLoRA does.
+    /// bf16, anything else as f32). Embedding and head stay in bf16 beside NF4, as in QLoRA, and in 8
+    /// bits beside Q4_0.
     pub format: Option<WeightFormat>,
 }

@@ -2,11 +2,12 @@
 
 use super::adapter::{Adapter, AdapterRows, SiteWeights};
 use super::gradients::{Gradients, SiteGradient};
+use super::saved::{self, Table};
 use super::tensors::TensorKind;
 use super::visit::TensorMut;
 use super::{Model, ModelError};
 use crate::backend::{Backend, HostWeight};
-use crate::domain::{AdapterSite, AdapterWeights};
+use crate::domain::{AdapterSite, AdapterWeights, SavedModule};
 
 /// Master copies in `f32` of what is trained, each beside its gradient.
 pub struct Trainee<B: Backend> {
@@ -14,6 +15,8 @@ pub struct Trainee<B: Backend> {
     /// Of every parameter, in order.
     names: Vec<String>,
     trainable_parameters: usize,
+    /// Values may have changed since what follows from them was computed.
+    stale: bool,
 }
 
 enum Kind<B: Backend> {
@@ -23,6 +26,7 @@ enum Kind<B: Backend> {
         gradients: Vec<Option<SiteGradient<B>>>,
         /// By site.
         modules: Vec<String>,
+        saved: Vec<SavedTable<B>>,
     },
     Full {
         /// By slot, of the shapes the model holds them in.
@@ -30,6 +34,14 @@ enum Kind<B: Backend> {
         gradients: Vec<B::Rows>,
     },
     Nothing,
+}
+
+/// A table that is trained whole, in its master copy.
+struct SavedTable<B: Backend> {
+    table: Table,
+    module: String,
+    value: B::Rows,
+    gradient: B::Rows,
 }
 
 /// One trained tensor.
@@ -51,17 +63,14 @@ impl<B: Backend> Trainee<B> {
         model: &Model<B>,
         weights: &AdapterWeights,
     ) -> Result<Self, ModelError> {
-        let adapter = model.attach(b, weights)?;
+        let adapter = model.attach_exact(b, weights)?;
         let gradients = adapter.sites.iter().map(|site| Some(site_gradient(b, site.as_ref()?)));
         let gradients = gradients.collect();
         let modules: Vec<_> = model.info.modules.iter().map(|m| m.name.clone()).collect();
-        let trained = modules.iter().zip(&adapter.sites).filter(|(_, site)| site.is_some());
-        let names = trained.flat_map(|(module, _)| {
-            ["A", "B"].map(|matrix| format!("{module}.lora_{matrix}.weight"))
-        });
-        let names = names.collect();
-        let kind = Kind::Adapter { adapter, gradients, modules };
-        Ok(Self { kind, names, trainable_parameters: weights.parameters() })
+        let saved = saved_tables(b, model, &weights.saved)?;
+        let names = adapter_names(&modules, &adapter, &saved);
+        let kind = Kind::Adapter { adapter, gradients, modules, saved };
+        Ok(Self { kind, names, trainable_parameters: weights.parameters(), stale: false })
     }
 
     /// Trains every weight of `model`, from its present values on. After each optimiser step
@@ -87,24 +96,32 @@ impl<B: Backend> Trainee<B> {
         let gradients = values.iter().map(|value| zeros_like(b, value)).collect();
         let names = model.specs.iter().map(|spec| spec.name.clone()).collect();
         let trainable_parameters = model.specs.iter().map(|spec| spec.parameters()).sum();
-        Ok(Self { kind: Kind::Full { values, gradients }, names, trainable_parameters })
+        let kind = Kind::Full { values, gradients };
+        Ok(Self { kind, names, trainable_parameters, stale: false })
     }
 
     /// Trains nothing: for the loss of the base alone.
     pub fn nothing() -> Self {
-        Self { kind: Kind::Nothing, names: Vec::new(), trainable_parameters: 0 }
+        Self { kind: Kind::Nothing, names: Vec::new(), trainable_parameters: 0, stale: false }
     }
 
     /// Every trained tensor with its gradient, always in the same order.
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = Parameter<'_, B>> {
+        self.stale = true;
         let pairs: Vec<(&mut B::Rows, &mut B::Rows)> = match &mut self.kind {
             Kind::Nothing => Vec::new(),
             Kind::Full { values, gradients } => values.iter_mut().zip(gradients).collect(),
-            Kind::Adapter { adapter, gradients, .. } => {
+            Kind::Adapter { adapter, gradients, saved, .. } => {
                 let sites = adapter.sites.iter_mut().zip(gradients);
                 let trained =
                     sites.filter_map(|(site, gradient)| site.as_mut().zip(gradient.as_mut()));
-                trained.flat_map(|(s, g)| [(&mut s.a, &mut g.a), (&mut s.b, &mut g.b)]).collect()
+                let low_rank = trained.flat_map(|(s, g)| {
+                    let magnitude = s.dora.as_mut().map(|dora| &mut dora.magnitude);
+                    let pairs = [(&mut s.a, &mut g.a), (&mut s.b, &mut g.b)];
+                    pairs.into_iter().chain(magnitude.zip(g.magnitude.as_mut()))
+                });
+                let whole = saved.iter_mut().map(|table| (&mut table.value, &mut table.gradient));
+                low_rank.chain(whole).collect()
             }
         };
         let named = self.names.iter().zip(pairs);
@@ -124,9 +141,38 @@ impl<B: Backend> Trainee<B> {
         }
     }
 
+    /// Logits `(t, v)` of one sequence through the training graph: no cache, the master copies.
+    pub fn logits(&mut self, b: &mut B, model: &Model<B>, ids: &[u32]) -> Vec<f32> {
+        self.renew(b, model);
+        let (worn, _) = self.parts(ids.len());
+        let all: Vec<usize> = (0..ids.len()).collect();
+        let whole = 0..ids.len();
+        let span = std::slice::from_ref(&whole);
+        let z = model.forward_spans(b, ids, span, worn.as_slice(), &all);
+        let logits = b.download(&z);
+        b.recycle(z);
+        logits
+    }
+
+    /// Brings what follows from the trained values up to date: DoRA's norms, and the packed copies
+    /// of tables that are trained whole.
+    pub(super) fn renew(&mut self, b: &mut B, model: &Model<B>) {
+        let Kind::Adapter { adapter, saved, .. } = &mut self.kind else { return };
+        if !std::mem::take(&mut self.stale) {
+            return;
+        }
+        for (index, site) in adapter.sites.iter_mut().enumerate() {
+            site.iter_mut().for_each(|site| model.renew(b, index, site));
+        }
+        for SavedTable { table, value, .. } in saved {
+            let (values, shape) = (b.download(value), b.shape(value));
+            adapter.saved[*table as usize] = Some(saved::pack(b, &values, shape));
+        }
+    }
+
     /// The adapter as it stands, under the name `key`; `None` when it is not one that is trained.
     pub fn adapter_weights(&self, b: &B, key: String, dropout: f32) -> Option<AdapterWeights> {
-        let Kind::Adapter { adapter, modules, .. } = &self.kind else { return None };
+        let Kind::Adapter { adapter, modules, saved, .. } = &self.kind else { return None };
         let sites = modules.iter().zip(&adapter.sites).filter_map(|(module, site)| {
             let site = site.as_ref()?;
             Some(AdapterSite {
@@ -135,9 +181,14 @@ impl<B: Backend> Trainee<B> {
                 scaling: site.scaling,
                 a: b.download(&site.a),
                 b: b.download(&site.b),
+                magnitude: site.dora.as_ref().map(|dora| b.download(&dora.magnitude)),
             })
         });
-        Some(AdapterWeights { key, sites: sites.collect(), dropout })
+        let saved = saved.iter().map(|table| SavedModule {
+            module: table.module.clone(),
+            values: b.download(&table.value),
+        });
+        Some(AdapterWeights { key, sites: sites.collect(), saved: saved.collect(), dropout })
     }
 
     /// After an optimiser step: packs the new values into the model where every weight is trained.
@@ -166,10 +217,12 @@ impl<B: Backend> Trainee<B> {
         let rows: Vec<B::Rows> = match self.kind {
             Kind::Nothing => Vec::new(),
             Kind::Full { values, gradients } => values.into_iter().chain(gradients).collect(),
-            Kind::Adapter { adapter, gradients, .. } => {
-                let sites = adapter.sites.into_iter().flatten().flat_map(|site| [site.a, site.b]);
-                let sums = gradients.into_iter().flatten().flat_map(|sum| [sum.a, sum.b]);
-                sites.chain(sums).collect()
+            Kind::Adapter { adapter, gradients, saved, .. } => {
+                let sites = adapter.sites.into_iter().flatten().flat_map(SiteWeights::into_rows);
+                let sums = gradients.into_iter().flatten();
+                let sums = sums.flat_map(|sum| [sum.a, sum.b].into_iter().chain(sum.magnitude));
+                let tables = saved.into_iter().flat_map(|table| [table.value, table.gradient]);
+                sites.chain(sums).chain(tables).collect()
             }
         };
         rows.into_iter().for_each(|rows| b.recycle(rows));
@@ -178,12 +231,16 @@ impl<B: Backend> Trainee<B> {
     /// The adapter the forward pass wears, if one is trained, and where gradients go.
     pub(super) fn parts(&mut self, rows: usize) -> (Option<AdapterRows<'_, B>>, Gradients<'_, B>) {
         match &mut self.kind {
-            Kind::Adapter { adapter, gradients, .. } => {
+            Kind::Adapter { adapter, gradients, saved, .. } => {
                 let worn = AdapterRows { rows: 0..rows, adapter, scale: 1.0 };
-                (Some(worn), Gradients::Adapter(gradients))
+                let mut tables = [None, None];
+                for table in saved {
+                    tables[table.table as usize] = Some(&mut table.gradient);
+                }
+                (Some(worn), Gradients::Adapter { sites: gradients, saved: tables })
             }
             Kind::Full { gradients, .. } => (None, Gradients::Full(gradients)),
-            Kind::Nothing => (None, Gradients::Adapter(&mut [])),
+            Kind::Nothing => (None, Gradients::Adapter { sites: &mut [], saved: [None, None] }),
         }
     }
 
@@ -192,6 +249,7 @@ impl<B: Backend> Trainee<B> {
         match &self.kind {
             Kind::Full { .. } => Some(0),
             Kind::Nothing => None,
+            Kind::Adapter { .. } if self.trains_embedding() => Some(0),
             Kind::Adapter { adapter, .. } => {
                 let sites = model.info.modules.iter().zip(&adapter.sites);
                 sites
@@ -204,7 +262,13 @@ impl<B: Backend> Trainee<B> {
 
     /// Whether the embedding is trained, and so the first layer must form the gradient of its input.
     pub(super) fn trains_embedding(&self) -> bool {
-        matches!(self.kind, Kind::Full { .. })
+        match &self.kind {
+            Kind::Full { .. } => true,
+            Kind::Nothing => false,
+            Kind::Adapter { saved, .. } => {
+                saved.iter().any(|table| table.table == Table::Embedding)
+            }
+        }
     }
 }
 
@@ -214,5 +278,41 @@ fn zeros_like<B: Backend>(b: &mut B, rows: &B::Rows) -> B::Rows {
 }
 
 fn site_gradient<B: Backend>(b: &mut B, site: &SiteWeights<B>) -> SiteGradient<B> {
-    SiteGradient { a: zeros_like(b, &site.a), b: zeros_like(b, &site.b) }
+    let magnitude = site.dora.as_ref().map(|dora| zeros_like(b, &dora.magnitude));
+    SiteGradient { a: zeros_like(b, &site.a), b: zeros_like(b, &site.b), magnitude }
+}
+
+fn saved_tables<B: Backend>(
+    b: &mut B,
+    model: &Model<B>,
+    saved: &[SavedModule],
+) -> Result<Vec<SavedTable<B>>, ModelError> {
+    let table = |module: &SavedModule| {
+        let (table, shape) = model.table(&module.module)?;
+        let (rows, width) = (shape.out_features, shape.in_features);
+        Ok(SavedTable {
+            table,
+            module: module.module.clone(),
+            value: b.upload(&module.values, rows, width),
+            gradient: b.zeros(rows, width),
+        })
+    };
+    saved.iter().map(table).collect()
+}
+
+/// The names of an adapter's tensors, in the order of [`Trainee::parameters_mut`].
+fn adapter_names<B: Backend>(
+    modules: &[String],
+    adapter: &Adapter<B>,
+    saved: &[SavedTable<B>],
+) -> Vec<String> {
+    let sites = modules.iter().zip(&adapter.sites);
+    let low_rank = sites.filter_map(|(module, site)| Some((module, site.as_ref()?))).flat_map(
+        |(module, site)| {
+            let matrices = ["A", "B"].map(|matrix| format!("{module}.lora_{matrix}.weight"));
+            let magnitude = site.dora.as_ref().map(|_| format!("{module}.lora_magnitude_vector"));
+            matrices.into_iter().chain(magnitude)
+        },
+    );
+    low_rank.chain(saved.iter().map(|table| format!("{}.weight", table.module))).collect()
 }

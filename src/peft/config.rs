@@ -15,6 +15,9 @@ pub struct AdapterConfig {
     pub lora_alpha: f64,
     pub lora_dropout: f32,
     pub use_rslora: bool,
+    pub use_dora: bool,
+    /// Modules replaced whole, by name or the end of it.
+    pub modules_to_save: Vec<String>,
     /// `None` where the file names no targets and the family's default applies.
     pub targets: Option<Targets>,
     pub exclude_modules: Option<Targets>,
@@ -37,6 +40,8 @@ struct Raw {
     lora_alpha: Option<f64>,
     lora_dropout: Option<f64>,
     use_rslora: Option<bool>,
+    use_dora: Option<bool>,
+    modules_to_save: Option<Vec<String>>,
     target_modules: Option<Targets>,
     exclude_modules: Option<Targets>,
     layers_to_transform: Option<OneOrMany<usize>>,
@@ -64,19 +69,17 @@ impl<T> OneOrMany<T> {
 }
 
 /// Keys that change what is computed: any value but "off" is refused.
-const UNSUPPORTED: [&str; 14] = [
+const UNSUPPORTED: [&str; 12] = [
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
     "layer_replication",
     "lora_bias",
     "megatron_config",
-    "modules_to_save",
     "monteclora_config",
     "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
-    "use_dora",
     "use_qalora",
     "velora_config",
 ];
@@ -125,6 +128,8 @@ impl AdapterConfig {
             lora_alpha: positive("lora_alpha", raw.lora_alpha.unwrap_or(8.0))?,
             lora_dropout: probability(raw.lora_dropout.unwrap_or(0.0))?,
             use_rslora: raw.use_rslora.unwrap_or(false),
+            use_dora: raw.use_dora.unwrap_or(false),
+            modules_to_save: raw.modules_to_save.unwrap_or_default(),
             targets: raw.target_modules,
             exclude_modules: raw.exclude_modules,
             layers_to_transform: raw.layers_to_transform.map(OneOrMany::into_vec),
@@ -279,9 +284,7 @@ mod tests {
     #[test]
     fn what_changes_the_mathematics_is_refused_by_name() {
         for (key, value) in [
-            ("use_dora", "true"),
             ("lora_bias", "true"),
-            ("modules_to_save", r#"["lm_head"]"#),
             ("layer_replication", "[[0, 1]]"),
             ("target_parameters", r#"["x"]"#),
             ("alora_invocation_tokens", "[1]"),

@@ -19,7 +19,7 @@ pub use config::AdapterConfig;
 pub use error::PeftError;
 pub use provenance::{Fingerprints, Provenance};
 pub use read::{CheckedAdapter, read, read_known};
-pub use targets::{LoraRanks, ModuleFilter, Targets, resolve_targets};
+pub use targets::{LoraRanks, ModuleFilter, Targets, resolve_saved, resolve_targets};
 pub use write::{AdapterFiles, content_key, write};
 
 /// The file that says how the matrices are applied.

@@ -3,10 +3,10 @@
 use super::config::AdapterConfig;
 use super::error::{PeftError, Result};
 use super::provenance::{Fingerprints, Provenance};
-use super::targets::{by_pattern, compile_patterns, resolve_targets};
+use super::targets::{by_pattern, compile_patterns, resolve_saved, resolve_targets};
 use super::tensors::Tensors;
 use super::write::{AdapterFiles, content_key};
-use crate::domain::{AdapterSite, AdapterWeights, BaseInfo, ModuleShape};
+use crate::domain::{AdapterSite, AdapterWeights, BaseInfo, ModuleShape, SavedModule};
 
 /// An adapter that fits its base model.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ pub fn read(
     served: &Fingerprints,
 ) -> Result<CheckedAdapter> {
     let mut checked = read_known(files, base, served, "")?;
-    checked.weights.key = content_key(&checked.weights.sites);
+    checked.weights.key = content_key(&checked.weights.sites, &checked.weights.saved);
     Ok(checked)
 }
 
@@ -55,12 +55,17 @@ pub fn read_known(
                 .to_owned(),
         ),
     }
-    let sites = read_sites(&config, base, &files.tensors)?;
-    let weights = AdapterWeights { key: hash.to_owned(), sites, dropout: config.lora_dropout };
+    let (sites, saved) = read_weights(&config, base, &files.tensors)?;
+    let key = hash.to_owned();
+    let weights = AdapterWeights { key, sites, saved, dropout: config.lora_dropout };
     Ok(CheckedAdapter { weights, config, provenance, notes })
 }
 
-fn read_sites(config: &AdapterConfig, base: &BaseInfo, bytes: &[u8]) -> Result<Vec<AdapterSite>> {
+fn read_weights(
+    config: &AdapterConfig,
+    base: &BaseInfo,
+    bytes: &[u8],
+) -> Result<(Vec<AdapterSite>, Vec<SavedModule>)> {
     let modules = resolve_targets(&config.filter(&base.default_targets), base)?;
     let ranks = compile_patterns(&config.rank_pattern)?;
     let alphas = compile_patterns(&config.alpha_pattern)?;
@@ -70,11 +75,16 @@ fn read_sites(config: &AdapterConfig, base: &BaseInfo, bytes: &[u8]) -> Result<V
         .map(|module| {
             let r = by_pattern(&ranks, &module.name).unwrap_or(config.r);
             let alpha = by_pattern(&alphas, &module.name).unwrap_or(config.lora_alpha);
-            read_site(&mut tensors, module, r, config.scaling(alpha, r))
+            let scaling = config.scaling(alpha, r);
+            read_site(&mut tensors, module, r, scaling, config.use_dora)
         })
         .collect::<Result<Vec<_>>>()?;
+    let saved = resolve_saved(&config.modules_to_save, base)?
+        .into_iter()
+        .map(|module| read_saved(&mut tensors, module))
+        .collect::<Result<Vec<_>>>()?;
     match tensors.left_over() {
-        None => Ok(sites),
+        None => Ok((sites, saved)),
         Some(tensor) => Err(PeftError::UnexpectedTensor {
             tensor: tensor.to_owned(),
             base: base.name.to_string(),
@@ -87,15 +97,37 @@ fn read_site(
     module: &ModuleShape,
     r: usize,
     scaling: f32,
+    use_dora: bool,
 ) -> Result<AdapterSite> {
     let [a_name, b_name] = tensor_names(&module.name);
+    let magnitude = magnitude_name(&module.name);
     Ok(AdapterSite {
         module: module.name.clone(),
         r,
         scaling,
-        a: tensors.take(a_name, [r, module.in_features])?,
-        b: tensors.take(b_name, [module.out_features, r])?,
+        a: tensors.take(a_name, &[r, module.in_features])?,
+        b: tensors.take(b_name, &[module.out_features, r])?,
+        magnitude: match use_dora {
+            true => Some(tensors.take(magnitude, &[module.out_features])?),
+            false => None,
+        },
     })
+}
+
+fn read_saved(tensors: &mut Tensors<'_>, module: &ModuleShape) -> Result<SavedModule> {
+    let shape = [module.out_features, module.in_features];
+    let values = tensors.take(saved_name(&module.name), &shape)?;
+    Ok(SavedModule { module: module.name.clone(), values })
+}
+
+/// The name PEFT gives to DoRA's magnitudes of a module.
+pub(super) fn magnitude_name(module: &str) -> String {
+    format!("base_model.model.{module}.lora_magnitude_vector")
+}
+
+/// The name PEFT gives to a module that is saved whole.
+pub(super) fn saved_name(module: &str) -> String {
+    format!("base_model.model.{module}.weight")
 }
 
 /// The names PEFT gives to the matrices A and B of a module.
@@ -125,7 +157,7 @@ mod tests {
         let (weights, _) = adapter(&["q_proj", "down_proj"], 2);
         let read = read(&written(), &tiny_base(), &fingerprints()).expect("our own adapter");
         assert_eq!(read.weights.sites, weights.sites);
-        assert_eq!(read.weights.key, content_key(&weights.sites));
+        assert_eq!(read.weights.key, content_key(&weights.sites, &weights.saved));
         assert!(read.notes.is_empty(), "{:?}", read.notes);
     }
 

@@ -82,24 +82,41 @@ pub fn resolve_targets<'a>(
     if chosen.is_empty() { Err(no_module(filter, base)) } else { Ok(chosen) }
 }
 
+/// The modules of `base` that `names` asks to replace whole, each by its name or the end of it.
+///
+/// # Errors
+/// [`PeftError::NotSaveable`] for a name that fits none.
+pub fn resolve_saved<'a>(names: &[String], base: &'a BaseInfo) -> Result<Vec<&'a ModuleShape>> {
+    let find = |name: &String| {
+        let found = base.tables.iter().find(|table| ends_with_name(&table.name, name));
+        found.ok_or_else(|| {
+            let possible: Vec<&str> = base.tables.iter().map(|table| &*table.name).collect();
+            PeftError::NotSaveable { name: name.clone(), possible: possible.join(" and ") }
+        })
+    };
+    names.iter().map(find).collect()
+}
+
 /// The modules a new adapter covers, and its rank at each.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LoraRanks {
     /// In forward order.
     pub modules: Vec<String>,
     /// Beside `modules`; empty where all are the same.
     pub ranks: Vec<usize>,
+    /// The same for alpha.
+    pub alphas: Vec<f64>,
 }
 
 impl LoraRanks {
-    /// Chooses modules of `base`; `rank_pattern` overrides `r` where one of its patterns fits.
+    /// Chooses modules of `base`; the patterns beside `r` and `alpha` override them where one fits.
     ///
     /// # Errors
-    /// As [`resolve_targets`]; also for a pattern in `rank_pattern` that cannot be used.
+    /// As [`resolve_targets`]; also for a pattern that cannot be used.
     pub fn resolve(
         targets: &Targets,
-        r: usize,
-        rank_pattern: &[(String, usize)],
+        (r, rank_pattern): (usize, &[(String, usize)]),
+        (alpha, alpha_pattern): (f64, &[(String, f64)]),
         base: &BaseInfo,
     ) -> Result<Self> {
         let chosen = resolve_targets(&targets.clone().into(), base)?;
@@ -114,9 +131,14 @@ impl LoraRanks {
         let rank = |module: &&ModuleShape| by_pattern(&patterns, &module.name).unwrap_or(r);
         let ranks: Vec<usize> = chosen.iter().map(rank).collect();
         let same = ranks.iter().all(|&rank| rank == r);
+        let patterns = compile_patterns(alpha_pattern)?;
+        let own = |module: &&ModuleShape| by_pattern(&patterns, &module.name).unwrap_or(alpha);
+        let alphas: Vec<f64> = chosen.iter().map(own).collect();
+        let common = alphas.iter().all(|&own| own == alpha);
         Ok(Self {
             modules: chosen.into_iter().map(|module| module.name.clone()).collect(),
             ranks: if same { Vec::new() } else { ranks },
+            alphas: if common { Vec::new() } else { alphas },
         })
     }
 }

@@ -24,12 +24,13 @@ impl<'a> Tensors<'a> {
     }
 
     /// Takes `name` out as row-major f32, its shape, type and numbers checked.
-    pub(super) fn take(&mut self, name: String, expected: [usize; 2]) -> Result<Vec<f32>> {
+    pub(super) fn take(&mut self, name: String, expected: &[usize]) -> Result<Vec<f32>> {
         let Some(view) = self.0.remove(&name) else {
             return Err(PeftError::MissingTensor { tensor: name });
         };
         if view.shape() != expected {
-            return Err(PeftError::Shape { tensor: name, found: view.shape().to_vec(), expected });
+            let (found, expected) = (view.shape().into(), expected.into());
+            return Err(PeftError::Shape { tensor: name, found, expected });
         }
         to_f32(&name, &view)?.ok_or(PeftError::NotFinite { tensor: name })
     }

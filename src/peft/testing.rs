@@ -26,7 +26,9 @@ pub(crate) fn tiny_base() -> BaseInfo {
         })
         .collect();
     modules.push(shape(None, "lm_head", 8, 16));
+    let tables = vec![shape(None, "model.embed_tokens", 8, 16), shape(None, "lm_head", 8, 16)];
     BaseInfo {
+        tables,
         name: "tiny".into(),
         family: "llama".to_owned(),
         context_length: 64,
@@ -39,6 +41,7 @@ pub(crate) fn tiny_base() -> BaseInfo {
         fingerprint: fingerprints().base,
         modules,
         default_targets: vec!["q_proj".to_owned(), "v_proj".to_owned()],
+        vision: None,
     }
 }
 
@@ -67,6 +70,7 @@ pub(crate) fn adapter(targets: &[&str], r: usize) -> (AdapterWeights, LoraSpec) 
             scaling: scaling(alpha, r, false),
             a: numbers(r * module.in_features),
             b: numbers(r * module.out_features),
+            magnitude: None,
         })
         .collect();
     let spec = LoraSpec {
@@ -76,6 +80,7 @@ pub(crate) fn adapter(targets: &[&str], r: usize) -> (AdapterWeights, LoraSpec) 
         modules: sites.iter().map(|site| site.module.clone()).collect(),
         ranks: Vec::new(),
         use_rslora: false,
+        ..LoraSpec::default()
     };
-    (AdapterWeights { key: content_key(&sites), sites, dropout: 0.0 }, spec)
+    (AdapterWeights { key: content_key(&sites, &[]), sites, saved: Vec::new(), dropout: 0.0 }, spec)
 }

@@ -10,10 +10,10 @@ use sha2::{Digest, Sha256};
 
 use super::config::scaling;
 use super::provenance::Provenance;
-use super::read::tensor_names;
+use super::read::{magnitude_name, saved_name, tensor_names};
 use super::targets::{Targets, resolve_targets};
 use super::{CONFIG_FILE, PROVENANCE_FILE, PeftError, WEIGHTS_FILE};
-use crate::domain::{AdapterSite, AdapterWeights, BaseInfo, LoraSpec};
+use crate::domain::{AdapterSite, AdapterWeights, BaseInfo, LoraSpec, SavedModule};
 
 /// The contents of an adapter folder.
 #[derive(Clone, Debug)]
@@ -78,13 +78,13 @@ pub fn write(
     let provenance = serde_json::to_value(provenance).expect("plain strings become JSON");
     AdapterFiles {
         config: pretty(&config(weights, spec, base)),
-        tensors: tensors(&weights.sites),
+        tensors: tensors(weights, base),
         provenance: Some(pretty(&provenance)),
     }
 }
 
-/// Hex SHA-256 over modules, ranks, scalings and matrices: names the content, not the file.
-pub fn content_key(sites: &[AdapterSite]) -> String {
+/// Hex SHA-256 over modules, ranks, scalings and values: names the content, not the file.
+pub fn content_key(sites: &[AdapterSite], saved: &[SavedModule]) -> String {
     let mut hash = Sha256::new();
     for site in sites {
         hash.update((site.module.len() as u64).to_le_bytes());
@@ -93,6 +93,15 @@ pub fn content_key(sites: &[AdapterSite]) -> String {
         hash.update(site.scaling.to_le_bytes());
         hash.update(bytemuck::cast_slice::<f32, u8>(&site.a));
         hash.update(bytemuck::cast_slice::<f32, u8>(&site.b));
+        if let Some(magnitude) = &site.magnitude {
+            hash.update(b"magnitude");
+            hash.update(bytemuck::cast_slice::<f32, u8>(magnitude));
+        }
+    }
+    for module in saved {
+        hash.update((module.module.len() as u64).to_le_bytes());
+        hash.update(module.module.as_bytes());
+        hash.update(bytemuck::cast_slice::<f32, u8>(&module.values));
     }
     hex::encode(hash.finalize())
 }
@@ -117,7 +126,7 @@ fn config(weights: &AdapterWeights, spec: &LoraSpec, base: &BaseInfo) -> Value {
         "lora_dropout": spec.dropout,
         "megatron_config": null,
         "megatron_core": "megatron.core",
-        "modules_to_save": null,
+        "modules_to_save": saved_names(weights),
         "peft_type": "LORA",
         "peft_version": "0.17.0",
         "r": spec.r,
@@ -126,11 +135,17 @@ fn config(weights: &AdapterWeights, spec: &LoraSpec, base: &BaseInfo) -> Value {
         "target_modules": target_names(sites, base),
         "target_parameters": null,
         "task_type": "CAUSAL_LM",
-        "use_dora": false,
+        "use_dora": sites.iter().any(|site| site.magnitude.is_some()),
         "use_rslora": spec.use_rslora,
     });
     config.sort_all_objects();
     config
+}
+
+/// The last segments of the modules that are saved whole; PEFT writes null for none.
+fn saved_names(weights: &AdapterWeights) -> Option<Vec<&str>> {
+    let names = weights.saved.iter().map(|saved| saved.module.rsplit('.').next().unwrap_or(""));
+    (!weights.saved.is_empty()).then(|| names.collect())
 }
 
 /// PEFT writes whole alphas without a point.
@@ -168,17 +183,26 @@ fn target_names(sites: &[AdapterSite], base: &BaseInfo) -> Vec<String> {
     if same { short } else { full }
 }
 
-fn tensors(sites: &[AdapterSite]) -> Vec<u8> {
-    let views = sites.iter().flat_map(|site| {
+fn tensors(weights: &AdapterWeights, base: &BaseInfo) -> Vec<u8> {
+    let sites = weights.sites.iter().flat_map(|site| {
         let [a_name, b_name] = tensor_names(&site.module);
         let (input, output) = (site.a.len() / site.r, site.b.len() / site.r);
-        [
+        let matrices = [
             (a_name, view(vec![site.r, input], &site.a)),
             (b_name, view(vec![output, site.r], &site.b)),
-        ]
+        ];
+        let magnitude = site.magnitude.as_ref().map(|magnitude| {
+            (magnitude_name(&site.module), view(vec![magnitude.len()], magnitude))
+        });
+        matrices.into_iter().chain(magnitude)
+    });
+    let saved = weights.saved.iter().filter_map(|saved| {
+        let table = base.tables.iter().find(|table| table.name == saved.module)?;
+        let shape = vec![table.out_features, table.in_features];
+        Some((saved_name(&saved.module), view(shape, &saved.values)))
     });
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    safetensors::serialize(views, Some(metadata)).expect("names and shapes are ours")
+    safetensors::serialize(sites.chain(saved), Some(metadata)).expect("names and shapes are ours")
 }
 
 fn view(shape: Vec<usize>, numbers: &[f32]) -> TensorView<'_> {

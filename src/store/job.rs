@@ -58,6 +58,8 @@ pub struct Job {
     /// The name of the finished adapter.
     pub fine_tuned_model: Option<String>,
     pub result_file: Option<FileId>,
+    /// How the finished adapter as served compares with training.
+    pub served_check: Option<Value>,
     pub error: Option<JobError>,
     pub created_at: Timestamp,
     pub started_at: Option<Timestamp>,
@@ -103,6 +105,7 @@ impl<'r> FromRow<'r, AnyRow> for Job {
             trained_tokens: row.try_get("trained_tokens")?,
             fine_tuned_model: row.try_get("fine_tuned_model")?,
             result_file: file("result_file")?,
+            served_check: json(row, "served_check")?,
             error: error(row)?,
             created_at: Timestamp(row.try_get("created_at")?),
             started_at: time("started_at")?,

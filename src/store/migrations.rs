@@ -5,13 +5,14 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 
 /// `(file name, text)`. Listed by hand, since sqlx's macro for it compiles every driver, SQLite's C
 /// code included, a second time for the compiler's own use.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 7] = [
     ("0001_files.sql", include_str!("../../migrations/0001_files.sql")),
     ("0002_jobs.sql", include_str!("../../migrations/0002_jobs.sql")),
     ("0003_job_events.sql", include_str!("../../migrations/0003_job_events.sql")),
     ("0004_adapters.sql", include_str!("../../migrations/0004_adapters.sql")),
     ("0005_checkpoints.sql", include_str!("../../migrations/0005_checkpoints.sql")),
     ("0006_idempotency.sql", include_str!("../../migrations/0006_idempotency.sql")),
+    ("0007_served_check.sql", include_str!("../../migrations/0007_served_check.sql")),
 ];
 
 /// What brings a database up to date.

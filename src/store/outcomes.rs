@@ -32,6 +32,8 @@ pub struct Success {
     pub result_file: NewFile,
     pub step: i64,
     pub trained_tokens: i64,
+    /// How the adapter as served compares with training.
+    pub served_check: Option<Value>,
     pub events: Vec<NewEvent>,
 }
 
@@ -89,12 +91,13 @@ impl Store {
         let mut tx = self.begin().await?;
         let set = "status = 'succeeded', finished_at = {now}, lease_owner = null,
                    lease_until = null, estimated_finish = null, step = $5, trained_tokens = $6,
-                   fine_tuned_model = $7, result_file = $8";
+                   fine_tuned_model = $7, result_file = $8, served_check = $9";
         let values = [
             success.step.into(),
             success.trained_tokens.into(),
             success.adapter.name.clone().into(),
             success.result_file.id.to_string().into(),
+            Parameter::Text(success.served_check.as_ref().map(Value::to_string)),
         ];
         self.fenced(&mut tx, lease, set, &values, &success.events).await?;
         adapters::insert(self.dialect, &mut tx, &success.adapter, IfTaken::Refuse).await?;

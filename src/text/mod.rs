@@ -17,7 +17,7 @@ pub mod tokenizer;
 mod decoding;
 
 pub use detokenizer::{Detokenizer, Start};
-pub use messages::MessageError;
+pub use messages::{MessageError, PictureUrl, picture_urls};
 pub use model::{TextError, TextFiles, TextModel};
 pub use stop::{MatchedStop, StopMatcher};
 pub use template::{ChatTemplate, TemplateError};

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::detokenizer::{Detokenizer, Start};
 use super::mask::MaskError;
-use super::messages::{MessageError, normalise};
+use super::messages::{ContentRules, MessageError, PictureRule, normalise};
 use super::special::SpecialTokens;
 use super::template::{ChatTemplate, PRESETS, TemplateError};
 use super::tokenizer::{Tokenizer, TokenizerError, read_json_if_present};
@@ -52,6 +52,8 @@ pub struct TextFiles<'a> {
 pub struct TextModel {
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
+    /// Stands in a text where a picture goes; `None` if the model sees none.
+    image_token: Option<u32>,
     stop_ids: Vec<u32>,
     turn_stop: Option<String>,
 }
@@ -69,7 +71,8 @@ impl TextModel {
             Err(_) => configured_template(&read_json_if_present(folder, "tokenizer_config.json")?)?
                 .map(|source| ("tokenizer_config.json", source)),
         };
-        Self::new(tokenizer, own, template)
+        let image_token = image_token(&read_json_if_present(folder, "config.json")?);
+        Self::new(tokenizer, own, template)?.seeing(image_token)
     }
 
     /// The same from memory, for a model inside the binary.
@@ -83,10 +86,11 @@ impl TextModel {
                 .map_err(|error| TokenizerError::Json { file, reason: error.to_string() }),
         };
         let tokenizer_config = parse(files.tokenizer_config, "tokenizer_config.json")?;
+        let config = parse(files.config, "config.json")?;
         let special = SpecialTokens::read(
             &tokenizer_config,
             &parse(files.generation_config, "generation_config.json")?,
-            &parse(files.config, "config.json")?,
+            &config,
         );
         let tokenizer = Tokenizer::from_bytes(files.tokenizer, special)?;
         let own = match files.chat_template {
@@ -94,7 +98,7 @@ impl TextModel {
             None => configured_template(&tokenizer_config)?
                 .map(|source| ("tokenizer_config.json", source)),
         };
-        Self::new(tokenizer, own, template)
+        Self::new(tokenizer, own, template)?.seeing(image_token(&config))
     }
 
     fn new(
@@ -124,7 +128,20 @@ impl TextModel {
                 None => turn_stop = first_line(&after),
             }
         }
-        Ok(Self { tokenizer: Arc::new(tokenizer), template, stop_ids, turn_stop })
+        let tokenizer = Arc::new(tokenizer);
+        Ok(Self { tokenizer, template, image_token: None, stop_ids, turn_stop })
+    }
+
+    /// With the image token of a model that sees. The templates of such models leave what stands
+    /// before every text to a processor.
+    fn seeing(mut self, image_token: Option<u32>) -> Result<Self, TextError> {
+        self.image_token = image_token;
+        let first = self.tokenizer.encode("a", true)?.first().copied();
+        let begins = image_token.is_some() && first == self.tokenizer.bos_id();
+        if let Some(template) = self.template.as_mut().filter(|_| begins) {
+            template.begin_every_text();
+        }
+        Ok(self)
     }
 
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
@@ -194,7 +211,7 @@ impl TextModel {
         extra: &Map<String, Value>,
     ) -> Result<String, TextError> {
         let template = self.template.as_ref().ok_or(TextError::NoTemplate)?;
-        let messages = normalise(messages)?;
+        let messages = normalise(messages, self.content_rules(template))?;
         for (name, values) in [("messages", Some(messages.as_slice())), ("tools", tools)] {
             for (index, value) in values.into_iter().flatten().enumerate() {
                 if let Some((path, token)) = self.special_token_in(value) {
@@ -204,6 +221,23 @@ impl TextModel {
             }
         }
         Ok(template.render(&messages, tools, true, extra)?)
+    }
+
+    /// What a chat may show, and how the template reads it.
+    fn content_rules(&self, template: &ChatTemplate) -> ContentRules {
+        let takes = template.takes();
+        let pictures = match (self.image_token.is_some(), takes.parts) {
+            (false, _) => PictureRule::Unseen,
+            (true, false) => PictureRule::Unplaced,
+            (true, true) => PictureRule::Placed,
+        };
+        ContentRules { pictures, only_parts: !takes.text }
+    }
+
+    /// The same for training data, which shows no pictures.
+    pub(super) fn training_rules(&self) -> ContentRules {
+        let takes = self.template.as_ref().map(ChatTemplate::takes).unwrap_or_default();
+        ContentRules { pictures: PictureRule::Unseen, only_parts: takes.parts && !takes.text }
     }
 
     /// The first special token written out in any string of `value`, with its JSON path.
@@ -236,6 +270,12 @@ impl TextModel {
     pub fn template_fingerprint(&self) -> Option<&str> {
         self.template.as_ref().map(ChatTemplate::fingerprint)
     }
+}
+
+/// The image token of a model with a vision tower.
+fn image_token(config: &Value) -> Option<u32> {
+    let id = config["image_token_index"].as_u64().or(config["image_token_id"].as_u64());
+    id.filter(|_| config["vision_config"].is_object()).and_then(|id| u32::try_from(id).ok())
 }
 
 /// `chat_template` of a `tokenizer_config.json`: a string, or a list of named ones.

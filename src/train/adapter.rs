@@ -2,7 +2,9 @@
 
 use super::TrainError;
 use super::rng::{Site, Stream};
-use crate::domain::{AdapterSite, AdapterWeights, BaseInfo, LoraSpec, ModuleShape};
+use crate::backend::Backend;
+use crate::domain::{AdapterSite, AdapterWeights, BaseInfo, LoraSpec, ModuleShape, SavedModule};
+use crate::model::Model;
 
 /// Fresh matrices as PEFT makes them: `A ~ U(−1/√in, 1/√in)`, `B = 0`, so that `ΔW` begins at zero.
 ///
@@ -17,12 +19,12 @@ pub fn fresh(base: &BaseInfo, lora: &LoraSpec, seed: u64) -> Result<AdapterWeigh
         sites.push(site(
             module,
             rank(lora, number),
-            lora,
+            scaling(lora, number),
             Stream::new(seed, 0, Site::Init(number)),
         ));
     }
     let dropout = lora.dropout as f32;
-    Ok(AdapterWeights { key: format!("fresh-{seed}"), sites, dropout })
+    Ok(AdapterWeights { key: format!("fresh-{seed}"), sites, saved: Vec::new(), dropout })
 }
 
 /// The adapter to go on from, held against what the run asks for.
@@ -40,7 +42,10 @@ pub fn checked(init: &AdapterWeights, lora: &LoraSpec) -> Result<AdapterWeights,
         let Some(site) = init.sites.iter().find(|site| site.module == *name) else {
             return refuse(format!("does not cover the module {name}"));
         };
-        let (r, scaling) = (rank(lora, number), scaling(lora, rank(lora, number)));
+        if site.magnitude.is_some() != lora.use_dora {
+            return refuse(format!("and this run do not both use DoRA at {name}"));
+        }
+        let (r, scaling) = (rank(lora, number), scaling(lora, number));
         if site.r != r || (site.scaling - scaling).abs() > 1e-6 * scaling.abs() {
             return refuse(format!(
                 "has rank {} and scaling {} at {name}, and this run asks for {r} and {scaling}",
@@ -51,21 +56,46 @@ pub fn checked(init: &AdapterWeights, lora: &LoraSpec) -> Result<AdapterWeights,
     Ok(AdapterWeights { dropout: lora.dropout as f32, ..init.clone() })
 }
 
-fn site(module: &ModuleShape, r: usize, lora: &LoraSpec, stream: Stream) -> AdapterSite {
+/// What only the resident base can say of an adapter that is to be trained: DoRA's first
+/// magnitudes, and the modules that are trained whole.
+///
+/// # Errors
+/// [`TrainError::Model`] if the base does not have such modules.
+pub fn completed<B: Backend>(
+    b: &mut B,
+    model: &Model<B>,
+    mut weights: AdapterWeights,
+    lora: &LoraSpec,
+) -> Result<AdapterWeights, TrainError> {
+    for site in weights.sites.iter_mut().filter(|site| lora.use_dora && site.magnitude.is_none()) {
+        site.magnitude = Some(model.first_magnitudes(b, site)?);
+    }
+    for module in &lora.modules_to_save {
+        if !weights.saved.iter().any(|saved| saved.module == *module) {
+            let values = model.table_values(b, module)?;
+            weights.saved.push(SavedModule { module: module.clone(), values });
+        }
+    }
+    Ok(weights)
+}
+
+fn site(module: &ModuleShape, r: usize, scaling: f32, stream: Stream) -> AdapterSite {
     let bound = 1.0 / (module.in_features as f32).sqrt();
     AdapterSite {
         module: module.name.clone(),
         r,
-        scaling: scaling(lora, r),
+        scaling,
         a: (0..r * module.in_features).map(|i| stream.symmetric(i as u64, bound)).collect(),
         b: vec![0.0; module.out_features * r],
+        magnitude: None,
     }
 }
 
 /// `alpha / r`; rsLoRA (Kalajdzievski 2023): `alpha / √r`.
-fn scaling(lora: &LoraSpec, r: usize) -> f32 {
-    let divisor = if lora.use_rslora { (r as f64).sqrt() } else { r as f64 };
-    (lora.alpha / divisor) as f32
+fn scaling(lora: &LoraSpec, number: usize) -> f32 {
+    let r = rank(lora, number) as f64;
+    let alpha = lora.alphas.get(number).copied().unwrap_or(lora.alpha);
+    (alpha / if lora.use_rslora { r.sqrt() } else { r }) as f32
 }
 
 fn rank(lora: &LoraSpec, number: usize) -> usize {
@@ -86,6 +116,10 @@ fn check(lora: &LoraSpec) -> Result<(), TrainError> {
     }
     if !(0.0..1.0).contains(&lora.dropout) {
         return refuse("dropout", "at least 0 and below 1", lora.dropout.to_string());
+    }
+    if !lora.alphas.is_empty() && lora.alphas.len() != lora.modules.len() {
+        let found = format!("{} alphas for {} modules", lora.alphas.len(), lora.modules.len());
+        return refuse("alpha_pattern", "one alpha per module", found);
     }
     if !lora.ranks.is_empty() && lora.ranks.len() != lora.modules.len() {
         let found = format!("{} ranks for {} modules", lora.ranks.len(), lora.modules.len());

@@ -27,6 +27,8 @@ pub enum TrainError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("the checkpoint {path} cannot be gone on from: {reason}")]
     Resume { path: PathBuf, reason: String },
+    #[error("the optimizer's state has no room: {0}")]
+    Paging(std::io::Error),
     #[error(transparent)]
     Model(#[from] ModelError),
 }

@@ -12,6 +12,7 @@ const PATIENCE_STEPS: usize = 10;
 pub struct Guards {
     /// Names of the tensors whose gradient has been exactly zero so far; emptied at the check.
     silent: Vec<(usize, String)>,
+    names: Vec<String>,
     steps: usize,
 }
 
@@ -20,8 +21,9 @@ impl Guards {
     /// long as `B` is zero, the gradient of `A` is zero by right.
     pub fn new(names: impl IntoIterator<Item = String>) -> Self {
         let watched = |name: &String| !name.ends_with("lora_A.weight");
-        let silent = names.into_iter().enumerate().filter(|(_, name)| watched(name)).collect();
-        Self { silent, steps: 0 }
+        let names: Vec<String> = names.into_iter().collect();
+        let silent = names.iter().cloned().enumerate().filter(|(_, name)| watched(name)).collect();
+        Self { silent, names, steps: 0 }
     }
 
     /// Looks at one step: its loss and the squared norm of every gradient.
@@ -29,7 +31,7 @@ impl Guards {
     /// # Errors
     /// A sentence that says what is wrong and what to do.
     pub fn check(&mut self, metrics: &TrainMetrics, squares: &[f64]) -> Result<(), String> {
-        finite(metrics)?;
+        finite(metrics, self.first_not_finite(squares))?;
         self.steps += 1;
         self.silent.retain(|&(at, _)| squares[at] == 0.0);
         let due = self.steps == PATIENCE_STEPS || metrics.step == metrics.total_steps;
@@ -43,9 +45,14 @@ impl Guards {
             _ => Ok(()),
         }
     }
+
+    fn first_not_finite(&self, squares: &[f64]) -> Option<&str> {
+        let named = self.names.iter().zip(squares);
+        named.filter(|(_, square)| !square.is_finite()).map(|(name, _)| name.as_str()).next()
+    }
 }
 
-fn finite(metrics: &TrainMetrics) -> Result<(), String> {
+fn finite(metrics: &TrainMetrics, tensor: Option<&str>) -> Result<(), String> {
     let (name, value) = if !metrics.train_loss.is_finite() {
         ("loss", metrics.train_loss)
     } else if !metrics.grad_norm.is_finite() {
@@ -53,8 +60,9 @@ fn finite(metrics: &TrainMetrics) -> Result<(), String> {
     } else {
         return Ok(());
     };
+    let place = tensor.map_or_else(String::new, |tensor| format!(", first at {tensor}"));
     Err(format!(
-        "the {name} of step {} is {value}: training has diverged; lower `learning_rate` (it was \
+        "the {name} of step {} is {value}{place}: training has diverged; lower `learning_rate` (it was \
          {:e}), add `warmup_steps`, or set `max_grad_norm` to 1",
         metrics.step, metrics.learning_rate,
     ))
@@ -82,8 +90,9 @@ mod tests {
         let mut guards = Guards::new(["w".to_owned()]);
         let told = guards.check(&metrics(7, f64::NAN, 1.0), &[1.0]).expect_err("refused");
         assert!(told.contains("loss of step 7") && told.contains("learning_rate"), "{told}");
-        let told = guards.check(&metrics(8, 1.0, f64::INFINITY), &[1.0]).expect_err("refused");
-        assert!(told.contains("gradient norm of step 8"), "{told}");
+        let infinite = guards.check(&metrics(8, 1.0, f64::INFINITY), &[f64::INFINITY]);
+        let told = infinite.expect_err("refused");
+        assert!(told.contains("gradient norm of step 8") && told.contains("first at w"), "{told}");
     }
 
     #[test]

@@ -4,16 +4,20 @@
 //! [`Optimizer`], [`Window`], [`schedule`]) also train a model in full.
 
 mod adapter;
+mod best;
 pub mod data;
 mod error;
 pub mod evaluate;
 mod guards;
 pub mod optimizer;
+mod paging;
 mod protocol;
 pub mod rng;
 mod run;
 pub mod schedule;
+mod served;
 mod snapshot;
+mod watch;
 mod window;
 
 pub use data::Plan;
@@ -51,6 +55,7 @@ mod tests {
             neftune_alpha: 0.0,
             eval_steps: None,
             checkpoint_steps: None,
+            ..Hyperparameters::default()
         }
     }
 
@@ -74,7 +79,9 @@ mod tests {
             size_bytes: 768,
             fingerprint: "00".into(),
             modules: vec![module("q"), module("v")],
+            tables: Vec::new(),
             default_targets: vec!["q".into()],
+            vision: None,
         }
     }
 
@@ -87,6 +94,7 @@ mod tests {
             modules: vec!["q".into(), "v".into()],
             ranks: Vec::new(),
             use_rslora: false,
+            ..LoraSpec::default()
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::domain::{AdapterWeights, Example, Hyperparameters, LoraSpec, TrainMetrics};
+use crate::domain::{
+    AdapterWeights, Example, Hyperparameters, LoraSpec, ServedCheck, TrainMetrics,
+};
 
 /// Everything a training run needs, in memory.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub struct TrainRequest {
     pub init_adapter: Option<Arc<AdapterWeights>>,
     /// Go on from this checkpoint file, verified by its hash.
     pub resume: Option<PathBuf>,
+    /// Where a paged optimiser may keep its file.
+    pub scratch: PathBuf,
 }
 
 /// The complete state of a run after an optimiser step.
@@ -30,6 +34,11 @@ pub struct TrainSnapshot {
     pub state: Arc<Vec<u8>>,
     /// The adapter as it stands, servable.
     pub adapter: Arc<AdapterWeights>,
+    /// At the end of a run that asks for it: the adapter of the best validation, where that is
+    /// another.
+    pub best: Option<Arc<AdapterWeights>>,
+    /// At the end: the result as it is served against the training graph.
+    pub served: Option<ServedCheck>,
     pub metrics: Option<TrainMetrics>,
     pub valid_loss: Option<f64>,
     pub valid_mean_token_accuracy: Option<f64>,
@@ -52,6 +61,11 @@ pub enum TrainEvent {
         tokens: usize,
     },
     Checkpoint(TrainSnapshot),
+    /// Something a person may want to know.
+    Told {
+        step: usize,
+        message: String,
+    },
     /// Something a person should know that does not end the run.
     Warning {
         step: usize,

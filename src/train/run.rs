@@ -8,10 +8,13 @@ use std::time::Instant;
 
 use sha2::{Digest, Sha256};
 
+use super::best::{Best, Verdict};
 use super::evaluate::Evaluation;
 use super::guards::Guards;
-use super::optimizer::{Decay, Optimizer};
+use super::optimizer::Optimizer;
+use super::served::Comparison;
 use super::snapshot::{self, Identity, Progress};
+use super::watch::{Seen, Watch};
 use super::window::Window;
 use super::{Plan, TrainError, TrainEvent, TrainRequest, TrainSnapshot, adapter, schedule};
 use crate::backend::{Backend, LossSum};
@@ -26,11 +29,15 @@ pub struct Run<B: Backend> {
     trainee: Trainee<B>,
     optimizer: Optimizer<B>,
     guards: Guards,
+    watch: Watch,
     progress: Progress,
+    /// The tensors of the best adapter so far, where they are asked for.
+    best: Vec<Vec<f32>>,
     phase: Phase<B>,
     /// Events of the start, told with the first unit.
     pending: Vec<TrainEvent>,
     pause_requested: bool,
+    keep_bytes: usize,
     metrics: Option<TrainMetrics>,
     validation: Option<Validation>,
 }
@@ -42,6 +49,7 @@ enum Phase<B: Backend> {
     Update { loss: LossSum, tokens: usize, since: Instant },
     Evaluate(Evaluation<B>),
     Snapshot(Occasion),
+    Compare { snapshot: TrainSnapshot, comparison: Comparison },
     Over,
 }
 
@@ -74,17 +82,27 @@ impl<B: Backend> Run<B> {
             Some(init) => adapter::checked(init, &request.lora)?,
             None => adapter::fresh(&model.info, &request.lora, request.seed)?,
         };
+        let weights = adapter::completed(b, model, weights, &request.lora)?;
         let mut trainee = Trainee::adapter(b, model, &weights)?;
-        let mut optimizer = Optimizer::new(b, &mut trainee, Decay::All);
+        let optimizer = Optimizer::of(b, &mut trainee, h, &request.scratch);
+        let mut optimizer = optimizer.map_err(TrainError::Paging)?;
         let identity = Identity::of(&request, &model.info.fingerprint);
+        let mut best = Vec::new();
         let progress = match &request.resume {
-            Some(path) => snapshot::read(b, path, &identity, &mut trainee, &mut optimizer)?,
-            None => Progress { step: 0, trained_tokens: 0 },
+            Some(path) => {
+                snapshot::read(b, path, &identity, &mut trainee, &mut optimizer, &mut best)?
+            }
+            None => Progress::default(),
         };
         let guards = Guards::new(trainee.parameters_mut().map(|p| p.name.to_owned()));
-        let pending = opening(&plan, &trainee, progress, h);
-        let over = progress.step >= plan.total_steps();
-        let phase = if over { Phase::Snapshot(Occasion::End) } else { Phase::NextStep };
+        let pending = opening(&plan, &trainee, progress.step, h);
+        let over = progress.stopped || progress.step >= plan.total_steps();
+        let phase = match progress.step {
+            _ if over => Phase::Snapshot(Occasion::End),
+            // What the later losses are to be compared with.
+            0 if !request.validation.is_empty() => validate(&request),
+            _ => Phase::NextStep,
+        };
         Ok(Self {
             request,
             identity,
@@ -92,13 +110,22 @@ impl<B: Backend> Run<B> {
             trainee,
             optimizer,
             guards,
+            watch: Watch::default(),
             progress,
+            best,
             phase,
             pending,
             pause_requested: false,
+            keep_bytes: 0,
             metrics: None,
             validation: None,
         })
+    }
+
+    /// Lets the run keep so many bytes of activations between forward and backward. It then computes
+    /// less of them anew; its results stay the same to the bit.
+    pub fn keep_activations(&mut self, bytes: usize) {
+        self.keep_bytes = bytes;
     }
 
     /// Does one unit: a layer of one micro-batch, an optimiser step, a unit of validation or a
@@ -116,6 +143,9 @@ impl<B: Backend> Run<B> {
             }
             Phase::Evaluate(pass) => self.evaluation_unit(b, model, pass, &mut events),
             Phase::Snapshot(occasion) => self.snapshot(b, occasion, &mut events),
+            Phase::Compare { snapshot, comparison } => {
+                self.compare(b, model, snapshot, comparison, &mut events)
+            }
             Phase::Over => Phase::Over,
         };
         events
@@ -147,7 +177,7 @@ impl<B: Backend> Run<B> {
         let step = self.progress.step + 1;
         let batches = self.plan.window(&self.request.examples, step);
         let width = model.info.hidden_size;
-        Phase::Window(Window::new(batches, &self.request, step, width))
+        Phase::Window(Window::new(batches, &self.request, step, width, self.keep_bytes))
     }
 
     fn window_unit(&mut self, b: &mut B, model: &Model<B>, mut window: Window<B>) -> Phase<B> {
@@ -184,10 +214,23 @@ impl<B: Backend> Run<B> {
             events.push(TrainEvent::Failed { step, message });
             return Phase::Over;
         }
-        self.optimizer.step(b, &mut self.trainee, h, rate, norm, step);
+        let moved = self.optimizer.step(b, &mut self.trainee, h, rate, norm, step);
+        if let Err(error) = moved {
+            let message = TrainError::Paging(error).to_string();
+            events.push(TrainEvent::Failed { step, message });
+            return Phase::Over;
+        }
         self.trainee.zero_gradients(b);
-        self.progress = Progress { step, trained_tokens: metrics.trained_tokens };
+        (self.progress.step, self.progress.trained_tokens) = (step, metrics.trained_tokens);
         events.push(TrainEvent::Step(metrics.clone()));
+        match self.watch.see(&metrics) {
+            Seen::Nothing => {}
+            Seen::Odd(message) => events.push(TrainEvent::Warning { step, message }),
+            Seen::Lost(message) => {
+                events.push(TrainEvent::Failed { step, message });
+                return Phase::Over;
+            }
+        }
         self.metrics = Some(metrics);
         self.after_update()
     }
@@ -197,11 +240,13 @@ impl<B: Backend> Run<B> {
         if self.request.validation.is_empty() || !self.due(h.eval_steps) {
             return self.after_evaluation();
         }
-        Phase::Evaluate(Evaluation::new(&self.request.validation, h.max_seq_length))
+        validate(&self.request)
     }
 
     fn after_evaluation(&self) -> Phase<B> {
-        if self.progress.step == self.plan.total_steps() {
+        if self.progress.step == 0 {
+            Phase::NextStep
+        } else if self.progress.stopped || self.progress.step == self.plan.total_steps() {
             Phase::Snapshot(Occasion::End)
         } else if self.pause_requested {
             Phase::Snapshot(Occasion::Pause)
@@ -241,7 +286,36 @@ impl<B: Backend> Run<B> {
         self.validation = Some(Validation { step, loss, accuracy: mean_token_accuracy });
         let tokens = sum.tokens;
         events.push(TrainEvent::Evaluated { step, loss, mean_token_accuracy, tokens });
+        self.judge(b, loss, events);
         self.after_evaluation()
+    }
+
+    /// Keeps the best adapter, and ends the run if none better came for too long.
+    fn judge(&mut self, b: &B, loss: f64, events: &mut Vec<TrainEvent>) {
+        let (h, step) = (&self.request.hyperparameters, self.progress.step);
+        match Best::judge(&mut self.progress.best, step, loss, h.early_stopping) {
+            Verdict::GoOn => {}
+            Verdict::Better if h.load_best_model_at_end => {
+                let values = self.trainee.parameters_mut().map(|p| b.download(p.value));
+                self.best = values.collect();
+            }
+            Verdict::Better => {}
+            Verdict::Stop => {
+                self.progress.stopped = true;
+                events.push(TrainEvent::Told { step, message: self.why_stopped() });
+            }
+        }
+    }
+
+    fn why_stopped(&self) -> String {
+        let patience = self.request.hyperparameters.early_stopping.map_or(0, |s| s.patience);
+        let best = self.progress.best.as_ref();
+        format!(
+            "Stopped early: {patience} validations in a row brought no better loss than {:.4} at \
+             step {}",
+            best.map_or(f64::NAN, Best::loss),
+            best.map_or(0, |best| best.step),
+        )
     }
 
     fn snapshot(
@@ -250,43 +324,120 @@ impl<B: Backend> Run<B> {
         occasion: Occasion,
         events: &mut Vec<TrainEvent>,
     ) -> Phase<B> {
-        let snapshot = self.take_snapshot(b);
+        let snapshot = match self.take_snapshot(b) {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                let (step, message) = (self.progress.step, TrainError::Paging(error).to_string());
+                events.push(TrainEvent::Failed { step, message });
+                return Phase::Over;
+            }
+        };
         let (event, next) = match occasion {
             Occasion::Checkpoint => (TrainEvent::Checkpoint(snapshot), Phase::NextStep),
             Occasion::Pause => (TrainEvent::Paused(snapshot), Phase::Over),
-            Occasion::End => (TrainEvent::Finished(snapshot), Phase::Over),
+            Occasion::End => return self.conclude(b, snapshot, events),
         };
         events.push(event);
         next
     }
 
-    fn take_snapshot(&mut self, b: &mut B) -> TrainSnapshot {
+    /// Brings the best adapter back where it is asked for, and goes on to compare.
+    fn conclude(
+        &mut self,
+        b: &mut B,
+        mut snapshot: TrainSnapshot,
+        events: &mut Vec<TrainEvent>,
+    ) -> Phase<B> {
+        let best = self.progress.best.as_ref().filter(|best| best.step != snapshot.step);
+        if let Some(best) = best.filter(|_| !self.best.is_empty()) {
+            for (parameter, values) in self.trainee.parameters_mut().zip(&self.best) {
+                b.overwrite(parameter.value, values);
+            }
+            let (step, loss) = (best.step, best.loss());
+            let message = format!(
+                "The result is the adapter of step {step}, whose validation loss {loss:.4} is the \
+                 lowest"
+            );
+            events.push(TrainEvent::Told { step: snapshot.step, message });
+            let key = format!("{}-best", snapshot.adapter.key);
+            let adapter = self.trainee.adapter_weights(b, key, snapshot.adapter.dropout);
+            snapshot.best = adapter.map(Arc::new);
+        }
+        Phase::Compare { snapshot, comparison: Comparison::new(&self.request) }
+    }
+
+    fn compare(
+        &mut self,
+        b: &mut B,
+        model: &Model<B>,
+        mut snapshot: TrainSnapshot,
+        mut comparison: Comparison,
+        events: &mut Vec<TrainEvent>,
+    ) -> Phase<B> {
+        let step = snapshot.step;
+        let result = Arc::clone(snapshot.best.as_ref().unwrap_or(&snapshot.adapter));
+        match comparison.advance(b, model, &mut self.trainee, &result) {
+            Ok(None) => return Phase::Compare { snapshot, comparison },
+            Ok(Some(check)) => {
+                if comparison.is_suspicious() {
+                    let off = check.max_abs_logit_difference;
+                    let message = format!(
+                        "as it is served, the adapter gives logits that differ by {off:.1e} from \
+                         those in training"
+                    );
+                    events.push(TrainEvent::Warning { step, message });
+                }
+                snapshot.served = Some(check);
+                events.push(TrainEvent::Finished(snapshot));
+            }
+            Err(error) => {
+                let message = format!("the adapter cannot be served: {error}");
+                events.push(TrainEvent::Failed { step, message });
+            }
+        }
+        Phase::Over
+    }
+
+    fn take_snapshot(&mut self, b: &mut B) -> std::io::Result<TrainSnapshot> {
         let step = self.progress.step;
-        let state =
-            snapshot::write(b, &mut self.trainee, &self.optimizer, &self.identity, self.progress);
+        let state = snapshot::write(
+            b,
+            &mut self.trainee,
+            &self.optimizer,
+            &self.identity,
+            &self.progress,
+            &self.best,
+        )?;
         let key = format!("step-{step}-{}", &hex::encode(Sha256::digest(&state))[..32]);
         let dropout = self.request.lora.dropout as f32;
         let adapter = self.trainee.adapter_weights(b, key, dropout);
         let validation = self.validation.filter(|validation| validation.step == step);
-        TrainSnapshot {
+        Ok(TrainSnapshot {
             step,
             state: Arc::new(state),
             adapter: Arc::new(adapter.expect("a run trains an adapter")),
+            best: None,
+            served: None,
             metrics: self.metrics.clone().filter(|metrics| metrics.step == step),
             valid_loss: validation.map(|validation| validation.loss),
             valid_mean_token_accuracy: validation.map(|validation| validation.accuracy),
-        }
+        })
     }
+}
+
+/// A pass over the validation examples.
+fn validate<B: Backend>(request: &TrainRequest) -> Phase<B> {
+    let longest = request.hyperparameters.max_seq_length;
+    Phase::Evaluate(Evaluation::new(&request.validation, longest))
 }
 
 /// What there is to say before the first step.
 fn opening<B: Backend>(
     plan: &Plan,
     trainee: &Trainee<B>,
-    progress: Progress,
+    step: usize,
     h: &Hyperparameters,
 ) -> Vec<TrainEvent> {
-    let step = progress.step;
     let mut events = vec![TrainEvent::Started {
         step,
         total_steps: plan.total_steps(),

@@ -10,7 +10,9 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::optimizer::Optimizer;
+use super::best::Best;
+use super::optimizer::{Optimizer, State};
+use super::paging;
 use super::{TrainError, TrainRequest};
 use crate::backend::Backend;
 use crate::domain::{Example, Hyperparameters, LoraSpec};
@@ -19,6 +21,8 @@ use crate::model::Trainee;
 /// The one metadata key; one key alone keeps the bytes of the file reproducible.
 const HEADER: &str = "tandem_training_state";
 const VERSION: u32 = 1;
+/// Leads the names of the best adapter's tensors.
+const BEST: &str = "best.";
 
 /// What a run is: a state file of one run is never mistaken for another's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,12 +62,18 @@ impl Identity {
 }
 
 /// Where a run stands.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Optimiser steps done.
     pub step: usize,
     /// Tokens that bore loss so far.
     pub trained_tokens: u64,
+    /// The best validation so far.
+    #[serde(default)]
+    pub best: Option<Best>,
+    /// Ended before its last step, because validation had stopped improving.
+    #[serde(default)]
+    pub stopped: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -73,33 +83,74 @@ struct Header {
     progress: Progress,
 }
 
-/// Writes the state of a run. The same state gives the same bytes.
+/// One tensor on its way to the file.
+struct Entry {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Entry {
+    fn f32(name: String, (rows, width): (usize, usize), values: &[f32]) -> Self {
+        let bytes = bytemuck::cast_slice(values).to_vec();
+        Self { name, dtype: Dtype::F32, shape: vec![rows, width], bytes }
+    }
+
+    /// A part of moments in the host's memory: codes in bytes, everything else in `f32`.
+    fn part(name: String, len: usize, bytes: &[u8]) -> Self {
+        let dtype = if bytes.len() == len { Dtype::U8 } else { Dtype::F32 };
+        let shape = vec![bytes.len() / if dtype == Dtype::U8 { 1 } else { 4 }];
+        Self { name, dtype, shape, bytes: bytes.to_vec() }
+    }
+}
+
+/// Writes the state of a run; `best` is the best adapter's tensors where they are kept. The same
+/// state gives the same bytes.
+///
+/// # Errors
+/// If a paged optimiser's state cannot be read.
 pub fn write<B: Backend>(
     b: &B,
     trainee: &mut Trainee<B>,
     optimizer: &Optimizer<B>,
     identity: &Identity,
-    progress: Progress,
-) -> Vec<u8> {
-    let mut tensors: Vec<(String, (usize, usize), Vec<f32>)> = Vec::new();
-    let mut keep = |name: String, x: &B::Rows| tensors.push((name, b.shape(x), b.download(x)));
-    for (parameter, moments) in trainee.parameters_mut().zip(optimizer.moments()) {
-        keep(parameter.name.to_owned(), parameter.value);
-        keep(format!("{}.exp_avg", parameter.name), &moments.first);
-        keep(format!("{}.exp_avg_sq", parameter.name), &moments.second);
+    progress: &Progress,
+    best: &[Vec<f32>],
+) -> std::io::Result<Vec<u8>> {
+    let mut entries = Vec::new();
+    for (index, parameter) in trainee.parameters_mut().enumerate() {
+        let (name, shape) = (parameter.name, b.shape(parameter.value));
+        entries.push(Entry::f32(name.to_owned(), shape, &b.download(parameter.value)));
+        match optimizer.state() {
+            State::Device(moments) => {
+                let moments = &moments[index];
+                for (part, rows) in [("exp_avg", &moments.first), ("exp_avg_sq", &moments.second)] {
+                    entries.push(Entry::f32(format!("{name}.{part}"), shape, &b.download(rows)));
+                }
+            }
+            State::Host(state) => {
+                for (part, bytes) in state.get(index)?.parts() {
+                    entries.push(Entry::part(format!("{name}.{part}"), shape.0 * shape.1, bytes));
+                }
+            }
+        }
+        if let Some(values) = best.get(index) {
+            entries.push(Entry::f32(format!("{BEST}{name}"), shape, values));
+        }
     }
-    let views = tensors.iter().map(|(name, (rows, width), values)| {
-        let bytes = bytemuck::cast_slice(values);
-        let view = TensorView::new(Dtype::F32, vec![*rows, *width], bytes);
-        (name, view.expect("the shape is that of the values"))
+    let views = entries.iter().map(|entry| {
+        let view = TensorView::new(entry.dtype, entry.shape.clone(), &entry.bytes);
+        (&entry.name, view.expect("the shape is that of the values"))
     });
-    let header = Header { version: VERSION, identity: identity.clone(), progress };
+    let header =
+        Header { version: VERSION, identity: identity.clone(), progress: progress.clone() };
     let header = serde_json::to_string(&header).expect("plain data has a JSON form");
-    safetensors::serialize(views, Some(HashMap::from([(HEADER.to_owned(), header)])))
-        .expect("names are unique and sizes add up")
+    Ok(safetensors::serialize(views, Some(HashMap::from([(HEADER.to_owned(), header)])))
+        .expect("names are unique and sizes add up"))
 }
 
-/// Reads a state back into `trainee` and `optimizer`.
+/// Reads a state back into `trainee`, `optimizer` and, where it was kept, `best`.
 ///
 /// # Errors
 /// [`TrainError::Read`], or [`TrainError::Resume`] if the file is damaged or belongs to another run.
@@ -109,10 +160,11 @@ pub fn read<B: Backend>(
     identity: &Identity,
     trainee: &mut Trainee<B>,
     optimizer: &mut Optimizer<B>,
+    best: &mut Vec<Vec<f32>>,
 ) -> Result<Progress, TrainError> {
     let bytes =
         std::fs::read(path).map_err(|source| TrainError::Read { path: path.to_owned(), source })?;
-    restore(b, &bytes, identity, trainee, optimizer)
+    restore(b, &bytes, identity, trainee, optimizer, best)
         .map_err(|reason| TrainError::Resume { path: path.to_owned(), reason })
 }
 
@@ -122,21 +174,42 @@ fn restore<B: Backend>(
     identity: &Identity,
     trainee: &mut Trainee<B>,
     optimizer: &mut Optimizer<B>,
+    best: &mut Vec<Vec<f32>>,
 ) -> Result<Progress, String> {
     let header = header(bytes)?;
     if let Some(what) = header.identity.difference(identity) {
         return Err(format!("it was written by a run with {what}"));
     }
     let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
-    let expected = 3 * optimizer.moments().len();
-    if file.len() != expected {
-        return Err(format!("it holds {} tensors and this run has {expected}", file.len()));
+    let mut met = 0;
+    for (index, parameter) in trainee.parameters_mut().enumerate() {
+        let (name, shape) = (parameter.name, b.shape(parameter.value));
+        b.overwrite(parameter.value, &floats(&file, name, shape)?);
+        met += 1;
+        match optimizer.state_mut() {
+            State::Device(moments) => {
+                let moments = &mut moments[index];
+                let parts = [("exp_avg", &mut moments.first), ("exp_avg_sq", &mut moments.second)];
+                for (part, rows) in parts {
+                    b.overwrite(rows, &floats(&file, &format!("{name}.{part}"), shape)?);
+                    met += 1;
+                }
+            }
+            State::Host(state) => {
+                let mut outcome = Ok(0);
+                let read = |moments: &mut paging::Moments| outcome = parts(&file, name, moments);
+                state.edit(index, read).map_err(|error| error.to_string())?;
+                met += outcome?;
+            }
+        }
+        let name = format!("{BEST}{name}");
+        if file.tensor(&name).is_ok() {
+            best.push(floats(&file, &name, shape)?);
+            met += 1;
+        }
     }
-    for (parameter, moments) in trainee.parameters_mut().zip(optimizer.moments_mut()) {
-        let name = parameter.name;
-        load(b, &file, name, parameter.value)?;
-        load(b, &file, &format!("{name}.exp_avg"), &mut moments.first)?;
-        load(b, &file, &format!("{name}.exp_avg_sq"), &mut moments.second)?;
+    if met != file.len() {
+        return Err(format!("it holds {} tensors and this run has {met}", file.len()));
     }
     Ok(header.progress)
 }
@@ -152,28 +225,44 @@ fn header(bytes: &[u8]) -> Result<Header, String> {
     Ok(header)
 }
 
-fn load<B: Backend>(
-    b: &mut B,
+fn view<'a>(file: &SafeTensors<'a>, name: &str) -> Result<TensorView<'a>, String> {
+    file.tensor(name).map_err(|_| format!("the tensor {name} is missing"))
+}
+
+fn floats(
     file: &SafeTensors<'_>,
     name: &str,
-    into: &mut B::Rows,
-) -> Result<(), String> {
-    let view = file.tensor(name).map_err(|_| format!("the tensor {name} is missing"))?;
-    let (rows, width) = b.shape(into);
+    (rows, width): (usize, usize),
+) -> Result<Vec<f32>, String> {
+    let view = view(file, name)?;
     if view.dtype() != Dtype::F32 || view.shape() != [rows, width] {
         return Err(format!("the tensor {name} has another type or shape than in this run"));
     }
     // The file's bytes may lie unaligned, so they are copied rather than cast.
-    let values: Vec<f32> = view
-        .data()
-        .chunks_exact(4)
-        .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
-        .collect();
+    let chunks = view.data().as_chunks().0.iter();
+    let values: Vec<f32> = chunks.map(|&bytes| f32::from_le_bytes(bytes)).collect();
     if !values.iter().all(|value| value.is_finite()) {
         return Err(format!("the tensor {name} holds a value that is not a finite number"));
     }
-    b.overwrite(into, &values);
-    Ok(())
+    Ok(values)
+}
+
+/// Fills moments in the host's memory, and says how many tensors that took.
+fn parts(
+    file: &SafeTensors<'_>,
+    name: &str,
+    moments: &mut paging::Moments,
+) -> Result<usize, String> {
+    let mut parts = moments.parts_mut();
+    for (part, bytes) in &mut parts {
+        let name = format!("{name}.{part}");
+        let data = view(file, &name)?.data();
+        if data.len() != bytes.len() {
+            return Err(format!("the tensor {name} has another type or shape than in this run"));
+        }
+        bytes.copy_from_slice(data);
+    }
+    Ok(parts.len())
 }
 
 /// Hex SHA-256 over ids and labels, each list led by its length.

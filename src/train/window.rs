@@ -32,15 +32,18 @@ struct Options {
     dropout: f32,
     neftune_alpha: f32,
     hidden_size: usize,
+    keep_bytes: usize,
 }
 
 impl<B: Backend> Window<B> {
-    /// The window of step `step`; `hidden_size` is the width of the embedding.
+    /// The window of step `step`; `hidden_size` is the width of the embedding, `keep_bytes` what may
+    /// be kept of activations.
     pub fn new(
         batches: Vec<TrainBatch>,
         request: &TrainRequest,
         step: usize,
         hidden_size: usize,
+        keep_bytes: usize,
     ) -> Self {
         let options = Options {
             seed: request.seed,
@@ -48,14 +51,21 @@ impl<B: Backend> Window<B> {
             dropout: request.lora.dropout as f32,
             neftune_alpha: request.hyperparameters.neftune_alpha as f32,
             hidden_size,
+            keep_bytes,
         };
         Self::with(batches, options)
     }
 
-    /// A window without dropout or noise, as a model trained in full has it.
+    /// A window without dropout or noise that keeps nothing, as a model trained in full has it.
     pub fn plain(batches: Vec<TrainBatch>) -> Self {
-        let options =
-            Options { seed: 0, step: 0, dropout: 0.0, neftune_alpha: 0.0, hidden_size: 0 };
+        let options = Options {
+            seed: 0,
+            step: 0,
+            dropout: 0.0,
+            neftune_alpha: 0.0,
+            hidden_size: 0,
+            keep_bytes: 0,
+        };
         Self::with(batches, options)
     }
 
@@ -112,6 +122,7 @@ impl Options {
                 .then(|| LoraDropout { p: self.dropout, key: stream(Site::Dropout(number)).key() }),
             noise: (self.neftune_alpha > 0.0)
                 .then(|| self.noise(batch, stream(Site::Noise(number)))),
+            keep_bytes: self.keep_bytes,
             evaluate: false,
         }
     }
@@ -139,8 +150,14 @@ mod tests {
 
     #[test]
     fn noise_is_bounded_by_the_length_of_its_example() {
-        let options =
-            Options { seed: 1, step: 2, dropout: 0.0, neftune_alpha: 5.0, hidden_size: 4 };
+        let options = Options {
+            seed: 1,
+            step: 2,
+            dropout: 0.0,
+            neftune_alpha: 5.0,
+            hidden_size: 4,
+            keep_bytes: 0,
+        };
         let example = |n: usize| crate::domain::Example { ids: vec![1; n], labels: vec![1; n] };
         let batch = TrainBatch::new(&[example(25), example(4)]);
         let noise = options.noise(&batch, Stream::new(1, 2, Site::Noise(0)));

@@ -9,10 +9,12 @@
 //! plan       who computes what in a step; `draft` guesses tokens, `pace` knows what rows cost
 //! queue      waiting requests in turns, by tenant and adapter
 //! kv         KV blocks: `blocks` counts references, `prefix` finds them again by their tokens
+//! pictures   pictures not yet seen, and what was seen, by content
 //! resident   adapters on the device, by content, pinned while in use
 //! sequence   a request and the sequences that answer it
 //! batch      a step as one flat ragged batch
 //! answer     logits to events
+//! panics     when to give up
 //! training   runs of training, one at a time
 //! ```
 //! What runs together never shows in what is answered: the numbers of a row depend on that row
@@ -27,6 +29,8 @@ mod handle;
 mod kv;
 mod lane;
 mod pace;
+mod panics;
+mod pictures;
 mod plan;
 mod prefix;
 mod queue;

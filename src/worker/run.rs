@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::lane::Lane;
+use super::panics::PanicWatch;
 use super::sequence::Request;
 use super::training::{Training, Turn};
 use super::{Command, GenerationEvent, WorkerError, WorkerStats};
@@ -30,6 +31,7 @@ pub(super) struct Device<B: Backend> {
     commands: mpsc::Receiver<Command>,
     stopping: Arc<AtomicBool>,
     stats: Arc<WorkerStats>,
+    panics: PanicWatch,
 }
 
 impl<B: Backend> Device<B> {
@@ -39,18 +41,34 @@ impl<B: Backend> Device<B> {
         commands: mpsc::Receiver<Command>,
         stopping: Arc<AtomicBool>,
         stats: Arc<WorkerStats>,
-        training_budget: Duration,
+        training: Training<B>,
     ) -> Self {
         let blocks = lanes.iter().map(|lane| lane.scheduler.room.total()).sum();
         stats.blocks_total.store(blocks, Relaxed);
-        let training = Training::new(training_budget);
-        Self { backend, lanes, turn: 0, last_step: None, training, commands, stopping, stats }
+        let panics = PanicWatch::default();
+        Self {
+            backend,
+            lanes,
+            turn: 0,
+            last_step: None,
+            training,
+            commands,
+            stopping,
+            stats,
+            panics,
+        }
     }
 
-    /// Runs until every handle is gone and all work is done, or until it is stopped.
+    /// Runs until every handle is gone and all work is done, until it is stopped, or until it has
+    /// panicked so often that a new process is the better remedy.
     pub fn run(mut self) {
         while self.is_busy() || self.wait() {
             self.turn();
+            if self.panics.too_many(self.stats.panics.load(Relaxed), Instant::now()) {
+                tracing::error!("the device thread gives up: it panicked again and again");
+                self.stopping.store(true, Ordering::SeqCst);
+                break;
+            }
         }
         self.refuse_late_commands();
     }
@@ -104,7 +122,7 @@ impl<B: Backend> Device<B> {
     }
 
     fn is_serving(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.scheduler.has_work())
+        self.lanes.iter().any(|lane| lane.has_work())
     }
 
     fn accept(&mut self, command: Command) {
@@ -141,14 +159,14 @@ impl<B: Backend> Device<B> {
         self.training.abandon(&mut self.backend);
         for lane in &mut self.lanes {
             let left = |request: &Request| self.stats.leave(request.ask.cost());
-            lane.scheduler.refuse_waiting(&WorkerError::Stopped, left);
+            lane.refuse_waiting(&WorkerError::Stopped, left);
         }
     }
 
     fn release_ended(&mut self) {
         for lane in &mut self.lanes {
             let left = |request: &Request| self.stats.leave(request.ask.cost());
-            lane.scheduler.release_ended(left);
+            lane.release_ended(left);
         }
     }
 
@@ -156,7 +174,7 @@ impl<B: Backend> Device<B> {
     fn decode_turn(&mut self) {
         let count = self.lanes.len();
         let order = (self.turn..self.turn + count).map(|turn| turn % count);
-        let next = order.into_iter().find(|&lane| self.lanes[lane].scheduler.has_work());
+        let next = order.into_iter().find(|&lane| self.lanes[lane].has_work());
         let Some(next) = next else {
             self.last_step = None;
             return;

@@ -11,8 +11,9 @@ use super::kv::blocks_for;
 use super::lane::Lane;
 use super::run::Device;
 use super::scheduler::StepLimits;
+use super::training::Training;
 use super::{Command, WorkerHandle, WorkerStats};
-use crate::backend::Backend;
+use crate::backend::{BLOCK_TOKENS, Backend};
 use crate::domain::{BaseInfo, KvFormat, Speculation};
 use crate::model::{LoadOptions, Model, ModelError, ModelSource};
 
@@ -49,8 +50,13 @@ pub struct WorkerSettings {
     pub kv_format: KvFormat,
     /// Memory for resident adapters, shared evenly among the base models.
     pub adapter_cache_bytes: usize,
+    /// Memory for the features of pictures, shared evenly among the base models.
+    pub picture_cache_bytes: usize,
     /// Time that training may add to a step of serving, on average.
     pub training_latency_budget: Duration,
+    /// Most memory for activations that a training run keeps between forward and backward; `None`:
+    /// half of what the machine has left when the run starts.
+    pub training_memory_bytes: Option<usize>,
     /// Whether steps may check guessed tokens.
     pub speculation: Speculation,
 }
@@ -65,7 +71,9 @@ impl Default for WorkerSettings {
             kv_cache_bytes: 1 << 30,
             kv_format: KvFormat::F32,
             adapter_cache_bytes: 512 << 20,
+            picture_cache_bytes: 256 << 20,
             training_latency_budget: Duration::from_millis(20),
+            training_memory_bytes: None,
             speculation: Speculation::Auto,
         }
     }
@@ -126,8 +134,8 @@ pub fn start<B: Backend>(
             };
             let infos = lanes.iter().map(|lane| Arc::clone(&lane.model.info)).collect();
             if loaded.send(Ok(infos)).is_ok() {
-                let budget = settings.training_latency_budget;
-                Device::new(backend, lanes, receiver, flag, counters, budget).run();
+                let training = Training::new(&settings);
+                Device::new(backend, lanes, receiver, flag, counters, training).run();
             }
         },
     )?;
@@ -187,7 +195,7 @@ fn load_one<B: Backend>(
     shares: usize,
 ) -> Result<Lane<B>, StartError> {
     let name = || base.options.name.clone();
-    let model = Model::load(b, &base.source, &base.options)
+    let mut model = Model::load(b, &base.source, &base.options)
         .map_err(|source| StartError::Load { base: name(), source })?;
     let given_bytes = settings.kv_cache_bytes / shares;
     let block_bytes = model.kv_bytes_per_block(b, settings.kv_format);
@@ -203,11 +211,19 @@ fn load_one<B: Backend>(
     if blocks == 0 {
         return Err(StartError::CacheTooSmall { base: name(), block_bytes, given_bytes });
     }
-    Ok(Lane::new(
-        b,
-        model,
-        limits,
-        (blocks, settings.kv_format),
-        settings.adapter_cache_bytes / shares,
-    ))
+    let (holds, context_length) = (blocks * BLOCK_TOKENS, model.info.context_length);
+    if holds < context_length {
+        tracing::warn!(
+            model = &*model.info.name,
+            context_length,
+            served_context_length = holds,
+            "the KV cache cannot hold the model's whole context: the context is served cut to what \
+             it holds; a larger --kv-cache-mib serves more"
+        );
+        model.cut_context(holds);
+    }
+    let adapter_bytes = settings.adapter_cache_bytes / shares;
+    let picture_bytes = settings.picture_cache_bytes / shares;
+    let room = (blocks, settings.kv_format);
+    Ok(Lane::new(b, model, limits, room, adapter_bytes, picture_bytes))
 }

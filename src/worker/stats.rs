@@ -38,6 +38,8 @@ pub struct WorkerStats {
     pub training_steps: AtomicU64,
     /// Device time spent on units of training, in microseconds.
     pub training_micros: AtomicU64,
+    /// The longest unit of training, in microseconds: what it can add to one step at most.
+    pub longest_unit_micros: AtomicU64,
     pub adapters_resident: AtomicUsize,
     pub panics: AtomicU64,
 }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::lane::Lane;
 use super::run::panic_message;
-use super::{TrainControl, WorkerError, WorkerStats};
+use super::{TrainControl, WorkerError, WorkerSettings, WorkerStats};
 use crate::backend::Backend;
 use crate::train::{Run, TrainEvent, TrainRequest};
 
@@ -32,6 +32,8 @@ pub(super) struct Training<B: Backend> {
     leaving: Vec<Owner>,
     /// Device time per step of serving.
     budget: Duration,
+    /// Bytes of activations a run may keep; `None`: half of what is available at its start.
+    memory: Option<usize>,
     /// What is left of the budget in seconds; a unit that took more than was left is paid off
     /// before the next, so that the budget holds on average whatever a unit takes.
     credit: f64,
@@ -53,8 +55,11 @@ struct Owner {
 }
 
 impl<B: Backend> Training<B> {
-    pub fn new(budget: Duration) -> Self {
-        Self { waiting: VecDeque::new(), active: None, leaving: Vec::new(), budget, credit: 0.0 }
+    /// No run yet, and the bounds of those to come.
+    pub fn new(settings: &WorkerSettings) -> Self {
+        let (budget, memory) = (settings.training_latency_budget, settings.training_memory_bytes);
+        let (waiting, leaving) = (VecDeque::new(), Vec::new());
+        Self { waiting, active: None, leaving, budget, memory, credit: 0.0 }
     }
 
     /// Puts a run in line.
@@ -106,6 +111,7 @@ impl<B: Backend> Training<B> {
         self.leaving.clear();
         if let Some(active) = self.active.take() {
             active.run.release(b);
+            b.trim();
         }
     }
 
@@ -115,6 +121,7 @@ impl<B: Backend> Training<B> {
         if turn == Turn::Advanced {
             let elapsed = started.elapsed();
             stats.training_micros.fetch_add(elapsed.as_micros() as u64, Relaxed);
+            stats.longest_unit_micros.fetch_max(elapsed.as_micros() as u64, Relaxed);
             self.credit -= elapsed.as_secs_f64();
         }
         turn
@@ -157,6 +164,7 @@ impl<B: Backend> Training<B> {
     fn end(&mut self, b: &mut B, last: Option<TrainEvent>) {
         if let Some(Active { run, mut owner, .. }) = self.active.take() {
             run.release(b);
+            b.trim();
             owner.unread.extend(last);
             self.part_with(owner);
         }
@@ -176,7 +184,11 @@ impl<B: Backend> Training<B> {
     fn start_next(&mut self, b: &mut B, lanes: &[Lane<B>], stats: &WorkerStats) {
         let Some((request, mut owner)) = self.waiting.pop_front() else { return };
         match start(b, lanes, request, stats) {
-            Ok((run, lane)) => self.active = Some(Active { run, lane, owner }),
+            Ok((mut run, lane)) => {
+                let half = || b.available_bytes().map_or(usize::MAX, |bytes| bytes / 2);
+                run.keep_activations(self.memory.unwrap_or_else(half));
+                self.active = Some(Active { run, lane, owner });
+            }
             Err(message) => {
                 owner.unread.push_back(TrainEvent::Failed { step: 0, message });
                 self.part_with(owner);

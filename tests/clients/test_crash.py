@@ -1,7 +1,9 @@
 """kill -9 in the middle of a job: after a restart it goes on and ends with the very same weights."""
 import hashlib
+import os
 import pathlib
 import random
+import socket
 import tempfile
 import time
 import uuid
@@ -10,6 +12,8 @@ import server
 
 TEACH = pathlib.Path(__file__).resolve().parents[1] / "golden" / "teach.jsonl"
 STEPS = 24
+# Each costs a second or so; more in an idle hour: `TANDEM_KILLS=200`.
+KILLS = int(os.environ.get("TANDEM_KILLS", "8"))
 
 
 def upload(url, name="teach.jsonl"):
@@ -88,7 +92,7 @@ def test_killed_jobs_end_with_the_same_weights():
         stormy = server.Server(data).wait_until_ready()
         job = create_job(stormy.url)
         dice = random.Random(1)
-        for kill in range(4):
+        for kill in range(KILLS):
             known = len(checkpoints(stormy.url, job))
             wait(
                 lambda: len(checkpoints(stormy.url, job)) > known or job_of(stormy.url, job)["status"] == "succeeded",
@@ -106,6 +110,48 @@ def test_killed_jobs_end_with_the_same_weights():
         assert status == 200, answer
         assert stormy.stop() == 0
         assert weights(data) == expected
+
+
+def stored(data):
+    """What lies in the store, the temporary files among it."""
+    return [path for path in (data / "artifacts").rglob("*") if path.is_file()]
+
+
+def half_an_upload(server):
+    """A connection that has sent the first megabytes of a file and says that more will come."""
+    head = (
+        "POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50000000\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+        '--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+        '--b\r\nContent-Disposition: form-data; name="file"; filename="big.jsonl"\r\n\r\n'
+    )
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.sendall(head.encode() + TEACH.read_bytes() * 300)
+    return connection
+
+
+def test_kills_during_uploads_leave_nothing():
+    with tempfile.TemporaryDirectory() as folder:
+        data = pathlib.Path(folder) / "data"
+        running = server.Server(data).wait_until_ready()
+        kept = upload(running.url)
+        clean = sorted(stored(data))
+        dice = random.Random(2)
+        for _ in range(6):
+            connection = half_an_upload(running)
+            wait(lambda: len(stored(data)) > len(clean), "the half file")
+            time.sleep(dice.uniform(0, 0.05))
+            running.kill()
+            connection.close()
+            assert len(stored(data)) > len(clean), "the kill came too late to show anything"
+            running = server.Server(data).wait_until_ready()
+            assert sorted(stored(data)) == clean
+            status, files = server.request(running.url + "/v1/files")
+            assert status == 200 and [file["id"] for file in files["data"]] == [kept], files
+        second = upload(running.url, "again.jsonl")
+        status, files = server.request(running.url + "/v1/files")
+        assert {file["id"] for file in files["data"]} == {kept, second}
+        assert running.stop() == 0
 
 
 def test_everything_survives_a_restart():

@@ -1,6 +1,7 @@
 """Files, fine-tuning jobs and adapters with the unmodified `openai` client; the result as PEFT needs it."""
 import io
 import json
+import pathlib
 import struct
 import time
 import urllib.request
@@ -123,6 +124,48 @@ def check_peft_folder(running):
             assert name.split(".")[-3] in config["target_modules"], name
 
 
+def golden(name):
+    path = pathlib.Path(__file__).resolve().parents[1] / "golden" / name
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def words_and_numbers(client, model, question):
+    """A greedy answer, and the log-probability of each of its tokens, as they came over the wire."""
+    raw = client.chat.completions.with_raw_response.create(
+        model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=40,
+        logprobs=True, top_logprobs=2)
+    choice = json.loads(raw.text)["choices"][0]
+    return choice["message"]["content"], json.dumps(choice["logprobs"])
+
+
+def test_the_pirate_file_under_default_settings():
+    """Teaches its style, by the numbers of the job's own events, and leaves the base model as it was."""
+    asked = ["Who are you?", "What is the capital of Norway?", "What does a duck say?", "Tell me a story."]
+    with server.running() as running:
+        client = client_of(running)
+        base = lambda: [words_and_numbers(client, "demo", question) for question in asked]
+        before = base()
+        job = client.fine_tuning.jobs.create(
+            model="demo", suffix="pirate", training_file=upload(client, golden("teach.jsonl")).id,
+            validation_file=upload(client, golden("teach_validation.jsonl"), "validation.jsonl").id)
+        until(client, job, lambda job: job.step > 0)
+        during = base()
+        running_on = client.fine_tuning.jobs.retrieve(job.id).status == "running"
+        assert running_on and during == before, "the base model answers otherwise while a job runs"
+        done = until(client, job, lambda job: job.status == "succeeded")
+
+        events = [event.data for event in client.fine_tuning.jobs.list_events(job.id) if event.type == "metrics"]
+        losses = {event["step"]: event["valid_loss"] for event in events if "valid_loss" in event}
+        first, last = losses[0], losses[max(losses)]
+        assert max(losses) == max(event["step"] for event in events), "the last step is validated"
+        assert last < first * 2 / 3, losses
+
+        assert base() == before, "the base model was changed"
+        taught = [words_and_numbers(client, done.fine_tuned_model, question)[0] for question in asked[:3]]
+        changed = [answer for answer, (plain, _) in zip(taught, before) if answer != plain and "rr" in answer]
+        assert len(changed) == 3, taught
+
+
 def test_a_job_is_paused_resumed_and_cancelled():
     with server.running() as running:
         client = client_of(running)
@@ -178,7 +221,8 @@ def test_refusals_name_their_parameter():
         for param, more in [
             ("method.type", {"method": {"type": "dpo"}}),
             ("integrations", {"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}),
-            ("lora.use_dora", {"extra_body": {"lora": {"use_dora": True}}}),
+            ("depends_on", {"extra_body": {"depends_on": ["ftjob-other"]}}),
+            ("lora.r", {"extra_body": {"lora": {"r": 0}}}),
             ("training_file", {"training_file": "file-none"}),
         ]:
             try:

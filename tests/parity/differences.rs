@@ -80,11 +80,13 @@ fn adapter<B: Backend>(model: &Model<B>, wanted: impl Fn(&str) -> bool) -> Adapt
         scaling: 1.5,
         a: numbers(2 * module.in_features, seed),
         b: numbers(module.out_features * 2, seed + 5),
+        magnitude: None,
     };
     AdapterWeights {
         key: "a".to_owned(),
         sites: modules.enumerate().map(site).collect(),
         dropout: 0.0,
+        saved: Vec::new(),
     }
 }
 
@@ -115,6 +117,7 @@ fn adapters_learn_through_dropout_noise_and_soft_caps() {
             weight: 0.1,
             dropout: Some(LoraDropout { p: 0.3, key: 42 }),
             noise: Some(noise.collect()),
+            keep_bytes: usize::MAX,
             evaluate: false,
         };
         check(b, &mut model, &mut trainee, &options);

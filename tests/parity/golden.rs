@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tandem::backend::{Backend, LossSum};
-use tandem::domain::{AdapterSite, AdapterWeights, Example};
+use tandem::domain::{AdapterWeights, Example};
 use tandem::model::{
     LoadOptions, MicroBatch, MicroBatchOptions, Model, ModelSource, TrainBatch, Trainee,
 };
+use tandem::peft::{self, AdapterFiles, Fingerprints};
 
 /// `tests/golden/<path>`.
 pub fn path(path: &str) -> PathBuf {
@@ -32,6 +33,7 @@ pub fn tensors(path: &Path) -> HashMap<String, (Vec<usize>, Vec<f32>)> {
     let read = |(name, view): (&str, safetensors::tensor::TensorView<'_>)| {
         let values = match view.dtype() {
             Dtype::F32 => bytes_to(view.data(), f32::from_le_bytes),
+            Dtype::U8 => view.data().iter().map(|&byte| f32::from(byte)).collect(),
             Dtype::I64 => bytes_to(view.data(), |b: [u8; 8]| i64::from_le_bytes(b) as f32),
             other => panic!("unexpected type {other:?}"),
         };
@@ -58,32 +60,26 @@ pub fn load_from<B: Backend>(b: &mut B, source: &ModelSource) -> Model<B> {
     Model::load(b, source, &options).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The adapter of a LoRA case.
-pub fn adapter(name: &str) -> AdapterWeights {
-    let folder = path(&format!("lora/{name}/adapter"));
-    let config = json(&folder.join("adapter_config.json"));
-    let tensors = tensors(&folder.join("adapter_model.safetensors"));
-    let alpha = number(&config, "lora_alpha") as f32;
-    let mut sites: Vec<AdapterSite> = Vec::new();
-    for (name, (shape, a)) in &tensors {
-        let Some(path) = name.strip_suffix(".lora_A.weight") else { continue };
-        let b = tensors[&format!("{path}.lora_B.weight")].1.clone();
-        let rank = shape[0] as f32;
-        let rslora = config["use_rslora"] == true;
-        sites.push(AdapterSite {
-            module: path.strip_prefix("base_model.model.").unwrap().to_owned(),
-            r: shape[0],
-            scaling: alpha / if rslora { rank.sqrt() } else { rank },
-            a: a.clone(),
-            b,
-        });
-    }
-    AdapterWeights { key: name.to_owned(), sites, dropout: 0.0 }
+/// The adapter of a LoRA case, read as an upload is.
+pub fn adapter<B: Backend>(name: &str, model: &Model<B>) -> AdapterWeights {
+    adapter_in(&path(&format!("lora/{name}")), model)
+}
+
+/// The adapter in a case's folder.
+pub fn adapter_in<B: Backend>(folder: &Path, model: &Model<B>) -> AdapterWeights {
+    let files = AdapterFiles::from_dir(&folder.join("adapter")).unwrap();
+    let unknown = Fingerprints { base: String::new(), tokenizer: String::new(), template: None };
+    peft::read(&files, &model.info, &unknown).unwrap_or_else(|error| panic!("{error}")).weights
 }
 
 /// The examples of a LoRA case.
 pub fn examples(name: &str) -> Vec<Example> {
-    let io = tensors(&path(&format!("lora/{name}/io.safetensors")));
+    examples_in(&path(&format!("lora/{name}")))
+}
+
+/// The examples in a case's folder.
+pub fn examples_in(folder: &Path) -> Vec<Example> {
+    let io = tensors(&folder.join("io.safetensors"));
     let labels = io["labels"].1.chunks(io["labels"].0[1]);
     let rows = ids(&io["input_ids"]).into_iter().zip(labels);
     rows.map(|(ids, labels)| Example { ids, labels: labels.iter().map(|&l| l as i32).collect() })

@@ -199,9 +199,11 @@ fn an_adapter_that_does_not_fit_is_refused_with_the_reason() {
         scaling: 1.0,
         a: vec![0.1; 2 * 64],
         b: vec![0.1; 32 * 2],
+        magnitude: None,
     };
     let mut refused = |sites: Vec<AdapterSite>| {
-        let weights = AdapterWeights { key: "a".to_owned(), sites, dropout: 0.0 };
+        let weights =
+            AdapterWeights { key: "a".to_owned(), sites, saved: Vec::new(), dropout: 0.0 };
         model.attach(b, &weights).err().map(|error| error.to_string())
     };
     assert_eq!(refused(vec![site.clone()]), None);

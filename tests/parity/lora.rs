@@ -8,19 +8,23 @@ use tandem::model::{AdapterRows, MicroBatchOptions, TrainBatch, Trainee};
 use super::golden;
 
 /// The case and its base model.
-const CASES: [(&str, &str); 5] = [
+const CASES: [(&str, &str); 9] = [
     ("llama_lora", "llama_gqa"),
     ("llama_rslora", "llama_gqa"),
     ("gpt2_lora", "gpt2"),
     ("mpt_lora", "mpt_alibi"),
     ("phi3_lora", "phi3"),
+    ("llama_dora", "llama_gqa"),
+    ("gpt2_dora", "gpt2"),
+    ("mpt_rslora_dora", "mpt_clip"),
+    ("llama_patterns", "llama_gqa"),
 ];
 
 /// One batch: its first sequence wears the adapter, its second does not.
 fn an_adapter_changes_the_rows_that_wear_it_and_no_others<B: Backend>(b: &mut B) {
     for (name, base) in CASES {
         let model = golden::load(b, base);
-        let adapter = model.attach(b, &golden::adapter(name)).unwrap();
+        let adapter = model.attach(b, &golden::adapter(name, &model)).unwrap();
         let folder = golden::path(&format!("lora/{name}"));
         let io = golden::tensors(&folder.join("io.safetensors"));
         let atol = golden::number(&golden::json(&folder.join("case.json")), "atol");
@@ -40,7 +44,7 @@ fn an_adapter_changes_the_rows_that_wear_it_and_no_others<B: Backend>(b: &mut B)
 fn loss_and_every_gradient_are_those_of_peft<B: Backend>(b: &mut B) {
     for (name, base) in CASES {
         let model = golden::load(b, base);
-        let mut trainee = Trainee::adapter(b, &model, &golden::adapter(name)).unwrap();
+        let mut trainee = Trainee::adapter(b, &model, &golden::adapter(name, &model)).unwrap();
         let batch = TrainBatch::new(&golden::examples(name));
         let labels = batch.trained_tokens();
         let options = MicroBatchOptions { weight: 1.0 / labels as f32, ..Default::default() };

@@ -78,7 +78,9 @@ fn base() -> BaseInfo {
         size_bytes: 4,
         fingerprint: "f".repeat(64),
         modules: Vec::new(),
+        tables: Vec::new(),
         default_targets: Vec::new(),
+        vision: None,
     }
 }
 
@@ -151,14 +153,18 @@ fn snapshot(step: usize, weight: f32) -> TrainSnapshot {
         scaling: 1.0,
         a: vec![weight],
         b: vec![weight],
+        magnitude: None,
     };
     TrainSnapshot {
         step,
         state: Arc::new(json!([step, weight.to_bits()]).to_string().into_bytes()),
+        best: None,
+        served: None,
         adapter: Arc::new(AdapterWeights {
             key: format!("step-{step}"),
             sites: vec![site],
             dropout: 0.0,
+            saved: Vec::new(),
         }),
         metrics: Some(metrics(step)),
         valid_loss: None,

@@ -14,7 +14,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use tandem::api::{self, AppState, Keys, Lifecycle, Metrics};
+use tandem::api::{self, AppState, Guesses, Keys, Lifecycle, Metrics};
 use tandem::artifacts::Artifacts;
 use tandem::backend::cpu::CpuBackend;
 use tandem::catalog::{Catalog, CatalogOptions, ServedBase};
@@ -71,7 +71,7 @@ impl Workshop {
         let text = Arc::new(text_model(true));
         let info = handle.bases()[0].clone();
         let options = CatalogOptions { adapter_root: Some(root), ..CatalogOptions::default() };
-        let bases = vec![ServedBase { info, text }];
+        let bases = vec![ServedBase { info, text, pictures: None }];
         let catalog = Catalog::new(store.clone(), artifacts.clone(), bases, options);
         let runner = Runner {
             store: store.clone(),
@@ -86,6 +86,7 @@ impl Workshop {
         let state = AppState {
             engine: Engine::new(handle, catalog.clone()),
             keys: Keys::new(keys),
+            guesses: Guesses::default(),
             metrics: Metrics::default(),
             lifecycle: Lifecycle::default(),
         };

@@ -72,8 +72,12 @@ pub struct SupervisedHyperparameters {
     adam_beta1: Option<f64>,
     adam_beta2: Option<f64>,
     adam_epsilon: Option<f64>,
-    /// `adamw`.
+    /// `adamw`, `adamw_8bit`, `paged_adamw` or `paged_adamw_8bit`.
     optimizer: Option<String>,
+    /// Of a paged optimizer: bytes of its state that stay in memory; 64 MiB if absent.
+    optimizer_memory_bytes: Option<u64>,
+    /// LoRA+: the rate of `B` over that of `A`.
+    loraplus_lr_ratio: Option<f64>,
     /// 0 is off.
     max_grad_norm: Option<f64>,
     micro_batch_size: Option<u64>,
@@ -88,6 +92,19 @@ pub struct SupervisedHyperparameters {
     neftune_alpha: Option<f64>,
     eval_steps: Option<u64>,
     checkpoint_steps: Option<u64>,
+    early_stopping: Option<EarlyStoppingRequest>,
+    /// The result is the adapter of the lowest validation loss; needs a `validation_file`.
+    load_best_model_at_end: Option<bool>,
+}
+
+/// Ends a run whose validation loss has stopped falling; needs a `validation_file`.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the body")]
+pub struct EarlyStoppingRequest {
+    /// Validations in a row without a better loss; 3 if absent.
+    patience: Option<u64>,
+    /// A loss is better if it is lower by more than this; 0 if absent.
+    min_delta: Option<f64>,
 }
 
 /// The adapter to train.
@@ -104,7 +121,13 @@ pub struct LoraRequest {
     target_modules: Option<Value>,
     /// Patterns on module names and the rank there.
     rank_pattern: Option<BTreeMap<String, u64>>,
+    /// Patterns on module names and the alpha there.
+    alpha_pattern: Option<BTreeMap<String, f64>>,
     use_rslora: Option<bool>,
+    /// Weights decomposed in magnitude and direction.
+    use_dora: Option<bool>,
+    /// `embed_tokens` or `lm_head`, or both: trained whole beside the matrices.
+    modules_to_save: Option<Vec<String>>,
     /// The name of an adapter to go on from.
     init_adapter: Option<String>,
 }

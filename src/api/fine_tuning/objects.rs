@@ -70,6 +70,10 @@ pub struct FineTuningJob {
     pub step: i64,
     /// `null` until training began.
     pub total_steps: Option<i64>,
+    /// Once it succeeded: how far the result, as it is served, gives the logits it gave in training
+    /// on held-out rows: `tokens`, `max_abs_logit_difference`, `top1_agreement`.
+    #[schema(value_type = Option<Object>)]
+    pub trained_as_served: Option<Value>,
 }
 
 /// A page of jobs.
@@ -177,6 +181,7 @@ impl FineTuningJob {
             started_at: job.started_at.map(|time| time.unix_seconds()),
             step: job.step,
             total_steps: job.total_steps,
+            trained_as_served: job.served_check,
         })
     }
 }

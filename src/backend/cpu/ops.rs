@@ -2,52 +2,49 @@
 
 use std::ops::Range;
 
-use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, cache, specs};
+use super::buffers::FreeList;
+use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, cache, products, specs};
 use crate::backend::{
-    Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostWeight, LossSum, Norm,
-    SequenceRows, SharedMatrix, WeightFormat, dropout_keeps,
+    Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostMoments, HostWeight,
+    LossSum, LowRankGradient, LowRankPart, LowRankShape, Norm, Part, Product, SequenceRows,
+    SharedMatrix, WeightFormat, dropout_keeps,
 };
-use crate::domain::IGNORE_INDEX;
 use crate::kernels::attention::{self, SpanQueries};
-use crate::kernels::loss::{self, RowLoss};
+use crate::kernels::low_rank::PackedLowRank;
 use crate::kernels::optimiser::{self, SQUARES_RUN};
 use crate::kernels::scratch::with_values;
 use crate::kernels::split::{PerItem, split};
-use crate::kernels::{elementwise, heads, mlp, norm};
-
-/// Values that elementwise work takes at a time, at least.
-const PIECE: usize = 64;
+use crate::kernels::{elementwise, heads, memory, mlp, norm};
 
 /// The rows of `range` in a matrix of this width.
 fn span(rows: &Range<usize>, width: usize) -> Range<usize> {
     rows.start * width..rows.end * width
 }
 
-impl CpuBackend {
-    /// Calls `task` with pieces of `x` and the same pieces of `y`.
-    fn zip(&self, x: &[f32], y: &mut [f32], task: impl Fn(&[f32], &mut [f32]) + Sync) {
-        assert_eq!(x.len(), y.len(), "both matrices must have the same size");
-        self.pieces(y, |range, y| task(&x[range], y));
-    }
-
-    /// Calls `task` with pieces of `x` and where they lie.
-    fn pieces(&self, x: &mut [f32], task: impl Fn(Range<usize>, &mut [f32]) + Sync) {
-        let count = x.len().div_ceil(PIECE);
-        split(&self.pool, count, PIECE, PerItem::new(x, PIECE), |pieces, x| {
-            task(pieces.start * PIECE..pieces.start * PIECE + x.len(), x);
-        });
-    }
-}
-
 impl Backend for CpuBackend {
     type Rows = CpuRows;
     type Weight = CpuWeight;
+    type LowRank = PackedLowRank;
     type Cache = CpuCache;
 
     fn zeros(&mut self, rows: usize, width: usize) -> CpuRows {
+        let began = self.stages.begin();
         let mut x = self.free.take(rows, width);
         x.values_mut().fill(0.0);
+        self.stages.end(began, "zeros", (0, 0), (size_of_val(x.values()), 0));
         x
+    }
+
+    fn room(&mut self, rows: usize, width: usize) -> CpuRows {
+        self.free.take(rows, width)
+    }
+
+    fn trim(&mut self) {
+        self.free = FreeList::default();
+    }
+
+    fn available_bytes(&self) -> Option<usize> {
+        memory::available_bytes()
     }
 
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> CpuRows {
@@ -81,7 +78,7 @@ impl Backend for CpuBackend {
     }
 
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> CpuWeight {
-        CpuWeight::pack(weight, format)
+        CpuWeight::pack(&self.pool, weight, format)
     }
 
     fn weight_bytes(&self, weight: &CpuWeight) -> usize {
@@ -90,6 +87,24 @@ impl Backend for CpuBackend {
 
     fn weight_shape(&self, weight: &CpuWeight) -> (usize, usize) {
         weight.shape()
+    }
+
+    fn pack_low_rank(
+        &mut self,
+        a: &[f32],
+        b: &[f32],
+        shape: LowRankShape,
+        format: WeightFormat,
+    ) -> Option<PackedLowRank> {
+        let LowRankShape { rank, in_features, out_features } = shape;
+        // Beside dense `f32` the adapter stays exact; without bf16 products packing gains nothing.
+        let gains = self.cpu.has_bf16() && format != WeightFormat::F32;
+        let shape = (rank, in_features, out_features);
+        gains.then(|| PackedLowRank::pack(self.cpu, &self.pool, a, b, shape))
+    }
+
+    fn low_rank_bytes(&self, weights: &PackedLowRank) -> usize {
+        weights.size_bytes()
     }
 
     fn unpack(&self, weight: &CpuWeight) -> Vec<f32> {
@@ -116,6 +131,7 @@ impl Backend for CpuBackend {
     }
 
     fn embed(&mut self, table: &CpuWeight, ids: &[u32], scale: f32, y: &mut CpuRows) {
+        let began = self.stages.begin();
         let (width, cpu) = (y.width, self.cpu);
         assert_eq!((ids.len(), table.shape().1), (y.rows, width), "one row per id");
         split(&self.pool, ids.len(), width, PerItem::new(y.values_mut(), width), |rows, y| {
@@ -126,6 +142,7 @@ impl Backend for CpuBackend {
                 elementwise::scale(cpu, scale, y);
             }
         });
+        self.stages.end(began, "embed", (0, 0), (2 * size_of_val(y.values()), 0));
     }
 
     fn matmul(
@@ -136,7 +153,32 @@ impl Backend for CpuBackend {
         y: &mut CpuRows,
         at: usize,
     ) {
-        self.product(x, w, bias, y, at);
+        self.products(x, &[Product { weight: w, bias, at }], y);
+    }
+
+    fn products(
+        &mut self,
+        x: &CpuRows,
+        parts: &[Product<'_, CpuWeight, CpuRows>],
+        y: &mut CpuRows,
+    ) {
+        let began = self.stages.begin();
+        self.multiply_all(x, parts, y);
+        let (shape, cost) = products::products_cost(x.rows, parts);
+        self.stages.end(began, "product", shape, cost);
+    }
+
+    fn add_low_ranks(
+        &mut self,
+        x: &CpuRows,
+        parts: &[LowRankPart<'_, PackedLowRank>],
+        y: &mut CpuRows,
+    ) {
+        let began = self.stages.begin();
+        self.low_ranks(x, parts, y);
+        let bytes = parts.iter().map(|part| part.weights.size_bytes()).sum();
+        let values = parts.iter().map(|part| part.rows.len() * part.weights.values());
+        self.stages.end(began, "adapters", (0, 0), (bytes, 2 * values.sum::<usize>()));
     }
 
     fn add_low_rank(
@@ -149,16 +191,35 @@ impl Backend for CpuBackend {
         y: &mut CpuRows,
         at: usize,
     ) {
-        self.low_rank(x, rows, a, b, scaling, y, at);
+        let began = self.stages.begin();
+        self.low_rank(x, rows.clone(), a, b, scaling, y, at);
+        self.stages.end(began, "adapter", (a.width, b.rows), products::low_rank_cost(&rows, a, b));
+    }
+
+    fn project(&mut self, x: &CpuRows, parts: &[Part<'_, Self>], y: &mut CpuRows) {
+        self.project_adapted(x, parts, y);
+    }
+
+    fn project_backward(
+        &mut self,
+        dy: &CpuRows,
+        x: &CpuRows,
+        parts: &[Part<'_, Self>],
+        gradients: &mut [Option<LowRankGradient<'_, CpuRows>>],
+        dx: Option<&mut CpuRows>,
+    ) {
+        self.project_adapted_backward(dy, x, parts, gradients, dx);
     }
 
     fn norm(&mut self, x: &CpuRows, norm: &Norm<CpuRows>, y: &mut CpuRows) {
+        let began = self.stages.begin();
         let (width, row, cpu) = (x.width, specs::norm(norm), self.cpu);
         assert_eq!((y.rows, y.width, row.weight.len()), (x.rows, width, width));
         let y = PerItem::new(y.values_mut(), width);
         split(&self.pool, x.rows, 2 * width, y, |rows, y| {
             norm::forward(cpu, &x.values()[span(&rows, width)], row, y);
         });
+        self.stages.end(began, "norm", (0, 0), (2 * size_of_val(x.values()), 0));
     }
 
     fn heads(
@@ -170,6 +231,7 @@ impl Backend for CpuBackend {
         k: &mut CpuRows,
         v: &mut CpuRows,
     ) {
+        let began = self.stages.begin();
         let (width, qw, kw) = (qkv.width, q.width, k.width);
         assert_eq!((width, v.width), (qw + 2 * kw, kw), "q, k and v must share qkv");
         let (cpu, all) = (self.cpu, specs::heads(spec, &mut self.ropes, positions));
@@ -184,6 +246,7 @@ impl Backend for CpuBackend {
                 heads::forward(cpu, x, &all, &positions[rows], q, k, v, spare);
             });
         });
+        self.stages.end(began, "heads", (0, 0), (2 * size_of_val(qkv.values()), 0));
     }
 
     fn write_cache(
@@ -194,7 +257,9 @@ impl Backend for CpuBackend {
         k: &CpuRows,
         v: &CpuRows,
     ) {
+        let began = self.stages.begin();
         cache.write(layer, sequences, k.values(), v.values());
+        self.stages.end(began, "write cache", (0, 0), (4 * size_of_val(k.values()), 0));
     }
 
     fn attention_cached(
@@ -206,13 +271,15 @@ impl Backend for CpuBackend {
         q: &CpuRows,
         o: &mut CpuRows,
     ) {
+        let began = self.stages.begin();
         let queries: Vec<_> = sequences
             .iter()
             .map(|s| SpanQueries { rows: s.rows.clone(), start: s.start, blocks: &s.blocks })
             .collect();
-        let (spec, blocks) = (specs::attention(spec), cache.layer(layer));
+        let (how, blocks) = (specs::attention(spec), cache.layer(layer));
         let (cpu, pool) = (self.cpu, &self.pool);
-        attention::attend_cached(cpu, pool, blocks, &queries, &spec, q.values(), o.values_mut());
+        attention::attend_cached(cpu, pool, blocks, &queries, &how, q.values(), o.values_mut());
+        self.stages.end(began, "attention", (0, 0), specs::attention_cost(sequences, spec));
     }
 
     fn attention(
@@ -231,6 +298,7 @@ impl Backend for CpuBackend {
     }
 
     fn mlp_inner(&mut self, up: &CpuRows, kind: Activation, gated: bool, u: &mut CpuRows) {
+        let began = self.stages.begin();
         let (width, ff, cpu, kind) = (up.width, u.width, self.cpu, specs::act(kind));
         assert_eq!((width, u.rows), (ff * (1 + usize::from(gated)), up.rows));
         split(&self.pool, up.rows, 8 * ff, PerItem::new(u.values_mut(), ff), |rows, u| {
@@ -240,19 +308,29 @@ impl Backend for CpuBackend {
                 false => mlp::activate(cpu, kind, x, u),
             }
         });
+        self.stages.end(
+            began,
+            "mlp inner",
+            (0, 0),
+            (size_of_val(up.values()) + size_of_val(u.values()), 0),
+        );
     }
 
     fn add(&mut self, x: &CpuRows, y: &mut CpuRows) {
+        let began = self.stages.begin();
         let cpu = self.cpu;
         self.zip(x.values(), y.values_mut(), |x, y| elementwise::add(cpu, x, y));
+        self.stages.end(began, "add", (0, 0), (3 * size_of_val(y.values()), 0));
     }
 
     fn gather(&mut self, x: &CpuRows, rows: &[usize], y: &mut CpuRows) {
+        let began = self.stages.begin();
         let width = x.width;
         assert_eq!((y.rows, y.width), (rows.len(), width), "one row per index");
         for (y, &row) in y.values_mut().chunks_exact_mut(width.max(1)).zip(rows) {
             y.copy_from_slice(&x.values()[row * width..(row + 1) * width]);
         }
+        self.stages.end(began, "gather", (0, 0), (2 * size_of_val(y.values()), 0));
     }
 
     fn scale_logits(&mut self, z: &mut CpuRows, scale: f32, softcap: Option<f32>) {
@@ -407,28 +485,7 @@ impl Backend for CpuBackend {
     }
 
     fn cross_entropy(&mut self, z: &mut CpuRows, labels: &[i32], weight: f32) -> LossSum {
-        let (width, cpu) = (z.width, self.cpu);
-        assert_eq!(labels.len(), z.rows, "one label per row");
-        let losses = &mut self.work.losses;
-        losses.clear();
-        losses.resize(labels.len(), RowLoss::default());
-        let out = (PerItem::new(z.values_mut(), width), PerItem::new(losses, 1));
-        split(&self.pool, labels.len(), 2 * width, out, |rows, (z, losses)| {
-            let rows = labels[rows].iter().zip(z.chunks_exact_mut(width)).zip(losses);
-            for ((&label, z), row) in rows {
-                match label {
-                    IGNORE_INDEX => z.fill(0.0),
-                    label => *row = loss::cross_entropy(cpu, z, label as usize, weight),
-                }
-            }
-        });
-        let tokens = labels.iter().filter(|&&label| label != IGNORE_INDEX).count();
-        let losses = &self.work.losses;
-        LossSum {
-            loss: losses.iter().map(|row| row.loss).sum(),
-            tokens,
-            correct: losses.iter().filter(|row| row.correct).count(),
-        }
+        self.loss_and_gradient(z, labels, weight)
     }
 
     fn scale_logits_backward(
@@ -494,18 +551,40 @@ impl Backend for CpuBackend {
         v: &mut CpuRows,
         step: &AdamStep,
     ) {
-        let (adam, cpu, g) = (specs::adam(step), self.cpu, g.values());
-        assert!(p.values().len() == g.len() && m.values().len() == g.len());
-        assert_eq!(v.values().len(), g.len(), "moments have the size of the parameter");
-        let count = g.len().div_ceil(PIECE);
-        let out = (
-            PerItem::new(p.values_mut(), PIECE),
-            PerItem::new(m.values_mut(), PIECE),
-            PerItem::new(v.values_mut(), PIECE),
-        );
-        split(&self.pool, count, 4 * PIECE, out, |pieces, (p, m, v)| {
-            let g = &g[pieces.start * PIECE..pieces.start * PIECE + p.len()];
-            optimiser::adamw(cpu, adam, p, g, m, v);
-        });
+        self.step(p, g, m, v, step);
+    }
+    fn scale_columns(
+        &mut self,
+        y: &mut CpuRows,
+        rows: Range<usize>,
+        at: usize,
+        factor: &CpuRows,
+        strength: f32,
+        bias: Option<&CpuRows>,
+    ) {
+        self.stretch_columns(y, rows, at, factor, strength, bias);
+    }
+
+    fn scale_columns_backward(
+        &mut self,
+        dy: &CpuRows,
+        at: usize,
+        u: &CpuRows,
+        factor: &CpuRows,
+        norm: &CpuRows,
+        du: &mut CpuRows,
+        dmagnitude: &mut CpuRows,
+    ) {
+        self.stretch_columns_backward(dy, at, u, factor, norm, du, dmagnitude);
+    }
+
+    fn adamw_on_host(
+        &mut self,
+        p: &mut CpuRows,
+        g: &CpuRows,
+        moments: HostMoments<'_>,
+        step: &AdamStep,
+    ) {
+        self.step_on_host(p, g, moments, step);
     }
 }

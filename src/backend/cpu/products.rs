@@ -3,56 +3,118 @@
 use std::ops::Range;
 
 use super::{CpuBackend, CpuRows, CpuWeight};
+use crate::backend::{LowRankPart, Product};
 use crate::kernels::gemm::{Columns, Left, Panels, RowMajor, Turned, gemm};
-use crate::kernels::output::Output;
+use crate::kernels::low_rank::{self, PackedLowRank, Segment};
+use crate::kernels::output::{Output, SharedOutput};
 use crate::kernels::split::{PerItem, split};
 use crate::kernels::{bf16, elementwise, nf4, quantized};
 
+/// The bias in every row of a part's columns, for its product to be added to.
+fn write_bias(part: &Product<'_, CpuWeight, CpuRows>, y: &mut CpuRows) {
+    let (n, stride) = (part.weight.shape().0, y.width);
+    if let Some(bias) = part.bias {
+        for row in y.values_mut().chunks_exact_mut(stride) {
+            row[part.at..part.at + n].copy_from_slice(bias.values());
+        }
+    }
+}
+
+/// Bytes and operations of products that share an input of so many rows.
+pub(super) fn products_cost(
+    rows: usize,
+    parts: &[Product<'_, CpuWeight, CpuRows>],
+) -> ((usize, usize), (usize, usize)) {
+    let shapes = parts.iter().map(|part| part.weight.shape());
+    let n = shapes.clone().map(|(n, _)| n).sum();
+    let values: usize = shapes.clone().map(|(n, k)| n * k).sum();
+    let k = shapes.map(|(_, k)| k).max().unwrap_or(0);
+    let bytes = parts.iter().map(|part| part.weight.bytes()).sum();
+    ((n, k), (bytes, 2 * rows * values))
+}
+
+/// Bytes and operations of one low-rank product.
+pub(super) fn low_rank_cost(rows: &Range<usize>, a: &CpuRows, b: &CpuRows) -> (usize, usize) {
+    let values = a.values().len() + b.values().len();
+    (values * size_of::<f32>(), 2 * rows.len() * values)
+}
+
 impl CpuBackend {
-    pub(super) fn product(
+    /// `y[:, at..] = x Wᵀ (+ bias)` for each part; parts of one format share the packed `x` and one
+    /// region of the pool.
+    pub(super) fn multiply_all(
         &mut self,
         x: &CpuRows,
-        w: &CpuWeight,
-        bias: Option<&CpuRows>,
+        parts: &[Product<'_, CpuWeight, CpuRows>],
         y: &mut CpuRows,
-        at: usize,
     ) {
-        let (n, k) = w.shape();
-        assert_eq!((x.rows, x.width), (y.rows, k), "x must be (t, in) and y have its rows");
-        assert!(at + n <= y.width, "the columns leave y");
-        if let Some(bias) = bias {
-            let stride = y.width;
-            for row in y.values_mut().chunks_exact_mut(stride) {
-                row[at..at + n].copy_from_slice(bias.values());
+        for parts in parts.chunk_by(|a, b| a.weight.is_like(b.weight)) {
+            self.products_of_one_format(x, parts, y);
+        }
+    }
+
+    fn products_of_one_format(
+        &mut self,
+        x: &CpuRows,
+        parts: &[Product<'_, CpuWeight, CpuRows>],
+        y: &mut CpuRows,
+    ) {
+        for part in parts {
+            let (n, k) = part.weight.shape();
+            assert_eq!((x.rows, x.width), (y.rows, k), "x must be (t, in) and y have its rows");
+            assert!(part.at + n <= y.width, "the columns leave y");
+            write_bias(part, y);
+        }
+        let (m, k, stride) = (x.rows, x.width, y.width);
+        let shared = SharedOutput::new(y.values_mut(), stride);
+        let outputs: Vec<_> =
+            parts.iter().map(|part| shared.at(part.at).adding(part.bias.is_some())).collect();
+        let (cpu, pool, work) = (self.cpu, &self.pool, &mut self.work);
+        macro_rules! of {
+            ($variant:ident) => {{
+                let weights =
+                    parts.iter().zip(&outputs).filter_map(|(part, y)| match part.weight {
+                        CpuWeight::$variant(w) => Some((w, y)),
+                        _ => None,
+                    });
+                weights.collect::<Vec<_>>()
+            }};
+        }
+        match parts[0].weight {
+            CpuWeight::Bf16(_) if cpu.has_bf16() => {
+                work.bf16.pack(cpu, pool, x.values(), (m, k), (k, 0));
+                bf16::matmuls(cpu, pool, &work.bf16, &of!(Bf16));
+            }
+            CpuWeight::Nf4(_) if cpu.has_bf16() => {
+                work.bf16.pack(cpu, pool, x.values(), (m, k), (k, 0));
+                nf4::matmuls(cpu, pool, &work.bf16, &of!(Nf4));
+            }
+            CpuWeight::Q8(_) => {
+                work.int8.quantize(cpu, pool, x.values(), m, k);
+                quantized::matmuls(cpu, pool, &work.int8, &of!(Q8));
+            }
+            CpuWeight::Q4(_) => {
+                work.int8.quantize(cpu, pool, x.values(), m, k);
+                quantized::matmuls(cpu, pool, &work.int8, &of!(Q4));
+            }
+            CpuWeight::F32(_) => self.widened(x, &of!(F32)),
+            CpuWeight::Bf16(_) => {
+                for (w, y) in of!(Bf16) {
+                    self.widened(x, &[(&bf16::Widened(w), y)]);
+                }
+            }
+            CpuWeight::Nf4(_) => {
+                for (w, y) in of!(Nf4) {
+                    self.widened(x, &[(&nf4::Widened(w), y)]);
+                }
             }
         }
-        let (m, stride) = (x.rows, y.width);
-        let y = Output::new(y.values_mut(), stride, at).adding(bias.is_some());
-        let (cpu, pool, work) = (self.cpu, &self.pool, &mut self.work);
-        match w {
-            CpuWeight::Bf16(w) if cpu.has_bf16() => {
-                work.bf16.pack(cpu, pool, x.values(), (m, k), (k, 0));
-                bf16::matmul(cpu, pool, &work.bf16, w, &y);
-            }
-            CpuWeight::Nf4(w) if cpu.has_bf16() => {
-                work.bf16.pack(cpu, pool, x.values(), (m, k), (k, 0));
-                nf4::matmul(cpu, pool, &work.bf16, w, &y);
-            }
-            CpuWeight::Q8(w) => {
-                work.int8.quantize(cpu, pool, x.values(), m, k);
-                quantized::matmul(cpu, pool, &work.int8, w, &y);
-            }
-            CpuWeight::Q4(w) => {
-                work.int8.quantize(cpu, pool, x.values(), m, k);
-                quantized::matmul(cpu, pool, &work.int8, w, &y);
-            }
-            CpuWeight::F32(w) => self.multiply(Left::rows(x.values(), m, k, 0), w, &y),
-            CpuWeight::Bf16(w) => {
-                self.multiply(Left::rows(x.values(), m, k, 0), &bf16::Widened(w), &y);
-            }
-            CpuWeight::Nf4(w) => {
-                self.multiply(Left::rows(x.values(), m, k, 0), &nf4::Widened(w), &y);
-            }
+    }
+
+    /// Products in `f32`.
+    fn widened<P: Panels>(&self, x: &CpuRows, parts: &[(&P, &Output<'_>)]) {
+        for (w, y) in parts {
+            self.multiply(Left::rows(x.values(), x.rows, x.width, 0), *w, y);
         }
     }
 
@@ -124,6 +186,27 @@ impl CpuBackend {
         self.multiply(left, &a, &Output::new(z.values_mut(), r, 0));
         elementwise::scale(self.cpu, scaling, z.values_mut());
         z
+    }
+
+    /// Every part's share of `y`, in one pass.
+    pub(super) fn low_ranks(
+        &mut self,
+        x: &CpuRows,
+        parts: &[LowRankPart<'_, PackedLowRank>],
+        y: &mut CpuRows,
+    ) {
+        let segments: Vec<_> = parts
+            .iter()
+            .map(|part| Segment {
+                rows: part.rows.clone(),
+                weights: part.weights,
+                scale: part.scale,
+                at: part.at,
+            })
+            .collect();
+        let (cpu, pool, stride) = (self.cpu, &self.pool, y.width);
+        let y = (y.values_mut(), stride);
+        low_rank::add(cpu, pool, x.values(), &segments, &mut self.work.low_rank, y);
     }
 
     #[allow(clippy::too_many_arguments)]

@@ -2,7 +2,9 @@
 
 use super::CpuRows;
 use super::rope::RopeTables;
-use crate::backend::{Activation, AdamStep, AttentionSpec, HeadsSpec, Norm, NormKind};
+use crate::backend::{
+    Activation, AdamStep, AttentionSpec, HeadsSpec, Norm, NormKind, SequenceRows,
+};
 use crate::kernels::attention::Attention;
 use crate::kernels::heads::Heads;
 use crate::kernels::mlp::Act;
@@ -14,6 +16,7 @@ pub(super) fn act(act: Activation) -> Act {
         Activation::Silu => Act::Silu,
         Activation::Gelu => Act::Gelu,
         Activation::GeluTanh => Act::GeluTanh,
+        Activation::QuickGelu => Act::QuickGelu,
     }
 }
 
@@ -35,7 +38,20 @@ pub(super) fn attention(spec: &AttentionSpec) -> Attention<'_> {
         window: spec.window,
         softcap: spec.softcap,
         alibi: spec.alibi.as_deref(),
+        causal: spec.causal,
     }
+}
+
+/// Bytes of keys and values that cached attention reads, and its operations, windows left aside.
+pub(super) fn attention_cost(sequences: &[SequenceRows], spec: &AttentionSpec) -> (usize, usize) {
+    let (mut bytes, mut operations) = (0, 0);
+    for sequence in sequences {
+        let (rows, end) = (sequence.rows.len(), sequence.start + sequence.rows.len());
+        bytes += 2 * end * spec.kv_heads * spec.head_dim * size_of::<f32>();
+        let met = rows * (sequence.start + end + 1) / 2;
+        operations += 4 * met * spec.heads * spec.head_dim;
+    }
+    (bytes, operations)
 }
 
 /// The table of angles reaches all `positions`.

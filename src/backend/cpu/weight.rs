@@ -3,7 +3,8 @@
 use crate::backend::{HostWeight, WeightFormat};
 use crate::kernels::bf16::PackedBf16;
 use crate::kernels::gemm::PackedF32;
-use crate::kernels::nf4::PackedNf4;
+use crate::kernels::nf4::{Code, PackedNf4};
+use crate::kernels::pool::Pool;
 use crate::kernels::q4::PackedQ4;
 use crate::kernels::q8::PackedQ8;
 
@@ -18,15 +19,20 @@ pub enum CpuWeight {
 }
 
 impl CpuWeight {
-    pub(super) fn pack(weight: HostWeight<'_>, format: WeightFormat) -> Self {
+    pub(super) fn pack(pool: &Pool, weight: HostWeight<'_>, format: WeightFormat) -> Self {
         let HostWeight { values, out_features: n, in_features: k } = weight;
         assert!(format.fits(n, k), "{format:?} cannot hold a weight ({n}, {k})");
         match format {
             WeightFormat::F32 => Self::F32(PackedF32::pack(values, n, k)),
-            WeightFormat::Bf16 => Self::Bf16(PackedBf16::pack(values, n, k)),
-            WeightFormat::Nf4 { double } => Self::Nf4(PackedNf4::quantize(values, n, k, double)),
-            WeightFormat::Q8_0 => Self::Q8(PackedQ8::quantize(values, n, k)),
-            WeightFormat::Q4_0 => Self::Q4(PackedQ4::quantize(values, n, k)),
+            WeightFormat::Bf16 => Self::Bf16(PackedBf16::pack_on(pool, values, n, k)),
+            WeightFormat::Nf4 { double } => {
+                Self::Nf4(PackedNf4::quantize(values, n, k, Code::Nf4, double))
+            }
+            WeightFormat::Fp4 { double } => {
+                Self::Nf4(PackedNf4::quantize(values, n, k, Code::Fp4, double))
+            }
+            WeightFormat::Q8_0 => Self::Q8(PackedQ8::quantize_on(pool, values, n, k)),
+            WeightFormat::Q4_0 => Self::Q4(PackedQ4::quantize_on(pool, values, n, k)),
         }
     }
 
@@ -38,6 +44,11 @@ impl CpuWeight {
             Self::Q8(w) => w.size_bytes(),
             Self::Q4(w) => w.size_bytes(),
         }
+    }
+
+    /// Whether both are of one format.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
     }
 
     /// `(out, in)`.

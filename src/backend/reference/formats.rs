@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use super::eight_bit::{levels, nearest};
 use crate::backend::{KvFormat, WeightFormat};
 
 /// The 16 levels of NF4. Dettmers et al. 2023, "QLoRA", appendix E.
@@ -23,6 +24,24 @@ const NF4: [f32; 16] = [
     0.722_956_84,
     1.0,
 ];
+/// The levels of FP4: E2M1, over the largest.
+const FP4: [f32; 15] = [
+    -1.0,
+    -8.0 / 12.0,
+    -6.0 / 12.0,
+    -4.0 / 12.0,
+    -3.0 / 12.0,
+    -2.0 / 12.0,
+    -0.0625 / 12.0,
+    0.0,
+    0.0625 / 12.0,
+    2.0 / 12.0,
+    3.0 / 12.0,
+    4.0 / 12.0,
+    6.0 / 12.0,
+    8.0 / 12.0,
+    1.0,
+];
 const NF4_BLOCK: usize = 64;
 const ABSMAX_BLOCK: usize = 256;
 const GGUF_BLOCK: usize = 32;
@@ -41,13 +60,14 @@ pub(super) fn round_kv(values: &mut [f32], head_dim: usize, format: KvFormat) {
     }
 }
 
-/// `values (out, in)` as `format` holds them. NF4 blocks run over the flattened weight, GGUF's
+/// `values (out, in)` as `format` holds them. NF4 and FP4 blocks run over the flattened weight, GGUF's
 /// within each row.
 pub(super) fn round_trip(values: &[f32], in_features: usize, format: WeightFormat) -> Vec<f32> {
     match format {
         WeightFormat::F32 => values.to_vec(),
         WeightFormat::Bf16 => values.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
-        WeightFormat::Nf4 { double } => nf4(values, double),
+        WeightFormat::Nf4 { double } => four_bit(values, &NF4, double),
+        WeightFormat::Fp4 { double } => four_bit(values, &FP4, double),
         WeightFormat::Q8_0 => blockwise(values, in_features, q8_0),
         WeightFormat::Q4_0 => blockwise(values, in_features, q4_0),
     }
@@ -59,8 +79,10 @@ pub(super) fn bytes(n: usize, format: WeightFormat) -> usize {
     match format {
         WeightFormat::F32 => 4 * n,
         WeightFormat::Bf16 => 2 * n,
-        WeightFormat::Nf4 { double: false } => n.div_ceil(2) + 4 * blocks(NF4_BLOCK),
-        WeightFormat::Nf4 { double: true } => {
+        WeightFormat::Nf4 { double: false } | WeightFormat::Fp4 { double: false } => {
+            n.div_ceil(2) + 4 * blocks(NF4_BLOCK)
+        }
+        WeightFormat::Nf4 { double: true } | WeightFormat::Fp4 { double: true } => {
             n.div_ceil(2) + blocks(NF4_BLOCK) + 4 * blocks(NF4_BLOCK * ABSMAX_BLOCK) + 4
         }
         WeightFormat::Q8_0 => n + 2 * blocks(GGUF_BLOCK),
@@ -68,14 +90,14 @@ pub(super) fn bytes(n: usize, format: WeightFormat) -> usize {
     }
 }
 
-fn nf4(values: &[f32], double: bool) -> Vec<f32> {
+fn four_bit(values: &[f32], levels: &[f32], double: bool) -> Vec<f32> {
     let absmax: Vec<f32> = values.chunks(NF4_BLOCK).map(largest).collect();
     let restored = if double { double_quantised(&absmax) } else { absmax.clone() };
     let blocks = values.chunks(NF4_BLOCK).zip(absmax.iter().zip(&restored));
     blocks
         .flat_map(|(block, (&absmax, &restored))| {
             let inverse = 1.0 / absmax.max(1e-38);
-            block.iter().map(move |&x| restored * nearest(x * inverse, &NF4))
+            block.iter().map(move |&x| restored * levels[nearest(x * inverse, levels)])
         })
         .collect()
 }
@@ -86,47 +108,16 @@ fn double_quantised(absmax: &[f32]) -> Vec<f32> {
     let offset =
         (absmax.iter().map(|&x| f64::from(x)).sum::<f64>() / absmax.len().max(1) as f64) as f32;
     let centred: Vec<f32> = absmax.iter().map(|x| x - offset).collect();
-    let map = dynamic_map();
+    let map = levels(true);
     centred
         .chunks(ABSMAX_BLOCK)
         .flat_map(|block| {
             let scale = largest(block);
             let inverse = 1.0 / scale.max(1e-38);
             let map = &map;
-            block.iter().map(move |&x| nearest(x * inverse, map) * scale + offset)
+            block.iter().map(move |&x| map[nearest(x * inverse, map)] * scale + offset)
         })
         .collect()
-}
-
-/// The signed dynamic map: per decade `10^(i−6)` the midpoints of `2^i` equal parts of 0.1 .. 1,
-/// with both signs; and 0 and 1. Dettmers 2015, "8-Bit Approximations for Parallelism".
-fn dynamic_map() -> Vec<f32> {
-    let mut levels = vec![0.0, 1.0];
-    for i in 0..7u32 {
-        let n = 1usize << i;
-        let step = f64::from((0.9 / n as f64) as f32);
-        // Counted up from 0.1 in the lower half and down from 1 in the upper, rounded once.
-        let edge = |index: usize| {
-            if index < n.div_ceil(2) {
-                (f64::from(0.1f32) + step * index as f64) as f32
-            } else {
-                (1.0 - step * (n - index) as f64) as f32
-            }
-        };
-        let decade = 10f64.powi(i as i32 - 6) as f32;
-        for index in 0..n {
-            let level = (edge(index) + edge(index + 1)) / 2.0 * decade;
-            levels.extend([level, -level]);
-        }
-    }
-    levels.sort_by(f32::total_cmp);
-    levels
-}
-
-/// The level nearest to `x`; a midpoint goes to the lower one. `levels` ascend.
-fn nearest(x: f32, levels: &[f32]) -> f32 {
-    let above = levels.windows(2).take_while(|pair| x > (pair[0] + pair[1]) / 2.0).count();
-    levels[above]
 }
 
 fn largest(block: &[f32]) -> f32 {
@@ -162,14 +153,6 @@ fn q4_0(block: &[f32]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_dynamic_map_has_the_sums_of_the_original() {
-        let map = dynamic_map();
-        assert_eq!((map.len(), map[0], map[127], map[255]), (256, -0.992_968_75, 0.0, 1.0));
-        let squares: f64 = map.iter().map(|&x| f64::from(x).powi(2)).sum();
-        assert!((squares - 48.595_837_5).abs() < 1e-5);
-    }
 
     #[test]
     fn levels_of_each_format_survive_the_round_trip() {

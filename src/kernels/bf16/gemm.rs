@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::{Bf16Rows, PANEL, multiply};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::Line;
+use crate::kernels::nf4::Code;
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use crate::kernels::rows::{piece, pieces};
@@ -36,28 +37,90 @@ pub(crate) trait Panels: Sync {
     ) -> Chunk<'a>;
 }
 
+impl<W: Panels> Panels for &W {
+    fn shape(&self) -> (usize, usize) {
+        (**self).shape()
+    }
+
+    fn chunk<'a>(
+        &'a self,
+        cpu: Cpu,
+        panel: usize,
+        k: Range<usize>,
+        scratch: &'a mut [Line],
+    ) -> Chunk<'a> {
+        (**self).chunk(cpu, panel, k, scratch)
+    }
+}
+
 /// What the register tile multiplies by.
 pub(crate) enum Chunk<'a> {
     /// Two lines per pair of columns, see [`super::PackedBf16`].
     Bf16(&'a [Line]),
     /// Two lines of codes per eight columns and two of absmax per 64, see [`crate::kernels::nf4`].
-    Nf4 { codes: &'a [Line], absmax: &'a [Line] },
+    Nf4 { code: Code, codes: &'a [Line], absmax: &'a [Line] },
 }
 
+/// One product of a sum: rows `(m, k)` and a weight `(n, k)`.
+pub(crate) type Term<'a> = (&'a Bf16Rows, &'a dyn Panels);
+
 /// `y = x · Wᵀ`, or `y += x · Wᵀ` if the output says so.
-pub(crate) fn gemm(cpu: Cpu, pool: &Pool, x: &Bf16Rows, w: &impl Panels, y: &Output<'_>) {
-    let (n, k) = w.shape();
-    assert_eq!(x.k(), k, "x and W must agree on k");
-    y.check(x.rows(), n);
-    let panels = n.div_ceil(PANEL);
+pub(crate) fn gemm(cpu: Cpu, pool: &Pool, x: &Bf16Rows, w: &dyn Panels, y: &Output<'_>) {
+    gemm_sum(cpu, pool, &[(x, w)], y);
+}
+
+/// `y = Σ x · Wᵀ` over `terms`, one after the other for each panel, so that `y` stays near. All
+/// have the same rows and the same outputs.
+pub(crate) fn gemm_sum(cpu: Cpu, pool: &Pool, terms: &[Term<'_>], y: &Output<'_>) {
+    let Some(&(first, w)) = terms.first() else { return };
+    let (n, _) = w.shape();
+    for (x, w) in terms {
+        assert_eq!((x.rows(), w.shape()), (first.rows(), (n, x.k())), "terms must fit");
+    }
+    y.check(first.rows(), n);
+    if n == 0 {
+        return;
+    }
+    let (panels, groups) = (n.div_ceil(PANEL), first.groups());
+    if panels == 0 || groups.is_empty() {
+        return;
+    }
     let grain = pool.grain(panels, 4);
     let columns = panels.div_ceil(grain);
-    pool.run(columns * x.groups().len().div_ceil(GROUPS_PER_ITEM), &|item| {
+    let share = groups_per_item(pool, columns, groups.len());
+    pool.run(columns * groups.len().div_ceil(share), &|item| {
         let panels = piece(panels, grain, item % columns);
-        let groups = &x.groups()[piece(x.groups().len(), GROUPS_PER_ITEM, item / columns)];
+        let groups = &groups[piece(groups.len(), share, item / columns)];
         // SAFETY: items differ in their panels or in their row groups, so no two share outputs.
-        unsafe { work_item(cpu, x, w, panels, groups, y) };
+        unsafe { work_item(cpu, terms, panels, groups, y) };
     });
+}
+
+/// [`gemm`] with several weights of one input, in one region: `(W, y)` of each.
+pub(crate) fn gemms<W: Panels>(cpu: Cpu, pool: &Pool, x: &Bf16Rows, parts: &[(&W, &Output<'_>)]) {
+    let panels = |w: &W| w.shape().0.div_ceil(PANEL);
+    let grain = pool.grain(parts.iter().map(|(w, _)| panels(w)).sum(), 4);
+    let counts = parts.iter().map(|(w, y)| {
+        let (n, k) = w.shape();
+        assert_eq!(x.k(), k, "x and W must agree on k");
+        y.check(x.rows(), n);
+        panels(w).div_ceil(grain) * x.groups().len().div_ceil(GROUPS_PER_ITEM)
+    });
+    pool.run_all(&counts.collect::<Vec<_>>(), &|part, item| {
+        let (w, y) = parts[part];
+        let columns = panels(w).div_ceil(grain);
+        let panels = piece(panels(w), grain, item % columns);
+        let groups = &x.groups()[piece(x.groups().len(), GROUPS_PER_ITEM, item / columns)];
+        // SAFETY: items of one part differ in their panels or in their row groups, and parts write
+        // to columns of their own, so no two share outputs.
+        unsafe { work_item(cpu, &[(x, w as &dyn Panels)], panels, groups, y) };
+    });
+}
+
+/// Where a few panels are all there is, the rows are cut finer, until every thread has work.
+fn groups_per_item(pool: &Pool, columns: usize, groups: usize) -> usize {
+    let wanted = (4 * pool.threads()).div_ceil(columns);
+    groups.div_ceil(wanted).clamp(1, GROUPS_PER_ITEM)
 }
 
 /// Fills the outputs of `panels` × `groups`.
@@ -66,25 +129,27 @@ pub(crate) fn gemm(cpu: Cpu, pool: &Pool, x: &Bf16Rows, w: &impl Panels, y: &Out
 /// No other thread may touch those outputs meanwhile.
 unsafe fn work_item(
     cpu: Cpu,
-    x: &Bf16Rows,
-    w: &impl Panels,
+    terms: &[Term<'_>],
     panels: Range<usize>,
     groups: &[Range<usize>],
     y: &Output<'_>,
 ) {
-    let (n, k) = w.shape();
     let mut scratch = [Line::ZERO; SCRATCH];
     for panel in panels {
-        let columns = panel * PANEL..n.min((panel + 1) * PANEL);
-        for pass in pieces(0..k, K_PER_PASS) {
-            let chunk = w.chunk(cpu, panel, pass.clone(), &mut scratch);
-            for group in groups {
-                let row_of = |i: usize| {
-                    // SAFETY: by this function's contract, and each row is taken once.
-                    unsafe { y.row(group.start + i, columns.clone()) }
-                };
-                let rows = x.chunk(group, &pass);
-                multiply(cpu, &chunk, rows, group.len(), row_of, y.add || pass.start > 0);
+        let mut add = y.add;
+        for &(x, w) in terms {
+            let (n, k) = w.shape();
+            let columns = panel * PANEL..n.min((panel + 1) * PANEL);
+            for pass in pieces(0..k, K_PER_PASS) {
+                let chunk = w.chunk(cpu, panel, pass.clone(), &mut scratch);
+                for group in groups {
+                    let row_of = |i: usize| {
+                        // SAFETY: by this function's contract, and each row is taken once.
+                        unsafe { y.row(group.start + i, columns.clone()) }
+                    };
+                    multiply(cpu, &chunk, x.chunk(group, &pass), group.len(), row_of, add);
+                }
+                add = true;
             }
         }
     }

@@ -43,8 +43,25 @@ impl Bf16Rows {
         (m, k): (usize, usize),
         (stride, at): (usize, usize),
     ) {
+        let groups = RowGroups::new(m, LARGEST_GROUP).iter();
+        self.pack_groups(cpu, pool, x, (m, k), (stride, at), groups);
+    }
+
+    /// [`Bf16Rows::pack`] with groups of the caller's choice, ascending; rows of none stay undefined.
+    ///
+    /// # Panics
+    /// If `x` does not hold these columns, or a group's rows.
+    pub(crate) fn pack_groups(
+        &mut self,
+        cpu: Cpu,
+        pool: &Pool,
+        x: &[f32],
+        (m, k): (usize, usize),
+        (stride, at): (usize, usize),
+        groups: impl Iterator<Item = Range<usize>>,
+    ) {
         assert!(x.len() >= m * stride && at + k <= stride, "x must hold m rows of k columns");
-        self.resize(m, k, RowGroups::new(m, LARGEST_GROUP).iter());
+        self.resize(m, k, groups);
         let (groups, target) = (&self.groups, SharedSlice::new(&mut self.lines));
         let grain = (8192 / (12 * k.max(1))).max(1);
         pool.run(groups.len().div_ceil(grain), &|index| {
@@ -108,16 +125,23 @@ pub(crate) fn round(cpu: Cpu, x: &[f32]) -> Line {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx512 {
+pub(super) mod avx512 {
     use crate::kernels::line::Line;
     use crate::kernels::simd::{as_words, load_ps, store_line};
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub fn round(x: &[f32]) -> Line {
-        let (low, high) = x.split_at(x.len().min(16));
         let mut line = Line::ZERO;
-        store_line(&mut line, as_words(_mm512_cvtne2ps_pbh(load_ps(high), load_ps(low))));
+        store_line(&mut line, round_words(x));
         line
+    }
+
+    /// Up to 32 values as sixteen pairs, zeros after them.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub fn round_words(x: &[f32]) -> __m512i {
+        let (low, high) = x.split_at(x.len().min(16));
+        as_words(_mm512_cvtne2ps_pbh(load_ps(high), load_ps(low)))
     }
 }

@@ -37,7 +37,9 @@ pub(crate) fn multiply<'a>(
 
 fn tile<const MR: usize>(cpu: Cpu, w: &Chunk<'_>, x: &[Line], y: [&mut [f32]; MR], add: bool) {
     match *w {
-        Chunk::Nf4 { codes, absmax } => fused::tile(cpu, codes, absmax, x, y, add),
+        Chunk::Nf4 { code, codes, absmax } => {
+            fused::tile(cpu, (code, codes), absmax, x, y, add);
+        }
         Chunk::Bf16(w) => bf16_tile(cpu, w, x, y, add),
     }
 }

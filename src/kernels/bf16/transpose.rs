@@ -15,9 +15,9 @@ use crate::kernels::line::Line;
 type Piece = [Line; 32];
 
 /// A weight whose outputs and reduction have changed places.
-pub(crate) struct Transposed<'a, W>(pub &'a W);
+pub(crate) struct Transposed<W>(pub W);
 
-impl<W: Panels> Panels for Transposed<'_, W> {
+impl<W: Panels> Panels for Transposed<W> {
     fn shape(&self) -> (usize, usize) {
         let (n, k) = self.0.shape();
         (k, n)

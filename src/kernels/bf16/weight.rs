@@ -5,6 +5,8 @@ use std::ops::Range;
 use super::{Chunk, PANEL, Panels};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::{self, Line};
+use crate::kernels::pool::Pool;
+use crate::kernels::split::{PerItem, split};
 
 /// A weight `(n, k)` rounded to bf16, any `n` and `k`.
 ///
@@ -18,21 +20,42 @@ pub struct PackedBf16 {
     lines: Vec<Line>,
 }
 
+/// The bits of a finite value rounded to bf16, to the nearest, ties to even.
+fn round_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16
+}
+
 impl PackedBf16 {
     /// Rounds and packs `weights (n, k)`, row-major.
     ///
     /// # Panics
     /// If the slice does not hold `n · k` values.
     pub fn pack(weights: &[f32], n: usize, k: usize) -> Self {
+        Self::pack_on(&Pool::new(1), weights, n, k)
+    }
+
+    /// [`PackedBf16::pack`] on the threads of `pool`.
+    ///
+    /// # Panics
+    /// If the slice does not hold `n · k` values.
+    pub fn pack_on(pool: &Pool, weights: &[f32], n: usize, k: usize) -> Self {
         assert_eq!(weights.len(), n * k, "weights must hold n · k values");
         let pairs = k.div_ceil(2);
         let mut lines = line::zeroed(n.div_ceil(PANEL) * pairs * 2);
-        for (row, weights) in weights.chunks_exact(k.max(1)).enumerate() {
-            for (column, &weight) in weights.iter().enumerate() {
-                let pair = row / PANEL * pairs + column / 2;
-                lines[pair * 2 + row % PANEL / 16].set_bf16(row % 16, column % 2, weight);
+        let out = PerItem::new(&mut lines, pairs * 2);
+        split(pool, n.div_ceil(PANEL), PANEL * k, out, |panels, lines| {
+            for (panel, lines) in panels.zip(lines.chunks_exact_mut((pairs * 2).max(1))) {
+                let rows = panel * PANEL..n.min((panel + 1) * PANEL);
+                for (lane, row) in rows.enumerate() {
+                    let halves = lines.iter_mut().skip(lane / 16).step_by(2);
+                    for (pair, line) in weights[row * k..(row + 1) * k].chunks(2).zip(halves) {
+                        line.0[lane % 16] =
+                            round_bits(pair[0]) | round_bits(*pair.get(1).unwrap_or(&0.0)) << 16;
+                    }
+                }
             }
-        }
+        });
         Self { n, k, lines }
     }
 

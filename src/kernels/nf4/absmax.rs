@@ -8,12 +8,13 @@ use std::ops::Range;
 
 use super::BLOCK;
 use crate::kernels::cpu::Cpu;
+use crate::kernels::dynamic::{self, Map};
 use crate::kernels::line::{self, Line};
 
 /// Absmax values that share one second-level absmax.
-const NESTED_BLOCK: usize = 256;
+const NESTED_BLOCK: usize = dynamic::BLOCK;
 
-/// One absmax per block of 64 weights, in row-major order, as a checkpoint holds them.
+/// One absmax per block of weights, in row-major order, as a checkpoint holds them.
 #[derive(Clone, Debug)]
 pub enum Absmax {
     /// Plain values.
@@ -22,7 +23,7 @@ pub enum Absmax {
     Double {
         /// One index into `map` per block.
         codes: Vec<u8>,
-        /// `nested_quant_map`; bitsandbytes writes [`dynamic_map`].
+        /// `nested_quant_map`; bitsandbytes writes [`dynamic::SIGNED`].
         map: Box<[f32; 256]>,
         /// `nested_absmax`: one per 256 blocks.
         second: Vec<f32>,
@@ -35,16 +36,14 @@ impl Absmax {
     /// Quantises plain values as bitsandbytes does; already quantised ones stay as they are.
     pub fn double_quantize(self) -> Self {
         let Self::F32(values) = self else { return self };
-        let map = Box::new(dynamic_map());
+        let map: &Map = &dynamic::SIGNED;
         let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len().max(1) as f64;
         let offset = mean as f32;
-        let (mut codes, mut second) = (Vec::with_capacity(values.len()), Vec::new());
-        for block in values.chunks(NESTED_BLOCK) {
-            let largest = block.iter().fold(0f32, |max, v| max.max((v - offset).abs()));
-            let inverse = if largest > 0.0 { 1.0 / largest } else { 0.0 };
-            codes.extend(block.iter().map(|v| nearest(&map, (v - offset) * inverse)));
-            second.push(largest);
-        }
+        let centred: Vec<f32> = values.iter().map(|v| v - offset).collect();
+        let mut codes = vec![0; centred.len()];
+        let blocks = centred.chunks(NESTED_BLOCK).zip(codes.chunks_mut(NESTED_BLOCK));
+        let second = blocks.map(|(values, codes)| map.encode(values, codes)).collect();
+        let map = Box::new(map.levels);
         Self::Double { codes, map, second, offset }
     }
 
@@ -53,7 +52,8 @@ impl Absmax {
         match self {
             Self::F32(values) => values[index],
             Self::Double { codes, map, second, offset } => {
-                map[usize::from(codes[index])].mul_add(second[index / NESTED_BLOCK], *offset)
+                // Two roundings, as torch has them.
+                map[usize::from(codes[index])] * second[index / NESTED_BLOCK] + offset
             }
         }
     }
@@ -66,40 +66,10 @@ impl Absmax {
     }
 }
 
-/// The signed 8-bit dynamic map of bitsandbytes (`create_dynamic_map`): seven decades, each with
-/// twice the points of the one below.
-///
-/// To the bit: torch's `linspace` counts up from 0.1 in its lower half and down from 1 in the
-/// upper one, with one rounding to `f32` per point.
-pub fn dynamic_map() -> [f32; 256] {
-    let mut values = vec![0.0, 1.0];
-    for decade in 0..7 {
-        let parts = 1 << decade;
-        let step = f64::from((0.9 / f64::from(parts)) as f32);
-        let edge = |i: i32| match i < (parts + 1) / 2 {
-            true => (f64::from(0.1f32) + step * f64::from(i)) as f32,
-            false => (1.0 - step * f64::from(parts - i)) as f32,
-        };
-        let size = 10f64.powi(decade - 6) as f32;
-        for i in 0..parts {
-            let value = (edge(i) + edge(i + 1)) / 2.0 * size;
-            values.extend([value, -value]);
-        }
-    }
-    values.sort_by(f32::total_cmp);
-    values.try_into().expect("two ends and twice 127 midpoints")
-}
-
-/// The index of the value nearest to `x`, the lower one of two.
-fn nearest(map: &[f32; 256], x: f32) -> u8 {
-    let above = map.partition_point(|&value| value < x).clamp(1, 255);
-    (above - usize::from(x - map[above - 1] <= map[above] - x)) as u8
-}
-
 /// [`Absmax`] in the order of the panels: per panel and block, the 32 values of its rows.
 #[derive(Debug)]
 pub(super) struct PackedAbsmax {
-    /// Blocks per row.
+    /// Blocks of 64 per row.
     blocks: usize,
     values: Values,
 }
@@ -113,30 +83,39 @@ enum Values {
         map: Box<[f32; 256]>,
         second: Vec<f32>,
         offset: f32,
+        /// Blocks of 64 that share one entry of `second`, as a power of two.
+        nested: u32,
     },
 }
 
 impl PackedAbsmax {
-    /// Reorders the absmax of a weight `(n, k)`.
-    pub fn new(absmax: Absmax, n: usize, k: usize) -> Self {
+    /// Reorders the absmax of a weight `(n, k)`, given per `block` values; a block of several 64s is
+    /// said again for each.
+    pub fn new(absmax: Absmax, block: usize, n: usize, k: usize) -> Self {
         let (panels, blocks) = (n.div_ceil(32), k / BLOCK);
-        assert_eq!(absmax.len(), n * blocks, "one absmax per block of {BLOCK}");
-        let places = (0..n).flat_map(|row| (0..blocks).map(move |b| (row, b)));
+        assert!(
+            block.is_power_of_two() && block >= BLOCK,
+            "blocks of {BLOCK} or twice that or more"
+        );
+        let repeat = block / BLOCK;
+        assert_eq!(absmax.len(), (n * blocks).div_ceil(repeat), "one absmax per block of {block}");
+        let places = (0..n * blocks).map(|at| (at / blocks, at % blocks, at / repeat));
         let values = match absmax {
             Absmax::F32(values) => {
                 let mut lines = line::zeroed(panels * blocks * 2);
-                for ((row, b), value) in places.zip(values) {
+                for (row, b, from) in places {
                     let line = (row / 32 * blocks + b) * 2 + row % 32 / 16;
-                    lines[line].set_f32(row % 16, value);
+                    lines[line].set_f32(row % 16, values[from]);
                 }
                 Values::F32(lines)
             }
             Absmax::Double { codes, map, second, offset } => {
                 let mut packed = vec![[0; 32]; panels * blocks];
-                for ((row, b), code) in places.zip(codes) {
-                    packed[row / 32 * blocks + b][row % 32] = code;
+                for (row, b, from) in places {
+                    packed[row / 32 * blocks + b][row % 32] = codes[from];
                 }
-                Values::Double { codes: packed, map, second, offset }
+                let nested = (NESTED_BLOCK * repeat).ilog2();
+                Values::Double { codes: packed, map, second, offset, nested }
             }
         };
         Self { blocks, values }
@@ -156,10 +135,10 @@ impl PackedAbsmax {
         let at = row / 32 * self.blocks + b;
         match &self.values {
             Values::F32(lines) => lines[at * 2 + row % 32 / 16].f32(row % 16),
-            Values::Double { codes, map, second, offset } => {
+            Values::Double { codes, map, second, offset, nested } => {
                 // Rows of padding have no second absmax; whatever is read meets zero codes.
-                let nested = ((row * self.blocks + b) / NESTED_BLOCK).min(second.len() - 1);
-                map[usize::from(codes[at][row % 32])].mul_add(second[nested], *offset)
+                let nested = ((row * self.blocks + b) >> nested).min(second.len() - 1);
+                map[usize::from(codes[at][row % 32])] * second[nested] + offset
             }
         }
     }
@@ -188,10 +167,13 @@ impl PackedAbsmax {
     /// The absmax of block `b` of sixteen rows from `row` on.
     fn decode(&self, cpu: Cpu, row: usize, b: usize) -> Line {
         #[cfg(target_arch = "x86_64")]
-        if let (true, Values::Double { codes, map, second, offset }) = (cpu.bf16, &self.values) {
+        if let (true, Values::Double { codes, map, second, offset, nested }) =
+            (cpu.bf16, &self.values)
+        {
             let codes = &codes[row / 32 * self.blocks + b].as_chunks().0[row % 32 / 16];
+            let first = (row * self.blocks + b, self.blocks);
             // SAFETY: `bf16` says that AVX-512 F was detected.
-            return unsafe { avx512::decode(codes, map, second, *offset, row, self.blocks, b) };
+            return unsafe { avx512::decode(codes, map, second, *offset, *nested, first) };
         }
         let _ = cpu;
         let mut line = Line::ZERO;
@@ -202,27 +184,25 @@ impl PackedAbsmax {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::NESTED_BLOCK;
     use crate::kernels::line::Line;
     use crate::kernels::simd::store_line;
     use std::arch::x86_64::*;
 
-    /// [`super::PackedAbsmax::get`] for sixteen rows at once.
+    /// [`super::PackedAbsmax::get`] for sixteen rows at once: the first's number of the block, and
+    /// how many blocks a row has.
     #[target_feature(enable = "avx512f")]
     pub fn decode(
         codes: &[u8; 16],
         map: &[f32; 256],
         second: &[f32],
         offset: f32,
-        row: usize,
-        blocks: usize,
-        b: usize,
+        nested: u32,
+        (first, blocks): (usize, usize),
     ) -> Line {
         let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        let rows = _mm512_add_epi32(lanes, _mm512_set1_epi32(row as i32));
-        let first = _mm512_mullo_epi32(rows, _mm512_set1_epi32(blocks as i32));
-        let index = _mm512_add_epi32(first, _mm512_set1_epi32(b as i32));
-        let nested = _mm512_srli_epi32::<{ NESTED_BLOCK.ilog2() }>(index);
+        let behind = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(blocks as i32));
+        let index = _mm512_add_epi32(behind, _mm512_set1_epi32(first as i32));
+        let nested = _mm512_srl_epi32(index, _mm_cvtsi32_si128(nested as i32));
         let nested = _mm512_min_epi32(nested, _mm512_set1_epi32(second.len() as i32 - 1));
         // SAFETY: `codes` is 16 readable bytes; a byte cannot leave the 256 entries of `map`, and
         // `nested` is cut to the last entry of `second`, which a weight with blocks always has.
@@ -231,7 +211,7 @@ mod avx512 {
             let value = _mm512_i32gather_ps::<4>(codes, map.as_ptr());
             (value, _mm512_i32gather_ps::<4>(nested, second.as_ptr()))
         };
-        let absmax = _mm512_fmadd_ps(value, scale, _mm512_set1_ps(offset));
+        let absmax = _mm512_add_ps(_mm512_mul_ps(value, scale), _mm512_set1_ps(offset));
         let mut line = Line::ZERO;
         store_line(&mut line, _mm512_castps_si512(absmax));
         line
@@ -241,15 +221,6 @@ mod avx512 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_dynamic_map_is_that_of_bitsandbytes() {
-        let map = dynamic_map();
-        assert_eq!((map[127], map[255]), (0.0, 1.0));
-        assert!((map[0] + 0.992_968_75).abs() < 1e-7 && (map[128] - 5.5e-7).abs() < 1e-12);
-        let sum = |power: i32| map.iter().map(|&v| f64::from(v).powi(power)).sum::<f64>();
-        assert!((sum(1) - 1.0).abs() < 1e-6 && (sum(2) - 48.595_837_5).abs() < 1e-5);
-    }
 
     #[test]
     fn double_quantisation_stays_close() {

@@ -5,7 +5,7 @@
 //! a shift is all the unpacking there is.
 #![allow(unsafe_code)]
 
-use super::{BLOCK, CODE};
+use super::{BLOCK, Code};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::Line;
 
@@ -14,7 +14,7 @@ use crate::kernels::line::Line;
 /// `codes` holds sixteen lines per block of 64 columns, `absmax` two, `x` two per row.
 pub(crate) fn tile<const MR: usize>(
     cpu: Cpu,
-    codes: &[Line],
+    (code, codes): (Code, &[Line]),
     absmax: &[Line],
     x: &[Line],
     y: [&mut [f32]; MR],
@@ -23,10 +23,10 @@ pub(crate) fn tile<const MR: usize>(
     #[cfg(target_arch = "x86_64")]
     if cpu.bf16 {
         // SAFETY: `bf16` says that AVX-512 F, BW and BF16 were detected.
-        return unsafe { avx512::tile(codes, absmax, x, y, add) };
+        return unsafe { avx512::tile((code, codes), absmax, x, y, add) };
     }
     let _ = cpu;
-    scalar::tile(codes, absmax, x, y, add);
+    scalar::tile((code, codes), absmax, x, y, add);
 }
 
 mod scalar {
@@ -35,13 +35,13 @@ mod scalar {
 
     /// The specification: per block, products of bf16 values summed in `f32`, then times absmax.
     pub fn tile<const MR: usize>(
-        codes: &[Line],
+        (code, codes): (Code, &[Line]),
         absmax: &[Line],
         x: &[Line],
         mut y: [&mut [f32]; MR],
         add: bool,
     ) {
-        let code = CODE.map(|code| bf16::from_f32(code).to_f32());
+        let level = code.levels().map(|level| bf16::from_f32(level).to_f32());
         for (i, y) in y.iter_mut().enumerate() {
             for (column, y) in y.iter_mut().enumerate() {
                 let (half, lane) = (column / 16, column % 16);
@@ -50,9 +50,9 @@ mod scalar {
                     let dot: f32 = (0..BLOCK)
                         .map(|c| {
                             let word = codes[(b * 8 + c / 8) * 2 + half].0[lane];
-                            let code =
-                                code[(word >> (16 * (c % 2) + 4 * (c % 8 / 2)) & 15) as usize];
-                            code * x[(b * 2 + c / 32) * MR + i].bf16(c % 32 / 2, c % 2)
+                            let level =
+                                level[(word >> (16 * (c % 2) + 4 * (c % 8 / 2)) & 15) as usize];
+                            level * x[(b * 2 + c / 32) * MR + i].bf16(c % 32 / 2, c % 2)
                         })
                         .sum();
                     sum = dot.mul_add(absmax[half].f32(lane), sum);
@@ -76,16 +76,20 @@ mod avx512 {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub fn tile<const MR: usize>(
-        codes: &[Line],
+        (code, codes): (Code, &[Line]),
         absmax: &[Line],
         x: &[Line],
         y: [&mut [f32]; MR],
         add: bool,
     ) {
+        let table = match code {
+            Code::Nf4 => load_line(&NF4),
+            Code::Fp4 => load_line(&FP4),
+        };
         let mut sums = load_tile(&y, add);
         let blocks = codes.chunks_exact(16).zip(absmax.chunks_exact(2)).zip(x.chunks_exact(2 * MR));
         for ((codes, absmax), x) in blocks {
-            let dots = dot_block::<MR>(codes, x);
+            let dots = dot_block::<MR>(table, codes, x);
             let absmax = [load_line_ps(&absmax[0]), load_line_ps(&absmax[1])];
             for i in 0..MR {
                 sums[i][0] = _mm512_fmadd_ps(dots[i][0], absmax[0], sums[i][0]);
@@ -98,8 +102,7 @@ mod avx512 {
     /// `Σ x · code` over one block of 64 columns.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    fn dot_block<const MR: usize>(codes: &[Line], x: &[Line]) -> Sums<MR> {
-        let table = load_line(&TABLE);
+    fn dot_block<const MR: usize>(table: __m512i, codes: &[Line], x: &[Line]) -> Sums<MR> {
         let mut dots = [[_mm512_setzero_ps(); 2]; MR];
         for (codes, x) in codes.chunks_exact(8).zip(x.chunks_exact(MR)) {
             for (eight, codes) in codes.chunks_exact(2).enumerate().take(4) {
@@ -135,15 +138,18 @@ mod avx512 {
         }
     }
 
-    /// The code book in bf16, twice.
-    static TABLE: Line = {
+    static NF4: Line = twice(Code::Nf4.levels());
+    static FP4: Line = twice(Code::Fp4.levels());
+
+    /// The sixteen levels in bf16, twice.
+    const fn twice(levels: &[f32; 16]) -> Line {
         let (mut words, mut lane) = ([0; 16], 0);
         while lane < 16 {
-            let low = half::bf16::from_f32_const(CODE[lane * 2 % 16]).to_bits() as u32;
-            let high = half::bf16::from_f32_const(CODE[lane * 2 % 16 + 1]).to_bits() as u32;
+            let low = half::bf16::from_f32_const(levels[lane * 2 % 16]).to_bits() as u32;
+            let high = half::bf16::from_f32_const(levels[lane * 2 % 16 + 1]).to_bits() as u32;
             words[lane] = low | high << 16;
             lane += 1;
         }
         Line(words)
-    };
+    }
 }

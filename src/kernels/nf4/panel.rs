@@ -1,15 +1,15 @@
-//! NF4 weights written out as bf16 panels, the way bitsandbytes dequantises them.
+//! 4-bit weights written out as bf16 panels, the way bitsandbytes dequantises them.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
 
-use super::{BLOCK, CODE, PackedNf4};
+use super::{BLOCK, PackedNf4};
 use crate::kernels::bf16::{Chunk, Panels};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::Line;
 
-/// A weight seen as bf16: `bf16(CODE[q] · absmax)`, with the product in `f32`.
-pub(super) struct Dequantized<'a>(pub &'a PackedNf4);
+/// A weight seen as bf16: `bf16(level[q] · absmax)`, with the product in `f32`.
+pub(crate) struct Dequantized<'a>(pub &'a PackedNf4);
 
 impl Panels for Dequantized<'_> {
     fn shape(&self) -> (usize, usize) {
@@ -27,11 +27,12 @@ impl Panels for Dequantized<'_> {
         let blocks = k.start / BLOCK..k.end.div_ceil(BLOCK);
         let absmax = self.0.absmax.lines(cpu, panel, blocks.clone(), scratch);
         let codes = self.0.codes(panel, k.clone()).chunks_exact(2);
+        let levels = self.0.code.levels();
         let eights = (k.start / 8..).zip(codes).zip(pairs.chunks_exact_mut(8));
         for ((eight, codes), pairs) in eights {
             let block = eight / (BLOCK / 8) - blocks.start;
             for half in 0..2 {
-                dequantize(cpu, &codes[half], &absmax[block * 2 + half], pairs, half);
+                dequantize(cpu, levels, &codes[half], &absmax[block * 2 + half], pairs, half);
             }
         }
         Chunk::Bf16(pairs)
@@ -39,18 +40,25 @@ impl Panels for Dequantized<'_> {
 }
 
 /// Writes eight columns of sixteen rows: four pairs, to every second line of `pairs`.
-fn dequantize(cpu: Cpu, codes: &Line, absmax: &Line, pairs: &mut [Line], half: usize) {
+fn dequantize(
+    cpu: Cpu,
+    levels: &[f32; 16],
+    codes: &Line,
+    absmax: &Line,
+    pairs: &mut [Line],
+    half: usize,
+) {
     #[cfg(target_arch = "x86_64")]
     if cpu.bf16 {
         // SAFETY: `bf16` says that AVX-512 F, BW and BF16 were detected.
-        return unsafe { avx512::dequantize(codes, absmax, pairs, half) };
+        return unsafe { avx512::dequantize(levels, codes, absmax, pairs, half) };
     }
     let _ = cpu;
     for (p, pair) in pairs.chunks_exact_mut(2).enumerate() {
         pair[half] = Line::ZERO;
         for (lane, odd) in (0..16).flat_map(|lane| [(lane, 0), (lane, 1)]) {
             let code = codes.0[lane] >> (16 * odd + 4 * p) & 15;
-            pair[half].set_bf16(lane, odd, CODE[code as usize] * absmax.f32(lane));
+            pair[half].set_bf16(lane, odd, levels[code as usize] * absmax.f32(lane));
         }
     }
 }
@@ -58,42 +66,42 @@ fn dequantize(cpu: Cpu, codes: &Line, absmax: &Line, pairs: &mut [Line], half: u
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use super::*;
-    use crate::kernels::simd::{as_words, load_line, load_line_ps, load_ps, store_line};
+    use crate::kernels::simd::{load_line, load_line_ps, load_ps, round_pairs, store_line};
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub fn dequantize(codes: &Line, absmax: &Line, pairs: &mut [Line], half: usize) {
+    pub fn dequantize(
+        levels: &[f32; 16],
+        codes: &Line,
+        absmax: &Line,
+        pairs: &mut [Line],
+        half: usize,
+    ) {
         let (codes, absmax) = (load_line(codes), load_line_ps(absmax));
-        store_line(&mut pairs[half], pair::<0, 16>(codes, absmax));
-        store_line(&mut pairs[2 + half], pair::<4, 20>(codes, absmax));
-        store_line(&mut pairs[4 + half], pair::<8, 24>(codes, absmax));
-        store_line(&mut pairs[6 + half], pair::<12, 28>(codes, absmax));
+        let levels = load_ps(levels);
+        store_line(&mut pairs[half], pair::<0, 16>(levels, codes, absmax));
+        store_line(&mut pairs[2 + half], pair::<4, 20>(levels, codes, absmax));
+        store_line(&mut pairs[4 + half], pair::<8, 24>(levels, codes, absmax));
+        store_line(&mut pairs[6 + half], pair::<12, 28>(levels, codes, absmax));
     }
 
     /// The pair whose codes begin at bits `EVEN` and `ODD` of each word.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    fn pair<const EVEN: u32, const ODD: u32>(codes: __m512i, absmax: __m512) -> __m512i {
-        let even = look_up(_mm512_srli_epi32::<EVEN>(codes), absmax);
-        let odd = look_up(_mm512_srli_epi32::<ODD>(codes), absmax);
-        let halves = as_words(_mm512_cvtne2ps_pbh(odd, even));
-        _mm512_permutexvar_epi16(load_line(&INTERLEAVE), halves)
+    fn pair<const EVEN: u32, const ODD: u32>(
+        levels: __m512,
+        codes: __m512i,
+        absmax: __m512,
+    ) -> __m512i {
+        let even = look_up(levels, _mm512_srli_epi32::<EVEN>(codes), absmax);
+        let odd = look_up(levels, _mm512_srli_epi32::<ODD>(codes), absmax);
+        round_pairs(even, odd)
     }
 
     /// `vpermps` reads the lowest four bits of its index and ignores the others.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn look_up(codes: __m512i, absmax: __m512) -> __m512 {
-        _mm512_mul_ps(_mm512_permutexvar_ps(codes, load_ps(&CODE)), absmax)
+    fn look_up(levels: __m512, codes: __m512i, absmax: __m512) -> __m512 {
+        _mm512_mul_ps(_mm512_permutexvar_ps(codes, levels), absmax)
     }
-
-    /// Sixteen even values then sixteen odd ones become sixteen pairs.
-    static INTERLEAVE: Line = {
-        let (mut words, mut lane) = ([0; 16], 0);
-        while lane < 16 {
-            words[lane] = lane as u32 | (lane as u32 + 16) << 16;
-            lane += 1;
-        }
-        Line(words)
-    };
 }

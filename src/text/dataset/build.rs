@@ -229,6 +229,8 @@ impl<'a> Builder<'a> {
 
     fn finish(mut self) -> Report {
         let examples = self.report.examples;
+        let tokens = self.report.tokens.max(1) as f64;
+        self.report.trained_share = self.report.trained_tokens as f64 / tokens;
         if examples == 0 && self.report.error_count == 0 {
             self.find_at(0, "$", Problem::Empty);
         }

@@ -169,7 +169,10 @@ impl Problem {
                 "add the answer that the model shall learn"
             }
             Self::Duplicate { .. } => "remove it, unless it shall count twice",
-            Self::NeverStops => "raise max_seq_length so that the ends of the answers are kept",
+            Self::NeverStops => {
+                "raise max_seq_length so that the ends of the answers are kept, or end each answer \
+                 with the token that ends a turn; the model would not learn to stop"
+            }
             Self::FewExamples { .. } => {
                 "add examples; a few dozen are the least that teach something lasting"
             }
@@ -245,6 +248,8 @@ pub struct Report {
     pub tokens: u64,
     /// Those that bear loss.
     pub trained_tokens: u64,
+    /// `trained_tokens / tokens`; 0 for an empty file.
+    pub trained_share: f64,
     /// The longest example before cutting.
     pub longest_tokens: usize,
     /// Lengths before cutting, in powers of two.

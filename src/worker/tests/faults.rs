@@ -68,3 +68,15 @@ fn a_request_that_panics_each_time_fails_alone() {
     bench.assert_nothing_is_held();
     assert_eq!(bench.answer(&fine), expected);
 }
+
+#[test]
+fn a_device_that_panics_again_and_again_ends() {
+    let faults = Faults::none();
+    faults.poison.store(POISON, SeqCst);
+    let bench = bench(&faults);
+    let _poisonous: Vec<_> = (0..4).map(|_| bench.submit(&ask(&[4, POISON]))).collect();
+    let (handle, open) = (bench.handle.clone(), bench.commands.clone());
+    bench.device.run(); // returns although the door is open
+    assert_eq!(handle.generate(ask(&[1])).err(), Some(WorkerError::Stopped));
+    assert!(open.is_closed());
+}

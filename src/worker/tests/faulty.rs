@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use crate::backend::reference::ReferenceBackend;
 use crate::backend::{
-    Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostWeight, LossSum, Norm,
-    SequenceRows, WeightFormat,
+    Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostMoments, HostWeight,
+    LossSum, Norm, SequenceRows, WeightFormat,
 };
 
 /// Where to panic.
@@ -55,6 +55,7 @@ impl FaultyBackend {
 impl Backend for FaultyBackend {
     type Rows = <ReferenceBackend as Backend>::Rows;
     type Weight = <ReferenceBackend as Backend>::Weight;
+    type LowRank = ();
     type Cache = <ReferenceBackend as Backend>::Cache;
 
     fn zeros(&mut self, rows: usize, width: usize) -> Self::Rows {
@@ -344,5 +345,40 @@ impl Backend for FaultyBackend {
         step: &AdamStep,
     ) {
         self.inner.adamw(p, g, m, v, step);
+    }
+
+    fn scale_columns(
+        &mut self,
+        y: &mut Self::Rows,
+        rows: Range<usize>,
+        at: usize,
+        factor: &Self::Rows,
+        strength: f32,
+        bias: Option<&Self::Rows>,
+    ) {
+        self.inner.scale_columns(y, rows, at, factor, strength, bias);
+    }
+
+    fn scale_columns_backward(
+        &mut self,
+        dy: &Self::Rows,
+        at: usize,
+        u: &Self::Rows,
+        factor: &Self::Rows,
+        norm: &Self::Rows,
+        du: &mut Self::Rows,
+        dmagnitude: &mut Self::Rows,
+    ) {
+        self.inner.scale_columns_backward(dy, at, u, factor, norm, du, dmagnitude);
+    }
+
+    fn adamw_on_host(
+        &mut self,
+        p: &mut Self::Rows,
+        g: &Self::Rows,
+        moments: HostMoments<'_>,
+        step: &AdamStep,
+    ) {
+        self.inner.adamw_on_host(p, g, moments, step);
     }
 }

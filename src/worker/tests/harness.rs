@@ -19,6 +19,7 @@ use crate::model::{LoadOptions, ModelSource};
 use crate::train::rng::{Site, Stream};
 use crate::worker::run::Device;
 use crate::worker::start::{BaseSource, load};
+use crate::worker::training::Training;
 use crate::worker::{
     Command, GenerationEvent, GenerationEvents, WorkerError, WorkerHandle, WorkerSettings,
     WorkerStats,
@@ -130,8 +131,8 @@ impl<B: Backend> Bench<B> {
         let (stats, stopping) =
             (Arc::new(WorkerStats::default()), Arc::new(AtomicBool::new(false)));
         stats.max_waiting.store(settings.max_waiting, Relaxed);
-        let (flag, budget) = (Arc::clone(&stopping), settings.training_latency_budget);
-        let device = Device::new(backend, lanes, receiver, flag, Arc::clone(&stats), budget);
+        let (flag, training) = (Arc::clone(&stopping), Training::new(settings));
+        let device = Device::new(backend, lanes, receiver, flag, Arc::clone(&stats), training);
         let handle = WorkerHandle::new(commands.clone(), infos, stats);
         Self { device, handle, commands, stopping }
     }
@@ -233,6 +234,7 @@ pub fn ask(prompt: &[u32]) -> GenerationRequest {
         adapter_scale: 1.0,
         tenant: "tenant".into(),
         prompt: prompt.to_vec(),
+        pictures: Vec::new(),
         choices: 1,
         sampling: SamplingParams { temperature: 0.0, max_tokens: 8, ..Default::default() },
         stop_tokens: Vec::new(),
@@ -253,11 +255,17 @@ pub fn adapter(info: &BaseInfo, r: usize, seed: u64) -> Arc<AdapterWeights> {
             scaling: 2.0 / r as f32,
             a: draw(0, r * module.in_features),
             b: draw(1, module.out_features * r),
+            magnitude: None,
         }
     };
     let modules = info.modules.iter().filter(|module| module.layer.is_some());
     let sites = modules.enumerate().map(site).collect();
-    Arc::new(AdapterWeights { key: format!("adapter-{seed}-{r}"), sites, dropout: 0.0 })
+    Arc::new(AdapterWeights {
+        key: format!("adapter-{seed}-{r}"),
+        sites,
+        saved: Vec::new(),
+        dropout: 0.0,
+    })
 }
 
 /// A stream of small random numbers.

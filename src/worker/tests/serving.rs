@@ -220,10 +220,19 @@ fn the_end_of_the_context_ends_the_answer() {
 }
 
 #[test]
+fn the_context_is_cut_to_what_the_cache_holds() {
+    let mut bench = Bench::new(&WorkerSettings { kv_cache_bytes: 3 * BLOCK_BYTES, ..roomy() });
+    assert_eq!(bench.handle.base("tiny").map(|info| info.context_length), Some(48));
+    let mut long = ask(&Dice::new(8).tokens(40));
+    long.sampling.max_tokens = 50;
+    let answer = bench.answer(&long);
+    assert_eq!((answer.tokens(0).len(), answer.choices[0].1), (8, Some(FinishReason::Length)));
+}
+
+#[test]
 fn what_can_never_run_is_refused_at_once() {
     let mut bench = Bench::new(&WorkerSettings { kv_cache_bytes: 3 * BLOCK_BYTES, ..roomy() });
-    let mut long = ask(&Dice::new(8).tokens(40));
-    long.sampling.max_tokens = 10;
+    let long = ask(&Dice::new(8).tokens(49));
     let too_large = WorkerError::TooLarge { needed_tokens: 49, capacity_tokens: 48 };
     assert_eq!(bench.answer(&long).failed, Some(too_large));
     assert!(matches!(bench.answer(&ask(&[60, 61])).failed, Some(WorkerError::Device(_))));

@@ -31,6 +31,7 @@ fn run(job: &str, steps: usize) -> TrainRequest {
             modules: modules.collect(),
             ranks: Vec::new(),
             use_rslora: false,
+            ..LoraSpec::default()
         },
         hyperparameters: Hyperparameters {
             n_epochs: 1,
@@ -53,12 +54,14 @@ fn run(job: &str, steps: usize) -> TrainRequest {
             neftune_alpha: 0.0,
             eval_steps: None,
             checkpoint_steps: None,
+            ..Hyperparameters::default()
         },
         seed: 3,
         examples: Arc::new((0..16).map(example).collect()),
         validation: Arc::new(Vec::new()),
         init_adapter: None,
         resume: None,
+        scratch: std::env::temp_dir(),
     }
 }
 

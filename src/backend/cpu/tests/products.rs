@@ -1,13 +1,17 @@
 //! Matrix products in every format.
 
 use super::*;
-use crate::backend::{HostWeight, WeightFormat};
+use crate::backend::{
+    HostWeight, LowRank, LowRankGradient, LowRankPart, LowRankShape, Part, Product, WeightFormat,
+};
 
-const FORMATS: [(WeightFormat, f32); 6] = [
+const FORMATS: [(WeightFormat, f32); 8] = [
     (WeightFormat::F32, 2e-6),
     (WeightFormat::Bf16, 1e-2),
     (WeightFormat::Nf4 { double: false }, 2e-2),
     (WeightFormat::Nf4 { double: true }, 2e-2),
+    (WeightFormat::Fp4 { double: false }, 2e-2),
+    (WeightFormat::Fp4 { double: true }, 2e-2),
     (WeightFormat::Q8_0, 2e-2),
     (WeightFormat::Q4_0, 2e-2),
 ];
@@ -78,6 +82,77 @@ fn trained_weights_and_adapters_agree() {
     agree(3e-6, Trained);
 }
 
+/// Three linear layers of one input: one without a bias, one without an adapter.
+struct Projected {
+    format: WeightFormat,
+    m: usize,
+    k: usize,
+    widths: [usize; 3],
+}
+
+impl Case for Projected {
+    fn run<B: Backend>(&self, b: &mut B) -> Vec<Vec<f32>> {
+        let &Self { format, m, k, widths } = self;
+        let (r, out) = (6, widths.iter().sum());
+        let weights = widths.map(|n| weight(b, format, n, k));
+        let bias = seeded(b, 2, 1, widths[1]);
+        let [a, c] = [3, 4].map(|seed| seeded(b, seed, r, k));
+        let (up, wide) = (seeded(b, 5, widths[0], r), seeded(b, 6, widths[1], r));
+        let low_rank = |a, b, scaling| Some(LowRank { a, b, scaling });
+        let part = |number: usize, bias, low_rank| Part {
+            weight: &weights[number],
+            bias,
+            at: widths[..number].iter().sum(),
+            low_rank,
+        };
+        let parts: [Part<'_, B>; 3] = [
+            part(0, None, low_rank(&a, &up, 0.5)),
+            part(1, Some(&bias), low_rank(&c, &wide, 2.0)),
+            part(2, None, None),
+        ];
+        let (x, dy) = (seeded(b, 7, m, k), seeded(b, 8, m, out));
+        let mut y = b.room(m, out);
+        b.project(&x, &parts, &mut y);
+        let mut sums =
+            [(r, k), (widths[0], r), (r, k), (widths[1], r)].map(|(n, k)| seeded(b, 9, n, k));
+        let [da, db, dc, dd] = &mut sums;
+        let gradient = |a, b| Some(LowRankGradient { a, b });
+        let mut gradients = [gradient(da, db), gradient(dc, dd), None];
+        let mut dx = b.room(m, k);
+        b.project_backward(&dy, &x, &parts, &mut gradients, Some(&mut dx));
+        b.project_backward(&dy, &x, &parts, &mut gradients, None);
+        [&y, &dx].into_iter().chain(&sums).map(|x| b.download(x)).collect()
+    }
+}
+
+/// A linear layer that the trained adapter leaves alone.
+struct Bare(WeightFormat);
+
+impl Case for Bare {
+    fn run<B: Backend>(&self, b: &mut B) -> Vec<Vec<f32>> {
+        let (m, n, k) = (13, 70, 64);
+        let weight = weight(b, self.0, n, k);
+        let parts = [Part { weight: &weight, bias: None, at: 0, low_rank: None }];
+        let (x, dy) = (seeded(b, 7, m, k), seeded(b, 8, m, n));
+        let (mut y, mut dx) = (b.room(m, n), b.room(m, k));
+        b.project(&x, &parts, &mut y);
+        b.project_backward(&dy, &x, &parts, &mut [None], Some(&mut dx));
+        [&y, &dx].map(|x| b.download(x)).into()
+    }
+}
+
+#[test]
+fn projections_with_their_adapters_agree_in_every_format() {
+    for (format, tolerance) in FORMATS {
+        agree(tolerance, Bare(format));
+    }
+    for (format, tolerance) in FORMATS {
+        for (m, k, widths) in [(1, 64, [32, 33, 5]), (31, 128, [70, 96, 20])] {
+            agree(3.0 * tolerance, Projected { format, m, k, widths });
+        }
+    }
+}
+
 #[test]
 fn a_row_alone_has_the_bits_it_has_in_a_batch() {
     let (m, n, k) = (29, 75, 192);
@@ -104,4 +179,43 @@ fn a_row_alone_has_the_bits_it_has_in_a_batch() {
             }
         }
     }
+}
+
+#[test]
+fn weights_that_share_an_input_give_the_bits_they_give_one_by_one() {
+    let (m, k) = (19, 128);
+    // Neighbours of one format share a region, others do not; the widths are not whole tiles.
+    let kinds = [WeightFormat::Q4_0, WeightFormat::Q4_0, WeightFormat::Q8_0, WeightFormat::Bf16];
+    let parts = kinds.iter().zip([(33, 0), (70, 33), (16, 103), (5, 119)]);
+    for cpu in every_cpu() {
+        let b = &mut CpuBackend::on(cpu, 2);
+        let (x, bias) = (seeded(b, 1, m, k), seeded(b, 2, 1, 70));
+        let weights: Vec<_> =
+            parts.clone().map(|(&format, (n, at))| (weight(b, format, n, k), at)).collect();
+        let part = |(weight, at)| Product { weight, bias: (at == 33).then_some(&bias), at };
+        let parts: Vec<_> = weights.iter().map(|(weight, at)| part((weight, *at))).collect();
+        let (mut together, mut apart) = (b.room(m, 124), b.room(m, 124));
+        b.products(&x, &parts, &mut together);
+        for part in &parts {
+            b.matmul(&x, part.weight, part.bias, &mut apart, part.at);
+        }
+        assert_eq!(b.download(&together), b.download(&apart), "{cpu:?}");
+    }
+}
+
+#[test]
+fn a_packed_adapter_is_the_exact_one_but_for_its_rounding() {
+    let (m, n, k, r) = (23, 70, 96, 6);
+    let b = &mut CpuBackend::on(crate::kernels::cpu::Cpu::detect(), 2);
+    let x = seeded(b, 1, m, k);
+    let (a, low) = (Seeded(5).values(r * k), Seeded(6).values(n * r));
+    let shape = LowRankShape { rank: r, in_features: k, out_features: n };
+    assert!(b.pack_low_rank(&a, &low, shape, WeightFormat::F32).is_none(), "f32 stays exact");
+    let Some(weights) = b.pack_low_rank(&a, &low, shape, WeightFormat::Q4_0) else { return };
+    let (mut packed, mut exact) = (seeded(b, 7, m, n + 3), seeded(b, 7, m, n + 3));
+    let part = LowRankPart { rows: 4..21, weights: &weights, scale: 0.5, at: 2 };
+    b.add_low_ranks(&x, &[part], &mut packed);
+    let (a, low) = (b.upload(&a, r, k), b.upload(&low, n, r));
+    b.add_low_rank(&x, 4..21, &a, &low, 0.5, &mut exact, 2);
+    close(&b.download(&packed), &b.download(&exact), 1e-2, "in bf16");
 }

@@ -1,0 +1,380 @@
+//! Many adapters over one ragged batch: `y += scale · (x Aᵀ) Bᵀ`, each row its own pair.
+//!
+//! Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1; batched over
+//! adapters as in Chen et al. 2023, "Punica". Both factors are small, so the two halves differ:
+//! - `h = x Aᵀ` has few outputs and a long sum. Lanes run along `k`, sums are folded at the end,
+//!   and no rank is padded to a panel.
+//! - `h Bᵀ` has many outputs and a short sum: the ordinary bf16 tile, added to `y`.
+//!
+//! `A`, `B` and `x` are rounded to bf16, as the products beside them are; `h` is scaled in `f32`
+//! and then rounded. A row costs by its own adapter's rank, and its numbers are its own.
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+
+use crate::kernels::bf16::{Bf16Rows, Chunk, PANEL, PackedBf16, multiply, round};
+use crate::kernels::cpu::Cpu;
+use crate::kernels::line::Line;
+use crate::kernels::output::Output;
+use crate::kernels::pool::Pool;
+use crate::kernels::rows::{RowGroups, piece};
+use crate::kernels::shared::SharedSlice;
+
+/// Rows per group: 6 rows × 4 ranks are 24 sums, which leaves registers for the loads.
+const LARGEST_GROUP: usize = 6;
+
+/// Ranks whose dot products are taken together.
+const RANKS: usize = 4;
+
+/// Ranks per line of `h`.
+const RANKS_PER_LINE: usize = 32;
+
+/// The matrices of one adapter at one linear layer.
+#[derive(Debug)]
+pub struct PackedLowRank {
+    r: usize,
+    /// `A` in groups of [`RANKS`] rows, the last filled up with zeros.
+    a: Bf16Rows,
+    b: PackedBf16,
+}
+
+impl PackedLowRank {
+    /// Rounds `a (r, k)` and `b (n, r)`, row-major as in a PEFT file.
+    ///
+    /// # Panics
+    /// If `r` is zero or a length does not fit.
+    pub fn pack(
+        cpu: Cpu,
+        pool: &Pool,
+        a: &[f32],
+        b: &[f32],
+        (r, k, n): (usize, usize, usize),
+    ) -> Self {
+        assert!(r > 0 && a.len() == r * k, "A must hold r · k values");
+        let padded = r.next_multiple_of(RANKS);
+        let mut filled = a.to_vec();
+        filled.resize(padded * k, 0.0);
+        let mut rows = Bf16Rows::new();
+        let groups = RowGroups::new(padded, RANKS).iter();
+        rows.pack_groups(cpu, pool, &filled, (padded, k), (k, 0), groups);
+        Self { r, a: rows, b: PackedBf16::pack(b, n, r) }
+    }
+
+    /// Bytes a product reads.
+    pub fn size_bytes(&self) -> usize {
+        2 * self.a.rows() * self.a.k() + self.b.size_bytes()
+    }
+
+    /// Multiply-adds per row.
+    pub fn values(&self) -> usize {
+        self.r * (self.a.k() + self.b.n())
+    }
+
+    fn lines(&self) -> usize {
+        self.r.div_ceil(RANKS_PER_LINE)
+    }
+}
+
+/// Rows of the batch that wear one adapter, at one of the products that share an input.
+#[derive(Clone, Debug)]
+pub struct Segment<'a> {
+    pub rows: Range<usize>,
+    pub weights: &'a PackedLowRank,
+    pub scale: f32,
+    /// First column of the product in `y`.
+    pub at: usize,
+}
+
+/// Memory that [`add`] reuses from call to call.
+#[derive(Debug, Default)]
+pub struct LowRankWork {
+    x: Bf16Rows,
+    /// `scale · x Aᵀ` as bf16, task by task: for each 32 ranks, one line per row.
+    h: Vec<Line>,
+    tasks: Vec<Task>,
+}
+
+/// One row group of one segment.
+#[derive(Clone, Debug)]
+struct Task {
+    segment: usize,
+    rows: Range<usize>,
+    /// Where its lines of `h` begin.
+    h: usize,
+}
+
+/// `y[rows, at ..] += scale · (x[rows] Aᵀ) Bᵀ` for every segment.
+///
+/// Shapes: `x (m, k)`, rows of `y` have `stride` values; per segment `A (r, k)`, `B (n, r)`, any
+/// `r`. Segments of equal rows follow each other, and rows ascend from one to the next.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn add(
+    cpu: Cpu,
+    pool: &Pool,
+    x: &[f32],
+    segments: &[Segment<'_>],
+    work: &mut LowRankWork,
+    (y, stride): (&mut [f32], usize),
+) {
+    let Some(k) = segments.first().map(|segment| segment.weights.a.k()) else { return };
+    let m = y.len() / stride;
+    assert!(segments.iter().all(|s| s.weights.a.k() == k && s.at + s.weights.b.n() <= stride));
+    work.prepare(cpu, pool, x, (m, k), segments);
+    down(cpu, pool, segments, work);
+    up(cpu, pool, segments, work, &Output::new(y, stride, 0));
+}
+
+impl LowRankWork {
+    /// Groups the rows within their segments, rounds `x` once per stretch of rows, makes room for
+    /// `h`.
+    fn prepare(
+        &mut self,
+        cpu: Cpu,
+        pool: &Pool,
+        x: &[f32],
+        (m, k): (usize, usize),
+        segments: &[Segment<'_>],
+    ) {
+        let mut lines = 0;
+        self.tasks.clear();
+        for (index, segment) in segments.iter().enumerate() {
+            for rows in groups(&segment.rows) {
+                let h = lines;
+                lines += rows.len() * segment.weights.lines();
+                self.tasks.push(Task { segment: index, rows, h });
+            }
+        }
+        if self.h.len() < lines {
+            self.h.resize(lines, Line::ZERO);
+        }
+        let stretches = segments.chunk_by(|a, b| a.rows == b.rows).map(|same| &same[0].rows);
+        self.x.pack_groups(cpu, pool, x, (m, k), (k, 0), stretches.flat_map(groups));
+    }
+}
+
+/// The row groups of a stretch of rows.
+fn groups(rows: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let start = rows.start;
+    let groups = RowGroups::new(rows.len(), LARGEST_GROUP).iter();
+    groups.map(move |group| start + group.start..start + group.end)
+}
+
+/// `h = scale · x Aᵀ`; one work item per task and 32 ranks.
+fn down(cpu: Cpu, pool: &Pool, segments: &[Segment<'_>], work: &mut LowRankWork) {
+    let lines = segments.iter().map(|segment| segment.weights.lines()).max().unwrap_or(0);
+    let (x, tasks, h) = (&work.x, &work.tasks, SharedSlice::new(&mut work.h));
+    pool.run(tasks.len() * lines, &|item| {
+        let (task, line) = (&tasks[item / lines], item % lines);
+        let segment = &segments[task.segment];
+        if line >= segment.weights.lines() {
+            return;
+        }
+        let start = task.h + line * task.rows.len();
+        // SAFETY: items differ in task or line, and each owns one line per row of its task.
+        let h = unsafe { h.part(start..start + task.rows.len()) };
+        down_item(cpu, segment, x.chunk(&task.rows, &(0..x.k())), line, h);
+    });
+}
+
+/// One line of `h` for each row: up to 32 ranks, four at a time.
+fn down_item(cpu: Cpu, segment: &Segment<'_>, x: &[Line], line: usize, h: &mut [Line]) {
+    let (a, scale) = (&segment.weights.a, segment.scale);
+    let ranks = piece(segment.weights.r, RANKS_PER_LINE, line);
+    let mut sums = [[0f32; RANKS_PER_LINE]; LARGEST_GROUP];
+    for first in ranks.clone().step_by(RANKS) {
+        let a = a.chunk(&(first..first + RANKS), &(0..a.k()));
+        let at = first - ranks.start;
+        let mut keep = |row: usize, dots: [f32; RANKS]| {
+            sums[row][at..at + RANKS].copy_from_slice(&dots.map(|dot| dot * scale));
+        };
+        match h.len() {
+            1 => dots::<1>(cpu, x, a, &mut keep),
+            2 => dots::<2>(cpu, x, a, &mut keep),
+            3 => dots::<3>(cpu, x, a, &mut keep),
+            4 => dots::<4>(cpu, x, a, &mut keep),
+            5 => dots::<5>(cpu, x, a, &mut keep),
+            6 => dots::<6>(cpu, x, a, &mut keep),
+            _ => unreachable!("a group has one to six rows"),
+        }
+    }
+    for (h, sums) in h.iter_mut().zip(&sums) {
+        *h = round(cpu, sums);
+    }
+}
+
+/// `y += h Bᵀ`; a work item is some panels of outputs of every segment.
+fn up(cpu: Cpu, pool: &Pool, segments: &[Segment<'_>], work: &LowRankWork, y: &Output<'_>) {
+    let most = segments.iter().map(|segment| segment.weights.b.n()).max().unwrap_or(0);
+    let panels = most.div_ceil(PANEL);
+    let grain = pool.grain(panels, 8);
+    pool.run(panels.div_ceil(grain), &|item| {
+        for task in &work.tasks {
+            let Segment { weights, at, .. } = &segments[task.segment];
+            let (n, r) = (weights.b.n(), weights.r);
+            let h = &work.h[task.h..][..weights.lines() * task.rows.len()];
+            for panel in piece(panels, grain, item).take_while(|panel| panel * PANEL < n) {
+                let columns = at + panel * PANEL..at + n.min((panel + 1) * PANEL);
+                let b = Chunk::Bf16(weights.b.panel(panel, 0..r));
+                let row_of = |i: usize| {
+                    // SAFETY: items differ in their panels, tasks of one product in their rows,
+                    // and products in their columns; a row is dropped before the next is taken.
+                    unsafe { y.row(task.rows.start + i, columns.clone()) }
+                };
+                multiply(cpu, &b, h, task.rows.len(), row_of, true);
+            }
+        }
+    });
+}
+
+/// The dot products of `MR` rows with four ranks, handed to `keep` row by row.
+fn dots<const MR: usize>(
+    cpu: Cpu,
+    x: &[Line],
+    a: &[Line],
+    keep: &mut impl FnMut(usize, [f32; RANKS]),
+) {
+    #[cfg(target_arch = "x86_64")]
+    if cpu.bf16 {
+        // SAFETY: `bf16` says that AVX-512 F and BF16 were detected.
+        let dots = unsafe { avx512::dots::<MR>(x, a) };
+        return dots.into_iter().enumerate().for_each(|(row, dots)| keep(row, dots));
+    }
+    let _ = cpu;
+    for row in 0..MR {
+        keep(row, std::array::from_fn(|rank| scalar::dot::<MR>(x, a, row, rank)));
+    }
+}
+
+mod scalar {
+    use super::*;
+
+    /// The specification: one dot product of bf16 values, summed in `f32`.
+    pub fn dot<const MR: usize>(x: &[Line], a: &[Line], row: usize, rank: usize) -> f32 {
+        let blocks = x.chunks_exact(MR).zip(a.chunks_exact(RANKS));
+        let dot_line = |(x, a): (&[Line], &[Line])| -> f32 {
+            let places = (0..16).flat_map(|word| [(word, 0), (word, 1)]);
+            places.map(|(word, half)| x[row].bf16(word, half) * a[rank].bf16(word, half)).sum()
+        };
+        blocks.map(dot_line).sum()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use super::*;
+    use crate::kernels::simd::{as_bf16, load_line};
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub fn dots<const MR: usize>(x: &[Line], a: &[Line]) -> [[f32; RANKS]; MR] {
+        let mut sums = [[_mm512_setzero_ps(); RANKS]; MR];
+        for (x, a) in x.chunks_exact(MR).zip(a.chunks_exact(RANKS)) {
+            for i in 0..MR {
+                let x = as_bf16(load_line(&x[i]));
+                for rank in 0..RANKS {
+                    let a = as_bf16(load_line(&a[rank]));
+                    sums[i][rank] = _mm512_dpbf16_ps(sums[i][rank], x, a);
+                }
+            }
+        }
+        let mut dots = [[0.0; RANKS]; MR];
+        for i in 0..MR {
+            for rank in 0..RANKS {
+                dots[i][rank] = _mm512_reduce_add_ps(sums[i][rank]);
+            }
+        }
+        dots
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::testing::{Seeded, every_cpu};
+
+    const K: usize = 75;
+    const N: [usize; 2] = [37, 64];
+    const STRIDE: usize = 37 + 64 + 3;
+
+    struct Site {
+        packed: PackedLowRank,
+        a: Vec<f32>,
+        b: Vec<f32>,
+        r: usize,
+    }
+
+    fn site(seeded: &mut Seeded, r: usize, n: usize) -> Site {
+        let (a, b) = (seeded.values(r * K), seeded.values(n * r));
+        let packed = PackedLowRank::pack(Cpu::detect(), &Pool::new(1), &a, &b, (r, K, n));
+        Site { packed, a, b, r }
+    }
+
+    /// Rows 0..3 wear one adapter at both products, 3..14 another at the second alone.
+    fn segments(sites: &[Site]) -> Vec<Segment<'_>> {
+        let segment = |rows, site: usize, scale, at| Segment {
+            rows,
+            weights: &sites[site].packed,
+            scale,
+            at,
+        };
+        vec![segment(0..3, 0, 0.5, 0), segment(0..3, 1, 0.5, N[0]), segment(3..14, 2, 2.0, N[0])]
+    }
+
+    fn run(cpu: Cpu, x: &[f32], sites: &[Site]) -> Vec<f32> {
+        let mut y = vec![1.0; 15 * STRIDE];
+        let mut work = LowRankWork::default();
+        add(cpu, &Pool::new(2), x, &segments(sites), &mut work, (&mut y, STRIDE));
+        y
+    }
+
+    #[test]
+    fn rows_get_their_own_adapter_and_the_others_stay() {
+        let mut seeded = Seeded(5);
+        let sites = [(4, N[0]), (33, N[1]), (7, N[1])].map(|(r, n)| site(&mut seeded, r, n));
+        let x = seeded.values(15 * K);
+        for cpu in every_cpu() {
+            let y = run(cpu, &x, &sites);
+            let mut expected = vec![1.0; y.len()];
+            for (segment, site) in segments(&sites).iter().zip(&sites) {
+                for row in segment.rows.clone() {
+                    let h: Vec<f64> = (0..site.r)
+                        .map(|i| {
+                            (0..K).map(|c| f64::from(x[row * K + c] * site.a[i * K + c])).sum()
+                        })
+                        .collect();
+                    for n in 0..segment.weights.b.n() {
+                        let dot: f64 =
+                            (0..site.r).map(|i| h[i] * f64::from(site.b[n * site.r + i])).sum();
+                        expected[row * STRIDE + segment.at + n] += segment.scale * dot as f32;
+                    }
+                }
+            }
+            for (i, (y, expected)) in y.iter().zip(&expected).enumerate() {
+                let bound = 0.08 + 0.02 * expected.abs(); // inner values of about 3 in bf16
+                assert!((y - expected).abs() < bound, "{i}: {y} instead of {expected}");
+                assert!(*expected != 1.0 || *y == 1.0, "a value of no adapter stays");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_alone_has_the_bits_it_has_in_the_batch() {
+        let mut seeded = Seeded(6);
+        let site = site(&mut seeded, 19, N[1]);
+        let x = seeded.values(14 * K);
+        let all = |rows: Range<usize>, x: &[f32]| {
+            let mut y = vec![0.5; x.len() / K * N[1]];
+            let segment = Segment { rows, weights: &site.packed, scale: 1.5, at: 0 };
+            let mut work = LowRankWork::default();
+            add(Cpu::detect(), &Pool::new(2), x, &[segment], &mut work, (&mut y, N[1]));
+            y
+        };
+        let together = all(0..14, &x);
+        for row in 0..14 {
+            let alone = all(0..1, &x[row * K..(row + 1) * K]);
+            assert_eq!(alone, together[row * N[1]..(row + 1) * N[1]], "row {row}");
+        }
+    }
+}
