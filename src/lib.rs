@@ -8,7 +8,7 @@
 //!               commands v   | events        worker::WorkerHandle
 //!              worker > train, sample > model > backend > kernels     one thread; no async
 //! bench measures the lower half by itself, or a server from outside
-//! text, peft, gguf and domain lie below both halves and import neither
+//! text, pictures, peft, gguf and domain lie below both halves and import neither
 //! ```
 //!
 //! Three invariants carry the design. Above the handle there is no tensor; below it there is no
@@ -33,6 +33,7 @@ pub mod jobs;
 pub mod kernels;
 pub mod model;
 pub mod peft;
+pub mod pictures;
 pub mod sample;
 pub mod store;
 pub mod telemetry;

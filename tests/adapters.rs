@@ -59,6 +59,7 @@ fn base() -> BaseInfo {
         modules: layers.collect(),
         tables: ["model.embed_tokens", "lm_head"].map(table).to_vec(),
         default_targets: vec!["q_proj".to_owned(), "v_proj".to_owned()],
+        vision: None,
     }
 }
 

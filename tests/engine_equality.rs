@@ -93,6 +93,7 @@ fn requests(handle: &WorkerHandle) -> Vec<GenerationRequest> {
             adapter: (i % 4 > 1).then(|| adapter(info, i % 4)),
             adapter_scale: if i.is_multiple_of(5) { 0.5 } else { 1.0 },
             tenant: format!("tenant {}", i % 2).into(),
+            pictures: Vec::new(),
             prompt: (0..3 + (i * 5) % 37).map(token).collect(),
             choices: 1 + i % 3,
             sampling: SamplingParams {

@@ -15,6 +15,7 @@ mod leases;
 mod listener;
 mod openapi;
 mod parity;
+mod pictures;
 mod runner;
 mod store;
 mod support;

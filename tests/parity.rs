@@ -3,7 +3,8 @@
 mod differences;
 mod formats;
 mod four_bit;
-mod golden;
+pub mod golden;
+mod llava;
 mod loading;
 mod lora;
 mod malformed;

@@ -8,7 +8,7 @@ mod stream;
 use std::time::Instant;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{IntoResponse, Response};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -21,8 +21,12 @@ pub use body::ChatBody;
 pub(super) use messages::check as check_messages;
 pub use object::ChatObject;
 
+/// Largest body: a conversation with its pictures.
+const MAX_CHAT_BYTES: usize = 32 << 20;
+
 pub(super) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(create_chat_completion))
+    let limit = DefaultBodyLimit::max(MAX_CHAT_BYTES);
+    OpenApiRouter::new().routes(routes!(create_chat_completion)).layer(limit)
 }
 
 /// `POST /v1/chat/completions`: a conversation in; its next message, or a stream of chunks, out.
@@ -40,7 +44,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 async fn create_chat_completion(
     State(app): State<AppState>,
     caller: Caller,
-    ApiJson(body): ApiJson<ChatBody>,
+    ApiJson(body): ApiJson<ChatBody, MAX_CHAT_BYTES>,
 ) -> Result<Response, ApiError> {
     let asked = Instant::now();
     let (request, form) = body.settle(caller.tenant)?;

@@ -182,6 +182,10 @@ impl From<EngineError> for ApiError {
             EngineError::TooManyTokens { .. } => Self::invalid("max_tokens", &error),
             EngineError::NoAdapter { .. } => Self::invalid("adapter_scale", &error),
             EngineError::Prompt { param, error } => prompt_error(param, error),
+            EngineError::Picture { path, error } => {
+                Self::invalid(format!("messages{path}"), error).code("invalid_image")
+            }
+            EngineError::PicturePlaces { .. } => Self::invalid("messages", &error),
             EngineError::Stop(error) => Self::invalid("stop", error),
             EngineError::Worker(error) => error.into(),
             EngineError::Lost | EngineError::Tokenising(_) => Self::internal(error),
@@ -284,6 +288,7 @@ impl From<WorkerError> for ApiError {
             WorkerError::TooLarge { .. } => {
                 Self::invalid("max_tokens", &error).code("context_length_exceeded")
             }
+            WorkerError::TooManyPictures { .. } => Self::invalid("messages", &error),
             WorkerError::Adapter(_) => Self::invalid("model", &error).code("invalid_adapter"),
             WorkerError::UnknownBase(_) | WorkerError::Device(_) => Self::internal(error),
         }

@@ -18,9 +18,10 @@ pub const MAX_JSON_BYTES: usize = 4 << 20;
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A JSON body. Malformed JSON, a wrong type, a missing and an unknown field are 400s that name the
-/// place; the types that it decodes say `deny_unknown_fields`.
+/// place; the types that it decodes say `deny_unknown_fields`. A route that takes more bytes than
+/// others says so here and with `DefaultBodyLimit`.
 #[derive(Clone, Copy, Debug)]
-pub struct ApiJson<T>(pub T);
+pub struct ApiJson<T, const MAX_BYTES: usize = MAX_JSON_BYTES>(pub T);
 
 /// Path parameters, percent-decoded.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +31,11 @@ pub struct ApiPath<T>(pub T);
 #[derive(Clone, Copy, Debug)]
 pub struct ApiQuery<T>(pub T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ApiJson<T> {
+impl<T, S, const MAX_BYTES: usize> FromRequest<S> for ApiJson<T, MAX_BYTES>
+where
+    T: DeserializeOwned,
+    S: Send + Sync,
+{
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
@@ -43,7 +48,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ApiJson<T> {
             })?
             .map_err(|rejection| match rejection.status() {
                 StatusCode::PAYLOAD_TOO_LARGE => {
-                    ApiError::too_large(format!("the body is larger than {MAX_JSON_BYTES} bytes"))
+                    ApiError::too_large(format!("the body is larger than {MAX_BYTES} bytes"))
                 }
                 _ => ApiError::new(StatusCode::BAD_REQUEST, "the body could not be read"),
             })?;

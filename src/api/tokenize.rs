@@ -12,7 +12,8 @@ use utoipa_axum::routes;
 
 use super::error::ErrorBody;
 use super::{ApiError, ApiJson, AppState};
-use crate::engine::EngineError;
+use crate::domain::VisionInfo;
+use crate::engine::{EngineError, make_room};
 use crate::text::{TextError, TextModel};
 
 /// A text or a conversation to tokenise.
@@ -79,10 +80,10 @@ async fn tokenize(
     ApiJson(body): ApiJson<TokenizeBody>,
 ) -> Result<Json<TokenizeObject>, ApiError> {
     let model = app.engine.catalog().resolve(&body.model).await?;
-    let text = Arc::clone(&model.text);
+    let (text, vision) = (Arc::clone(&model.text), model.base.vision);
     let with_strings = body.return_token_strs.unwrap_or(false);
     let work = move || {
-        let tokens = tokens(&text, &body)?;
+        let tokens = tokens(&text, vision, &body)?;
         let strings = with_strings
             .then(|| tokens.iter().map(|&id| text.tokenizer().token_text(id)).collect());
         Ok::<_, ApiError>((tokens, strings))
@@ -92,7 +93,11 @@ async fn tokenize(
     Ok(Json(TokenizeObject { count: tokens.len(), max_model_len, tokens, token_strs }))
 }
 
-fn tokens(text: &TextModel, body: &TokenizeBody) -> Result<Vec<u32>, ApiError> {
+fn tokens(
+    text: &TextModel,
+    vision: Option<VisionInfo>,
+    body: &TokenizeBody,
+) -> Result<Vec<u32>, ApiError> {
     let failed = |param| move |error| ApiError::from(EngineError::Prompt { param, error });
     match (&body.prompt, &body.messages) {
         (Some(_), Some(_)) => {
@@ -105,7 +110,11 @@ fn tokens(text: &TextModel, body: &TokenizeBody) -> Result<Vec<u32>, ApiError> {
             .map_err(|error| failed("prompt")(TextError::from(error))),
         (None, Some(messages)) => {
             super::chat::check_messages(messages)?;
-            text.chat_prompt(messages, None, &Map::new()).map_err(failed("messages"))
+            let ids = text.chat_prompt(messages, None, &Map::new()).map_err(failed("messages"))?;
+            Ok(match vision {
+                Some(vision) => make_room(&ids, vision).0,
+                None => ids,
+            })
         }
     }
 }

@@ -17,7 +17,7 @@ pub async fn register(catalog: &Catalog, config: &Config) -> Result<(), AppError
         let registered = catalog
             .register_folder(&adapter.name, adapter.base.as_deref(), &adapter.folder)
             .await
-            .map_err(|source| AppError::Adapter { name, source })?;
+            .map_err(|source| AppError::Adapter { name, source: Box::new(source) })?;
         for note in &registered.notes {
             tracing::info!(adapter.name = adapter.name, "{note}");
         }

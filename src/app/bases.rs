@@ -7,8 +7,9 @@ use crate::backend::cpu::CpuBackend;
 use crate::catalog::ServedBase;
 use crate::config::{Config, ModelOption, Source, TemplateChoice};
 use crate::demo;
-use crate::domain::WeightFormat;
+use crate::domain::{BaseInfo, WeightFormat};
 use crate::model::{LoadOptions, ModelSource};
+use crate::pictures::{PictureConfig, PictureReader};
 use crate::text::{TextError, TextModel, TextSource};
 use crate::worker::{self, BaseSource, Worker, WorkerHandle, WorkerSettings};
 
@@ -23,8 +24,23 @@ pub async fn load(config: &Config) -> Result<(WorkerHandle, Worker, Vec<ServedBa
     let start = move || worker::start(move || CpuBackend::new(threads), sources, settings);
     let (handle, worker) = tokio::task::spawn_blocking(start).await??;
     let bases = handle.bases().iter().cloned().zip(texts);
-    let served = bases.map(|(info, text)| ServedBase { info, text: Arc::new(text) }).collect();
+    let served = bases.zip(&config.models).map(|((info, text), option)| {
+        let pictures = pictures(&info, option)?.map(Arc::new);
+        Ok(ServedBase { info, text: Arc::new(text), pictures })
+    });
+    let served = served.collect::<Result<_, AppError>>()?;
     Ok((handle, worker, served))
+}
+
+/// What reads the pictures of a model that sees.
+fn pictures(info: &BaseInfo, model: &ModelOption) -> Result<Option<PictureReader>, AppError> {
+    let (Some(vision), Source::Folder(folder)) = (info.vision, &model.source) else {
+        return Ok(None);
+    };
+    match PictureConfig::from_folder(folder, vision.image_size) {
+        Ok(config) => Ok(Some(PictureReader::new(config))),
+        Err(source) => Err(AppError::Pictures { model: model.name.clone(), source }),
+    }
 }
 
 fn settings(config: &Config) -> WorkerSettings {
@@ -39,6 +55,7 @@ fn settings(config: &Config) -> WorkerSettings {
         training_memory_bytes: config.training_memory_mib.map(|mib| mib << 20),
         speculation: config.speculative,
         kv_format: config.kv_cache_dtype,
+        ..WorkerSettings::default()
     }
 }
 

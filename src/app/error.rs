@@ -7,6 +7,7 @@ use crate::artifacts::ArtifactError;
 use crate::catalog::CatalogError;
 use crate::model::ModelError;
 use crate::peft::PeftError;
+use crate::pictures::PictureConfigError;
 use crate::store::StoreError;
 use crate::text::TextError;
 use crate::worker::StartError;
@@ -24,8 +25,10 @@ pub enum AppError {
     Model(#[from] StartError),
     #[error("the tokenizer of the model `{model}` cannot be used: {}", chain(.source))]
     Text { model: String, source: TextError },
+    #[error("the model `{model}` cannot read pictures: {source}")]
+    Pictures { model: String, source: PictureConfigError },
     #[error("the adapter `{name}` cannot be registered: {source}")]
-    Adapter { name: String, source: CatalogError },
+    Adapter { name: String, source: Box<CatalogError> },
     #[error("`--adapter {name}` names the base model `{base}`, which is not served")]
     AdapterBase { name: String, base: String },
     #[error(
@@ -46,6 +49,7 @@ impl AppError {
         match self {
             Self::Model(_)
             | Self::Text { .. }
+            | Self::Pictures { .. }
             | Self::Adapter { .. }
             | Self::AdapterBase { .. } => 78,
             Self::DeviceLost => 70,

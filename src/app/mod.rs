@@ -80,20 +80,26 @@ impl App {
         Ok(Self { address, stop, server, runner, worker, store, catalog, _data: data })
     }
 
+    /// Ends when the process is asked to stop.
+    pub fn stop_requested(&self) -> impl Future<Output = ()> + use<> {
+        signals::stop_requested()
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves until SIGINT or SIGTERM, then lets running answers end and saves the job at work. A
+    /// Serves until SIGINT or SIGTERM, counted from [`App::stop_requested`] on, then lets running answers end and saves the job at work. A
     /// second signal ends the process at once.
     ///
     /// # Errors
     /// [`AppError::DeviceLost`] if the device thread ended by itself.
-    pub async fn run_until_signal(self) -> Result<(), AppError> {
+    pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
+        tokio::pin!(stop);
         let worker_lost = loop {
             tokio::select! {
-                () = signals::stop_requested() => break false,
+                () = &mut stop => break false,
                 () = tokio::time::sleep(std::time::Duration::from_millis(500)) => {
                     if self.worker.is_finished() {
                         break true;

@@ -3,6 +3,7 @@
 //! - [`buffers`]: row-major matrices and the memory they are recycled through.
 //! - [`weight`]: frozen weights in their formats.
 //! - [`cache`]: blocks of keys and values.
+//! - [`columns`], [`moments`]: DoRA's scaling; AdamW over moments on the host.
 //! - [`products`]: matrix products, forward and backward.
 //! - [`adapted`]: projections with the adapter that is being trained, in bf16.
 //! - [`stages`]: what each kind of operation costs, for `tandem bench`.
@@ -11,7 +12,11 @@
 mod adapted;
 mod buffers;
 mod cache;
+mod columns;
+mod loss;
+mod moments;
 mod ops;
+mod pieces;
 mod products;
 mod rope;
 mod specs;

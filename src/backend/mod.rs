@@ -104,6 +104,8 @@ pub enum Activation {
     Gelu,
     /// `x/2 (1 + tanh(√(2/π)(x + 0.044715 x³)))`: "gelu_new", "gelu_pytorch_tanh".
     GeluTanh,
+    /// `x · σ(1.702 x)`: CLIP.
+    QuickGelu,
 }
 
 /// How one layer attends.
@@ -120,6 +122,9 @@ pub struct AttentionSpec {
     pub softcap: Option<f32>,
     /// ALiBi slope per query head: `−slope · distance` is added to the scaled score.
     pub alibi: Option<Vec<f32>>,
+    /// A token sees itself and those before it; otherwise all of its span, in
+    /// [`Backend::attention`] alone, without window or ALiBi and without a backward.
+    pub causal: bool,
 }
 
 /// How a raw projection `(t, (h + 2 kv) hd)` becomes q, k and v: clip, split, q/k norm, RoPE.
@@ -282,6 +287,10 @@ pub trait Backend: Send + 'static {
     }
     /// Gives back to the system what was recycled and is not in use.
     fn trim(&mut self) {}
+    /// Bytes that may still be allocated, where that is known.
+    fn available_bytes(&self) -> Option<usize> {
+        None
+    }
     /// A matrix with these values.
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> Self::Rows;
     /// A matrix with these values, only ever to be read: a device that can read them where they are
@@ -437,7 +446,7 @@ pub trait Backend: Send + 'static {
         q: &Self::Rows,
         o: &mut Self::Rows,
     );
-    /// Causal attention within each span of rows; `lse (t, h)` is kept for the backward.
+    /// Attention within each span of rows; `lse (t, h)` is kept for the backward.
     #[allow(clippy::too_many_arguments)]
     fn attention(
         &mut self,

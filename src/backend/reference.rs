@@ -240,8 +240,8 @@ impl Backend for ReferenceBackend {
             let keys = |position| k.row(span.start + position);
             let values = |position| v.row(span.start + position);
             for i in span.clone() {
-                let sums =
-                    attention::forward(q.row(i), i - span.start, keys, values, spec, o.row_mut(i));
+                let last = if spec.causal { i } else { span.end - 1 } - span.start;
+                let sums = attention::forward(q.row(i), last, keys, values, spec, o.row_mut(i));
                 lse.row_mut(i).copy_from_slice(&sums);
             }
         }
@@ -390,6 +390,7 @@ impl Backend for ReferenceBackend {
         dk: &mut Matrix,
         dv: &mut Matrix,
     ) {
+        assert!(spec.causal, "only causal attention is trained");
         let saved = attention::Saved { q, k, v, o, lse };
         for gradient in [&mut *dq, &mut *dk, &mut *dv] {
             gradient.values.fill(0.0);

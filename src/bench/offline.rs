@@ -219,8 +219,13 @@ impl<'a> Bench<'a> {
         let logits: Vec<usize> = sequences.iter().map(|s| s.rows.end - 1).collect();
         let Self { b, model, cache, adapters, .. } = self;
         let groups = if case.adapters { groups(adapters, case) } else { Vec::new() };
-        let step =
-            Step { tokens: &tokens, sequences: &sequences, adapters: &groups, logits: &logits };
+        let step = Step {
+            tokens: &tokens,
+            pictures: &[],
+            sequences: &sequences,
+            adapters: &groups,
+            logits: &logits,
+        };
         let began = Instant::now();
         let z = model.forward(b, cache, &step);
         let took = began.elapsed();

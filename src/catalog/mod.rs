@@ -26,6 +26,7 @@ use cache::AdapterCache;
 use crate::artifacts::Artifacts;
 use crate::domain::BaseInfo;
 use crate::peft::Fingerprints;
+use crate::pictures::PictureReader;
 use crate::store::Store;
 use crate::text::TextModel;
 
@@ -37,6 +38,8 @@ const CACHE_BYTES: usize = 512 << 20;
 pub struct ServedBase {
     pub info: Arc<BaseInfo>,
     pub text: Arc<TextModel>,
+    /// Reads its pictures, if it sees.
+    pub pictures: Option<Arc<PictureReader>>,
 }
 
 impl ServedBase {

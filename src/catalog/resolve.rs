@@ -9,6 +9,7 @@ use super::{Catalog, ServedBase};
 use crate::artifacts::ArtifactError;
 use crate::domain::{AdapterSite, AdapterWeights, BaseInfo, LoraSpec};
 use crate::peft::{self, AdapterFiles, CheckedAdapter};
+use crate::pictures::PictureReader;
 use crate::store::{Adapter, Listed, Page};
 use crate::text::TextModel;
 
@@ -19,6 +20,8 @@ pub struct ResolvedModel {
     pub name: String,
     pub base: Arc<BaseInfo>,
     pub text: Arc<TextModel>,
+    /// Present if it sees.
+    pub pictures: Option<Arc<PictureReader>>,
     pub adapter: Option<Arc<AdapterWeights>>,
     /// For `system_fingerprint`: names weights, adapter generation and build.
     pub fingerprint: String,
@@ -250,6 +253,7 @@ fn resolved(name: &str, base: &ServedBase, adapter: Option<Arc<AdapterWeights>>)
         name: name.to_owned(),
         base: base.info.clone(),
         text: base.text.clone(),
+        pictures: base.pictures.clone(),
         fingerprint: system_fingerprint(&base.info, adapter.as_deref()),
         adapter,
     }

@@ -64,6 +64,7 @@ pub fn greedy<B: Backend>(
         let rows = 0..input.len();
         let worn = adapter.map(|adapter| AdapterRows { rows, adapter, scale: 1.0 });
         let step = Step {
+            pictures: &[],
             tokens: &input,
             sequences: &[sequence],
             adapters: worn.as_slice(),

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::VisionInfo;
+
 /// How a frozen weight is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum WeightFormat {
@@ -79,4 +81,6 @@ pub struct BaseInfo {
     pub tables: Vec<ModuleShape>,
     /// `target_modules` where a request names none.
     pub default_targets: Vec<String>,
+    /// Present if it sees pictures.
+    pub vision: Option<VisionInfo>,
 }

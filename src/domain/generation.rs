@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{AdapterWeights, SamplingParams};
+use super::{AdapterWeights, PlacedPicture, SamplingParams};
 
 /// A prompt to continue, everything settled: the device thread asks nobody anything.
 #[derive(Clone, Debug)]
@@ -17,6 +17,8 @@ pub struct GenerationRequest {
     pub tenant: Arc<str>,
     /// Prompt token ids; never empty.
     pub prompt: Vec<u32>,
+    /// Pictures whose features stand at image tokens of the prompt, in order.
+    pub pictures: Vec<PlacedPicture>,
     /// How many answers to draw from the one prompt; choice `i` draws with `seed + i`.
     pub choices: usize,
     /// How to draw them.

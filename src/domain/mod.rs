@@ -7,6 +7,7 @@ pub mod base;
 pub mod generation;
 pub mod ids;
 pub mod job;
+pub mod picture;
 pub mod sampling;
 pub mod serving;
 pub mod training;
@@ -16,6 +17,7 @@ pub use base::{BaseInfo, ModuleShape, WeightFormat};
 pub use generation::{FinishReason, GenerationRequest, PromptToken, SampledToken, TokenLogprob};
 pub use ids::{AdapterId, CheckpointId, EventId, FileId, JobId};
 pub use job::JobStatus;
+pub use picture::{Picture, PlacedPicture, VisionInfo};
 pub use sampling::SamplingParams;
 pub use serving::{KvFormat, Speculation};
 pub use training::{

@@ -1,6 +1,7 @@
 //! Why a request for text failed.
 
 use crate::catalog::CatalogError;
+use crate::pictures::PictureError;
 use crate::text::TextError;
 use crate::text::stop::StopError;
 use crate::worker::WorkerError;
@@ -24,6 +25,13 @@ pub enum EngineError {
     NoAdapter { model: String },
     #[error("{error}")]
     Prompt { param: &'static str, error: TextError },
+    #[error("messages{path}: {error}")]
+    Picture { path: String, error: PictureError },
+    #[error(
+        "the chat template wrote {places} image tokens for {pictures} pictures; start the server \
+         with `template=llava-v1`, or leave image tokens out of the text"
+    )]
+    PicturePlaces { pictures: usize, places: usize },
     #[error(transparent)]
     Stop(#[from] StopError),
     #[error(transparent)]

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::EngineError;
 use super::choice::ChoiceText;
-use super::prompt::{PreparedPrompt, PromptInput};
+use super::prompt::{Preparation, PreparedPrompt, PromptInput};
 use super::stream::{PromptRun, Source, TextEvents};
 use crate::catalog::{Catalog, ResolvedModel};
 use crate::domain::{GenerationRequest, SamplingParams};
@@ -112,8 +112,9 @@ impl Engine {
         let text = Arc::clone(&model.text);
         let stops = stop_strings(&request, &text)?;
         let (input, echo) = (request.prompt.clone(), request.echo);
-        let (model_text, vocab) = (Arc::clone(&text), model.base.vocab_size);
-        let prompts = self.tokenise(move || input.prepare(&model_text, vocab, echo)).await??;
+        let (base, pictures) = (Arc::clone(&model.base), model.pictures.clone());
+        let with = Preparation { text: Arc::clone(&text), base, pictures };
+        let prompts = self.tokenise(move || input.prepare(&with, echo)).await??;
         let prompts: Vec<_> = prompts.into_iter().map(Arc::new).collect();
         let commands = commands(&request, &model, &text, &prompts)?;
         let events = self.start(commands, &prompts, &text, &stops)?;
@@ -175,13 +176,17 @@ fn commands(
         let max_tokens = room(request.max_tokens, prompt.ids.len(), &model.base, sequences)?;
         asked += max_tokens * request.choices;
         let seed = request.seed.unwrap_or_else(|| rand::rng().next_u64());
-        let sampling = SamplingParams { max_tokens, seed, ..request.sampling.clone() };
+        let mut sampling = SamplingParams { max_tokens, seed, ..request.sampling.clone() };
+        // A model says no pictures.
+        let unsayable = model.base.vision.map(|vision| (vision.image_token, f32::NEG_INFINITY));
+        sampling.logit_bias.extend(unsayable);
         commands.push(GenerationRequest {
             base: Arc::clone(&model.base.name),
             adapter: model.adapter.clone(),
             adapter_scale: request.adapter_scale.unwrap_or(1.0),
             tenant: Arc::clone(&request.tenant),
             prompt: prompt.ids.clone(),
+            pictures: prompt.pictures.clone(),
             choices: request.choices,
             sampling,
             stop_tokens: text.stop_ids().to_vec(),

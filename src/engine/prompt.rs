@@ -1,11 +1,14 @@
 //! Prompts as requests give them, and as the device thread gets them.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use super::EngineError;
 use super::tokens::TextToken;
-use crate::domain::PromptToken;
-use crate::text::{Detokenizer, Start, TextError, TextModel, Tokenizer};
+use crate::domain::{BaseInfo, PlacedPicture, PromptToken, VisionInfo};
+use crate::pictures::PictureReader;
+use crate::text::{Detokenizer, PictureUrl, Start, TextError, TextModel, Tokenizer, picture_urls};
 
 /// What to continue.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,13 +24,24 @@ pub enum PromptInput {
 }
 
 /// A prompt as token ids.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct PreparedPrompt {
     pub ids: Vec<u32>,
     /// What `echo` shows: what the caller wrote.
     pub text: String,
     /// Tokens at the start that the tokenizer added.
     pub added: usize,
+    /// The pictures of a conversation, each at a run of image tokens.
+    pub pictures: Vec<PlacedPicture>,
+}
+
+/// What a prompt is prepared with.
+#[derive(Clone, Debug)]
+pub(super) struct Preparation {
+    pub text: Arc<TextModel>,
+    pub base: Arc<BaseInfo>,
+    /// Present if the model sees.
+    pub pictures: Option<Arc<PictureReader>>,
 }
 
 impl PromptInput {
@@ -47,10 +61,10 @@ impl PromptInput {
     /// [`EngineError::Prompt`] or [`EngineError::UnknownToken`], naming the parameter.
     pub(super) fn prepare(
         self,
-        model: &TextModel,
-        vocab_size: usize,
+        with: &Preparation,
         echo: bool,
     ) -> Result<Vec<PreparedPrompt>, EngineError> {
+        let (model, vocab_size) = (&*with.text, with.base.vocab_size);
         match self {
             Self::Texts(texts) => {
                 texts.into_iter().map(|text| from_text(model, text, echo)).collect()
@@ -59,12 +73,7 @@ impl PromptInput {
                 lists.into_iter().map(|ids| from_ids(model, ids, vocab_size, echo)).collect()
             }
             Self::Beginning => Ok(vec![beginning(model)?]),
-            Self::Chat(messages) => {
-                let ids = model
-                    .chat_prompt(&messages, None, &Map::new())
-                    .map_err(|error| EngineError::Prompt { param: "messages", error })?;
-                Ok(vec![PreparedPrompt { ids, text: String::new(), added: 0 }])
-            }
+            Self::Chat(messages) => Ok(vec![from_chat(with, &messages)?]),
         }
     }
 }
@@ -78,7 +87,7 @@ impl PreparedPrompt {
     /// The scored prompt tokens with their places in the echoed text.
     pub(super) fn scored(
         &self,
-        tokenizer: &std::sync::Arc<Tokenizer>,
+        tokenizer: &Arc<Tokenizer>,
         scored: &[PromptToken],
     ) -> Vec<TextToken> {
         if scored.is_empty() {
@@ -111,7 +120,56 @@ fn from_text(model: &TextModel, text: String, echo: bool) -> Result<PreparedProm
             if ids.ends_with(&written) { ids.len() - written.len() } else { 0 }
         }
     };
-    Ok(PreparedPrompt { ids, text: if echo { text } else { String::new() }, added })
+    Ok(PreparedPrompt {
+        ids,
+        text: if echo { text } else { String::new() },
+        added,
+        ..PreparedPrompt::default()
+    })
+}
+
+/// The conversation through the template, each image token repeated for its picture's features.
+fn from_chat(with: &Preparation, messages: &[Value]) -> Result<PreparedPrompt, EngineError> {
+    let ids = with
+        .text
+        .chat_prompt(messages, None, &Map::new())
+        .map_err(|error| EngineError::Prompt { param: "messages", error })?;
+    let (Some(vision), Some(reader)) = (with.base.vision, &with.pictures) else {
+        return Ok(PreparedPrompt { ids, ..PreparedPrompt::default() });
+    };
+    let (ids, starts) = make_room(&ids, vision);
+    let urls = picture_urls(messages);
+    if urls.len() != starts.len() {
+        let (pictures, places) = (urls.len(), starts.len());
+        return Err(EngineError::PicturePlaces { pictures, places });
+    }
+    if ids.len() > with.base.context_length {
+        // Said before any picture is decoded.
+        let (prompt, context) = (ids.len(), with.base.context_length);
+        return Err(EngineError::ContextExceeded { prompt, max_tokens: 0, context });
+    }
+    let pictures = starts.into_iter().zip(urls).map(|(start, PictureUrl { path, url })| {
+        let picture = reader.read_url(url);
+        let picture = picture.map_err(|error| EngineError::Picture { path, error })?;
+        Ok(PlacedPicture { start, picture: Arc::new(picture) })
+    });
+    let pictures = pictures.collect::<Result<_, EngineError>>()?;
+    Ok(PreparedPrompt { ids, pictures, ..PreparedPrompt::default() })
+}
+
+/// Repeats every image token as often as a picture has features; also where each run begins.
+pub fn make_room(ids: &[u32], vision: VisionInfo) -> (Vec<u32>, Vec<usize>) {
+    let (mut room, mut starts) = (Vec::with_capacity(ids.len()), Vec::new());
+    for &id in ids {
+        match id == vision.image_token {
+            false => room.push(id),
+            true => {
+                starts.push(room.len());
+                room.resize(room.len() + vision.tokens_per_image, id);
+            }
+        }
+    }
+    (room, starts)
 }
 
 fn from_ids(
@@ -130,7 +188,7 @@ fn from_ids(
         true => model.tokenizer().decode(&ids, false).map_err(failed)?,
         false => String::new(),
     };
-    Ok(PreparedPrompt { ids, text, added: 0 })
+    Ok(PreparedPrompt { ids, text, ..PreparedPrompt::default() })
 }
 
 /// What stands before every text: the beginning-of-sequence token, or for models that have none
@@ -139,5 +197,5 @@ fn beginning(model: &TextModel) -> Result<PreparedPrompt, EngineError> {
     let tokenizer = model.tokenizer();
     let id =
         tokenizer.bos_id().or(tokenizer.eos_id()).ok_or_else(|| failed(TextError::EmptyPrompt))?;
-    Ok(PreparedPrompt { ids: vec![id], text: String::new(), added: 1 })
+    Ok(PreparedPrompt { ids: vec![id], added: 1, ..PreparedPrompt::default() })
 }

@@ -1,4 +1,5 @@
-//! Causal attention: over cached blocks of keys, within spans of a batch, and its backward.
+//! Attention: over cached blocks of keys, within spans of a batch, and its backward. Causal, but
+//! for spans that a vision tower reads whole.
 //!
 //! Forward: Dao et al. 2022, "FlashAttention"; each query walks its keys in blocks of sixteen from
 //! the sequence's first token on, with a running maximum and sum; the heads of a group walk
@@ -33,6 +34,8 @@ pub struct Attention<'a> {
     pub window: Option<usize>,
     pub softcap: Option<f32>,
     pub alibi: Option<&'a [f32]>,
+    /// Whether a row sees no key behind its own; otherwise it sees all of its span.
+    pub causal: bool,
 }
 
 impl Attention<'_> {

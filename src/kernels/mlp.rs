@@ -10,10 +10,13 @@ pub enum Act {
     /// Through the error function.
     Gelu,
     GeluTanh,
+    /// `x · σ(1.702 x)`.
+    QuickGelu,
 }
 
 const ROOT_2_OVER_PI: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
+const QUICK: f32 = 1.702;
 
 /// `act(x)` and `act'(x)`.
 #[inline(always)]
@@ -39,6 +42,11 @@ fn value_and_slope<S: Simd>(s: S, act: Act, x: S::V) -> (S::V, S::V) {
             let both = s.mul(half, s.add(one, th));
             let bend = s.mul(s.mul(half, x), s.mul(s.sub(one, s.mul(th, th)), inner_slope));
             (s.mul(x, both), s.add(both, bend))
+        }
+        Act::QuickGelu => {
+            let steep = s.mul(s.splat(QUICK), x);
+            let sig = sigmoid(s, steep);
+            (s.mul(x, sig), s.fma(s.mul(steep, sig), s.sub(one, sig), sig))
         }
     }
 }

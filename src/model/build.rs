@@ -17,7 +17,7 @@ use crate::domain::ModuleShape;
 /// Reads tensor after tensor and packs each before it reads the next, so that memory peaks at what
 /// stays plus one tensor.
 pub(super) struct Builder<'a, B: Backend> {
-    b: &'a mut B,
+    pub b: &'a mut B,
     config: &'a DecoderConfig,
     source: &'a mut Checkpoint,
     format: WeightFormat,
@@ -36,8 +36,8 @@ pub(super) struct Parts<B: Backend> {
     pub head: Head<B>,
 }
 
-/// How embedding and head are held beside linear layers of `format`.
-fn embedding_format(format: WeightFormat) -> WeightFormat {
+/// How embedding, head and vision are held beside linear layers of `format`.
+pub(super) fn dense_format(format: WeightFormat) -> WeightFormat {
     match format {
         WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Q8_0 => format,
         WeightFormat::Q4_0 | WeightFormat::Q4K => WeightFormat::Q8_0,
@@ -71,7 +71,7 @@ impl<'a, B: Backend> Builder<'a, B> {
 
     fn embedding(&mut self) -> Result<Embedding<B>, ModelError> {
         let (config, d) = (self.config, self.config.hidden_size);
-        let format = embedding_format(self.format);
+        let format = dense_format(self.format);
         let name = format!("{}{}", config.names.prefix, config.names.embedding);
         let table = self.weight(&name, (config.vocab_size, d), format, false)?;
         let positions = match config.names.positions {
@@ -84,7 +84,7 @@ impl<'a, B: Backend> Builder<'a, B> {
         Ok(Embedding { table, positions, scale: config.embedding_scale })
     }
 
-    fn layer(&mut self, index: usize) -> Result<Layer<B>, ModelError> {
+    pub fn layer(&mut self, index: usize) -> Result<Layer<B>, ModelError> {
         let config = self.config;
         let names = &config.names;
         let path = format!("{}{}.{index}.", names.prefix, names.layer);
@@ -150,7 +150,7 @@ impl<'a, B: Backend> Builder<'a, B> {
         Ok(Head { norm, projection, scale, softcap, vocab_size: config.vocab_size })
     }
 
-    fn projection(
+    pub fn projection(
         &mut self,
         path: &str,
         layer: Option<usize>,
@@ -179,7 +179,7 @@ impl<'a, B: Backend> Builder<'a, B> {
         // The head, the one linear outside the layers, is held as the embedding is, never turned.
         let (format, transposed) = match layer {
             Some(_) => (self.format, self.config.names.transposed),
-            None => (embedding_format(self.format), false),
+            None => (dense_format(self.format), false),
         };
         let weight = self.weight(&name, (out_features, in_features), format, transposed)?;
         let bias = match linear.bias {
@@ -199,7 +199,7 @@ impl<'a, B: Backend> Builder<'a, B> {
         name.map(|name| self.norm(&format!("{path}{name}"), d)).transpose()
     }
 
-    fn norm(&mut self, name: &str, width: usize) -> Result<ModelNorm<B>, ModelError> {
+    pub fn norm(&mut self, name: &str, width: usize) -> Result<ModelNorm<B>, ModelError> {
         let (norm, slot) = (self.config.norm, self.specs.len());
         let kind = TensorKind::Norm { minus: if norm.plus_one { 1.0 } else { 0.0 } };
         let weight = self.vector(&format!("{name}.weight"), width, kind)?;
@@ -210,7 +210,7 @@ impl<'a, B: Backend> Builder<'a, B> {
         Ok(ModelNorm { norm: Norm { kind: norm.kind, eps: norm.eps, weight, bias }, slot })
     }
 
-    fn weight(
+    pub fn weight(
         &mut self,
         name: &str,
         shape: (usize, usize),
@@ -245,15 +245,29 @@ impl<'a, B: Backend> Builder<'a, B> {
         width: usize,
         kind: TensorKind,
     ) -> Result<B::Rows, ModelError> {
-        let mut values = match self.read(name.to_owned(), (1, width), kind, false)? {
-            Stored::Values { values, .. } => values,
-            Stored::Blocks(_) => unreachable!("only matrices are handed out in blocks"),
-        };
+        let mut values = self.values(name.to_owned(), (1, width), kind)?;
         if let TensorKind::Norm { minus } = kind {
             values.iter_mut().for_each(|value| *value += minus);
         }
         self.report.vector(width);
         Ok(self.b.upload(&values, 1, width))
+    }
+
+    /// A tensor that is held as values, whatever the format of the matrices.
+    pub fn values(
+        &mut self,
+        name: String,
+        shape: (usize, usize),
+        kind: TensorKind,
+    ) -> Result<Vec<f32>, ModelError> {
+        match self.read(name.clone(), shape, kind, false)? {
+            Stored::Values { values, .. } => Ok(values),
+            Stored::Blocks(blocks) => Err(ModelError::TensorType {
+                file: "the checkpoint".to_owned(),
+                tensor: name,
+                dtype: blocks.format().name().to_owned(),
+            }),
+        }
     }
 
     fn read(
@@ -282,5 +296,6 @@ fn attention(config: &DecoderConfig, index: usize) -> AttentionSpec {
         window: config.layers[index].window,
         softcap: config.attention_softcap,
         alibi: config.alibi.clone(),
+        causal: true,
     }
 }

@@ -38,7 +38,25 @@ pub struct DecoderConfig {
     pub eos_token_ids: Vec<u32>,
     /// `target_modules` where a request names none, as PEFT chooses.
     pub default_targets: &'static [&'static str],
+    pub vision: Option<VisionConfig>,
     pub names: Names,
+}
+
+/// A vision tower (CLIP; Radford et al. 2021) and the projector that joins it to the decoder.
+#[derive(Clone, Debug)]
+pub struct VisionConfig {
+    /// Stands in a prompt where features go.
+    pub image_token: u32,
+    /// Side of the pictures, and of the patches they are cut into.
+    pub image_size: usize,
+    pub patch_size: usize,
+    /// The blocks up to the one whose output is taken. They are a decoder's in all but the mask, so
+    /// one description does for both.
+    pub tower: Box<DecoderConfig>,
+    /// Whether the class token's output is a feature too.
+    pub keep_class: bool,
+    pub projector_activation: Activation,
+    pub projector_bias: bool,
 }
 
 /// What every norm of the model does.
@@ -100,6 +118,18 @@ pub struct LinearConfig {
 impl LinearConfig {
     pub fn new(name: &'static str, out_features: usize, bias: bool) -> Self {
         Self { name, out_features, bias }
+    }
+}
+
+impl VisionConfig {
+    /// Patches of a picture.
+    pub fn patches(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2)
+    }
+
+    /// Tokens a picture becomes.
+    pub fn tokens(&self) -> usize {
+        self.patches() + usize::from(self.keep_class)
     }
 }
 

@@ -12,6 +12,7 @@ use super::linear::Adapters;
 use super::report::Report;
 use super::saved::{Table, replace_rows};
 use super::tensors::TensorSpec;
+use super::vision::{PictureRows, Vision};
 use crate::backend::{Backend, CacheShape, KvFormat, SequenceRows};
 use crate::domain::{BaseInfo, WeightFormat};
 
@@ -23,6 +24,7 @@ pub struct Model<B: Backend> {
     pub(super) embedding: Embedding<B>,
     pub(super) layers: Vec<Layer<B>>,
     pub(super) head: Head<B>,
+    pub(super) vision: Option<Vision<B>>,
     /// Every tensor, by slot.
     pub(super) specs: Vec<TensorSpec>,
     pub(super) config: DecoderConfig,
@@ -46,6 +48,8 @@ pub struct Step<'a, B: Backend> {
     pub tokens: &'a [u32],
     /// Cover every row once, in order.
     pub sequences: &'a [SequenceRows],
+    /// Features of pictures, at rows whose tokens stand for them.
+    pub pictures: &'a [PictureRows<'a>],
     /// Rows that wear an adapter; the others are served by the base alone.
     pub adapters: &'a [AdapterRows<'a, B>],
     /// The rows whose logits are asked for, in the order of the answer.
@@ -56,13 +60,15 @@ impl<B: Backend> Embedding<B> {
     pub const TABLE_SLOT: usize = 0;
     pub const POSITIONS_SLOT: usize = 1;
 
-    /// `x[i] = scale · E[id] (+ P[position])`, `(t, d)`; `E` is the adapter's where it brings one.
+    /// `x[i] = scale · E[id] (+ P[position])`, `(t, d)`; `E` is the adapter's where it brings one,
+    /// and where a picture is its features stand instead.
     pub fn forward(
         &self,
         b: &mut B,
         ids: &[u32],
         positions: &[u32],
         adapters: &[AdapterRows<'_, B>],
+        pictures: &[PictureRows<'_>],
     ) -> B::Rows {
         let (_, d) = b.weight_shape(&self.table);
         let mut x = b.room(ids.len(), d);
@@ -72,6 +78,11 @@ impl<B: Backend> Embedding<B> {
             let mut own = b.zeros(group.rows.len(), d);
             b.embed(table, &ids[group.rows.clone()], self.scale, &mut own);
             replace_rows(b, &mut x, group.rows.clone(), own);
+        }
+        for picture in pictures {
+            let count = picture.features.len() / d;
+            let features = b.upload(picture.features, count, d);
+            replace_rows(b, &mut x, picture.row..picture.row + count, features);
         }
         if let Some(table) = &self.positions {
             let mut place = b.room(ids.len(), d);
@@ -135,7 +146,8 @@ impl<B: Backend> Model<B> {
     pub fn forward(&self, b: &mut B, cache: &mut B::Cache, step: &Step<'_, B>) -> B::Rows {
         let positions = positions(step.sequences);
         let keys = Keys::Cached { cache, sequences: step.sequences };
-        let x = self.hidden(b, step.tokens, &positions, step.adapters, keys);
+        let x = self.embedding.forward(b, step.tokens, &positions, step.adapters, step.pictures);
+        let x = self.hidden(b, x, &positions, step.adapters, keys);
         self.logits(b, x, step.adapters, step.logits)
     }
 
@@ -149,20 +161,20 @@ impl<B: Backend> Model<B> {
         logits: &[usize],
     ) -> B::Rows {
         let positions: Vec<u32> = spans.iter().flat_map(|span| 0..span.len() as u32).collect();
-        let x = self.hidden(b, ids, &positions, adapters, Keys::Spans(spans));
+        let x = self.embedding.forward(b, ids, &positions, adapters, &[]);
+        let x = self.hidden(b, x, &positions, adapters, Keys::Spans(spans));
         self.logits(b, x, adapters, logits)
     }
 
-    /// The last layer's output `(t, d)`.
+    /// The last layer's output `(t, d)`, `x` being the first one's input.
     fn hidden(
         &self,
         b: &mut B,
-        ids: &[u32],
+        mut x: B::Rows,
         positions: &[u32],
         rows: &[AdapterRows<'_, B>],
         keys: Keys<'_, B>,
     ) -> B::Rows {
-        let mut x = self.embedding.forward(b, ids, positions, rows);
         let adapters = Adapters { rows, dropout: None, training: false };
         let mut pass = Pass { positions, adapters, keys };
         for layer in &self.layers {

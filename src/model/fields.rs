@@ -23,6 +23,16 @@ impl<'a> Fields<'a> {
         Ok(Self { values, path: "" })
     }
 
+    /// The keys of an object that stands at `path`.
+    pub fn inside(values: &'a Map<String, Value>, path: &'static str) -> Self {
+        Self { values, path }
+    }
+
+    /// A copy of the keys.
+    pub fn to_map(self) -> Map<String, Value> {
+        self.values.clone()
+    }
+
     /// The value of `key`, if there is one that is not null.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.values.get(key).filter(|value| !value.is_null())
@@ -93,6 +103,7 @@ impl<'a> Fields<'a> {
             Some("silu" | "swish") => Ok(Activation::Silu),
             Some("gelu") => Ok(Activation::Gelu),
             Some("gelu_new" | "gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
+            Some("quick_gelu") => Ok(Activation::QuickGelu),
             _ => Err(self.unsupported(key, value)),
         }
     }

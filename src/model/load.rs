@@ -11,9 +11,10 @@ use super::build::{Builder, Parts};
 use super::checkpoint::{Checkpoint, Layout, read_file};
 use super::config::DecoderConfig;
 use super::fields::Fields;
+use super::vision::Vision;
 use super::{LoadOptions, Model, ModelError, ModelSource, families};
 use crate::backend::{Backend, WeightFormat};
-use crate::domain::{BaseInfo, ModuleShape};
+use crate::domain::{BaseInfo, ModuleShape, VisionInfo};
 use crate::gguf::Gguf;
 
 impl<B: Backend> Model<B> {
@@ -34,6 +35,9 @@ impl<B: Backend> Model<B> {
         let mut checkpoint = Checkpoint::open(source, &bytes, &config.family)?;
         if let ModelSource::Gguf(_) = source {
             checkpoint.set_layout(Layout::Gguf(Box::new(config.clone())));
+        }
+        if config.vision.is_some() {
+            checkpoint.rename(families::canonical_name);
         }
         let format = match options.format {
             Some(format) => format,
@@ -60,6 +64,11 @@ impl<B: Backend> Model<B> {
         let Parts { embedding, layers, head } = builder.build()?;
         let (specs, modules, report) = (builder.specs, builder.modules, builder.report);
         let held = report.format().filter(|_| checkpoint.keeps_formats()).unwrap_or(format);
+        let vision = config.vision.as_ref();
+        let vision =
+            vision.map(|vision| Vision::build(b, vision, config.hidden_size, checkpoint, format));
+        let vision = vision.transpose()?;
+        let seen = vision.as_ref().map_or((0, 0), |v| (v.parameters, v.size_bytes));
         let info = BaseInfo {
             name: name.into(),
             family: config.family.clone(),
@@ -67,13 +76,18 @@ impl<B: Backend> Model<B> {
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,
             num_layers: layers.len(),
-            parameters: specs.iter().map(|spec| spec.parameters() as u64).sum(),
+            parameters: specs.iter().map(|spec| spec.parameters() as u64).sum::<u64>() + seen.0,
             dtype: held.name().to_owned(),
-            size_bytes: report.size_bytes as u64,
+            size_bytes: (report.size_bytes + seen.1) as u64,
             fingerprint: String::new(),
             tables: tables(&config),
             modules,
             default_targets: config.default_targets.iter().map(|&name| name.to_owned()).collect(),
+            vision: config.vision.as_ref().map(|vision| VisionInfo {
+                image_token: vision.image_token,
+                tokens_per_image: vision.tokens(),
+                image_size: vision.image_size,
+            }),
         };
         let (info, eos_token_ids) = (Arc::new(info), config.eos_token_ids.clone());
         Ok(Self {
@@ -82,6 +96,7 @@ impl<B: Backend> Model<B> {
             embedding,
             layers,
             head,
+            vision,
             specs,
             config,
             format: held,
@@ -99,14 +114,17 @@ impl<B: Backend> Model<B> {
         info.context_length = info.context_length.min(tokens);
     }
 
-    /// Whether a tensor that was not asked for may lie in the checkpoint all the same: a buffer, or
-    /// the copy of a tied head.
+    /// Whether a tensor that was not asked for may lie in the checkpoint all the same: a buffer,
+    /// the copy of a tied head, or the end of a vision tower.
     fn ignores(&self, tensor: &str) -> bool {
         let names = &self.config.names;
         let buffer = names.ignored.iter().any(|suffix| tensor.ends_with(suffix));
         let read_before =
             matches!(tensor, "rope_freqs.weight") || tensor.starts_with("rope_factors_");
-        buffer || read_before || (self.config.tied && tensor == format!("{}.weight", names.head))
+        // Blocks of the tower behind the one whose output is taken.
+        let unused = self.vision.is_some() && tensor.starts_with(families::TOWER);
+        let tied = self.config.tied && tensor == format!("{}.weight", names.head);
+        buffer || read_before || unused || tied
     }
 
     fn say(&self, started: Instant) {

@@ -114,7 +114,7 @@ impl<B: Backend> MicroBatch<B> {
     fn embed(&self, b: &mut B, model: &Model<B>, trainee: &mut Trainee<B>) -> B::Rows {
         let TrainBatch { ids, positions, .. } = &self.batch;
         let (worn, _) = trainee.parts(ids.len());
-        let mut x = model.embedding.forward(b, ids, positions, worn.as_slice());
+        let mut x = model.embedding.forward(b, ids, positions, worn.as_slice(), &[]);
         if let Some(noise) = &self.options.noise {
             let (t, d) = b.shape(&x);
             let noise = b.upload(noise, t, d);

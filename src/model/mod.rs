@@ -33,6 +33,7 @@ mod saved;
 mod source;
 mod tensors;
 mod trainee;
+mod vision;
 mod visit;
 
 pub use adapter::{Adapter, AdapterRows};
@@ -43,3 +44,4 @@ pub use export::{Weights, Written};
 pub use micro_batch::{LoraDropout, MicroBatch, MicroBatchOptions};
 pub use source::{LoadOptions, ModelSource};
 pub use trainee::{Parameter, Trainee};
+pub use vision::{PictureRows, PictureRun};

@@ -21,6 +21,12 @@ pub struct TensorSpec {
 pub enum TensorKind {
     /// A matrix, packed.
     Weight(WeightFormat),
+    /// A convolution over patches of three planes, packed as a matrix and stored
+    /// `(out, 3, side, side)`.
+    Patches {
+        side: usize,
+        format: WeightFormat,
+    },
     Bias,
     /// The weight of a norm, of which `minus` was subtracted in the file.
     Norm {
@@ -39,6 +45,7 @@ impl TensorSpec {
         match (self.kind, self.transposed) {
             (TensorKind::Weight(_), false) => vec![self.shape.0, self.shape.1],
             (TensorKind::Weight(_), true) => vec![self.shape.1, self.shape.0],
+            (TensorKind::Patches { side, .. }, _) => vec![self.shape.0, 3, side, side],
             _ => vec![self.shape.1],
         }
     }

@@ -146,7 +146,9 @@ impl<B: Backend> Trainee<B> {
         self.renew(b, model);
         let (worn, _) = self.parts(ids.len());
         let all: Vec<usize> = (0..ids.len()).collect();
-        let z = model.forward_spans(b, ids, &[0..ids.len()], worn.as_slice(), &all);
+        let whole = 0..ids.len();
+        let span = std::slice::from_ref(&whole);
+        let z = model.forward_spans(b, ids, span, worn.as_slice(), &all);
         let logits = b.download(&z);
         b.recycle(z);
         logits

@@ -19,10 +19,9 @@ pub enum PeftError {
     )]
     NoModule { targets: String, base: String, example: String },
     #[error(
-        "`modules_to_save` names `{name}`; of the base model `{base}` an adapter may replace \
-         {possible}"
+        "`modules_to_save` names `{name}`; of this base model an adapter may replace {possible}"
     )]
-    NotSaveable { name: String, base: String, possible: String },
+    NotSaveable { name: String, possible: String },
     #[error("adapter_model.safetensors cannot be read: {reason}")]
     Tensors { reason: String },
     #[error("the tensor `{tensor}` is missing from adapter_model.safetensors")]
@@ -33,7 +32,7 @@ pub enum PeftError {
     )]
     UnexpectedTensor { tensor: String, base: String },
     #[error("the tensor `{tensor}` has the shape {found:?}; this base model needs {expected:?}")]
-    Shape { tensor: String, found: Vec<usize>, expected: Vec<usize> },
+    Shape { tensor: String, found: Box<[usize]>, expected: Box<[usize]> },
     #[error("the tensor `{tensor}` has the type {found}; F32, F16 and BF16 are supported")]
     Dtype { tensor: String, found: String },
     #[error("the tensor `{tensor}` holds a number that is not finite")]

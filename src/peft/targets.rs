@@ -91,8 +91,7 @@ pub fn resolve_saved<'a>(names: &[String], base: &'a BaseInfo) -> Result<Vec<&'a
         let found = base.tables.iter().find(|table| ends_with_name(&table.name, name));
         found.ok_or_else(|| {
             let possible: Vec<&str> = base.tables.iter().map(|table| &*table.name).collect();
-            let (base, possible) = (base.name.to_string(), possible.join(" and "));
-            PeftError::NotSaveable { name: name.clone(), base, possible }
+            PeftError::NotSaveable { name: name.clone(), possible: possible.join(" and ") }
         })
     };
     names.iter().map(find).collect()

@@ -29,7 +29,7 @@ impl<'a> Tensors<'a> {
             return Err(PeftError::MissingTensor { tensor: name });
         };
         if view.shape() != expected {
-            let (found, expected) = (view.shape().to_vec(), expected.to_vec());
+            let (found, expected) = (view.shape().into(), expected.into());
             return Err(PeftError::Shape { tensor: name, found, expected });
         }
         to_f32(&name, &view)?.ok_or(PeftError::NotFinite { tensor: name })

@@ -41,6 +41,7 @@ pub(crate) fn tiny_base() -> BaseInfo {
         fingerprint: fingerprints().base,
         modules,
         default_targets: vec!["q_proj".to_owned(), "v_proj".to_owned()],
+        vision: None,
     }
 }
 

@@ -18,8 +18,14 @@ pub enum MessageProblem {
     UnknownRole { role: String },
     #[error("an assistant message needs `content` or `tool_calls`")]
     NoContent,
-    #[error("content parts of type `{kind}` are not supported by this model; only `text` is")]
-    UnsupportedPart { kind: String },
+    #[error("content parts of type `{kind}` are not supported by this model; {known}")]
+    UnsupportedPart { kind: String, known: &'static str },
+    #[error(
+        "the chat template has no place for pictures; start the server with `template=llava-v1`"
+    )]
+    NoPlaceForPictures,
+    #[error("this model reads every picture at the same size; leave `detail` out")]
+    Detail,
     #[error("`arguments` must be a string that holds a JSON object: {reason}")]
     Arguments { reason: String },
     #[error("`{key}` is not supported: {instead}")]
@@ -34,12 +40,55 @@ pub struct MessageError {
     pub problem: MessageProblem,
 }
 
+/// What content may hold, and how the template reads it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContentRules {
+    pub pictures: PictureRule,
+    /// The template reads lists of parts and no strings.
+    pub only_parts: bool,
+}
+
+/// Whether messages may show pictures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PictureRule {
+    /// The model sees none.
+    #[default]
+    Unseen,
+    /// The model sees, but its template writes none.
+    Unplaced,
+    /// As parts `{"type": "image"}`.
+    Placed,
+}
+
+/// A picture of a conversation: its URL, and where it stands, as a JSON path below the messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PictureUrl<'a> {
+    pub path: String,
+    pub url: &'a str,
+}
+
+/// The pictures of well-formed messages, in order.
+pub fn picture_urls(messages: &[Value]) -> Vec<PictureUrl<'_>> {
+    let mut urls = Vec::new();
+    for (at, message) in messages.iter().enumerate() {
+        for (index, part) in message["content"].as_array().into_iter().flatten().enumerate() {
+            if let Some(url) = part["image_url"]["url"].as_str() {
+                urls.push(PictureUrl {
+                    path: format!("[{at}].content[{index}].image_url.url"),
+                    url,
+                });
+            }
+        }
+    }
+    urls
+}
+
 /// The messages as templates read them.
 ///
 /// # Errors
 /// The first [`MessageError`].
-pub fn normalise(messages: &[Value]) -> Result<Vec<Value>, MessageError> {
-    let (messages, mut errors) = normalise_all(messages);
+pub fn normalise(messages: &[Value], rules: ContentRules) -> Result<Vec<Value>, MessageError> {
+    let (messages, mut errors) = normalise_all(messages, rules);
     match errors.is_empty() {
         true => Ok(messages),
         false => Err(errors.swap_remove(0)),
@@ -47,13 +96,16 @@ pub fn normalise(messages: &[Value]) -> Result<Vec<Value>, MessageError> {
 }
 
 /// The messages as templates read them, and every problem found.
-pub(super) fn normalise_all(messages: &[Value]) -> (Vec<Value>, Vec<MessageError>) {
+pub(super) fn normalise_all(
+    messages: &[Value],
+    rules: ContentRules,
+) -> (Vec<Value>, Vec<MessageError>) {
     let mut errors = Vec::new();
     let mut normal = Vec::with_capacity(messages.len());
     for (index, message) in messages.iter().enumerate() {
         match message.as_object() {
             Some(message) => {
-                let mut reader = Reader { base: format!("[{index}]"), errors: &mut errors };
+                let mut reader = Reader { base: format!("[{index}]"), rules, errors: &mut errors };
                 normal.push(Value::Object(reader.message(message)));
             }
             None => errors.push(MessageError {
@@ -67,6 +119,7 @@ pub(super) fn normalise_all(messages: &[Value]) -> (Vec<Value>, Vec<MessageError
 
 struct Reader<'a> {
     base: String,
+    rules: ContentRules,
     errors: &'a mut Vec<MessageError>,
 }
 
@@ -89,7 +142,8 @@ impl Reader<'_> {
             }
             _ => {}
         }
-        normal.insert("content".into(), content.unwrap_or_default().into());
+        let empty = || if self.rules.only_parts { Value::Array(Vec::new()) } else { "".into() };
+        normal.insert("content".into(), content.unwrap_or_else(empty));
         if let Some(calls) = calls {
             normal.insert("tool_calls".into(), calls);
         }
@@ -122,40 +176,55 @@ impl Reader<'_> {
         "user"
     }
 
-    /// A string, or text parts joined by line breaks; `None` if absent, null or wrong.
-    fn content(&mut self, content: Option<&Value>) -> Option<String> {
-        match content {
-            None | Some(Value::Null) => None,
-            Some(Value::String(text)) => Some(text.clone()),
+    /// A string, text parts joined by line breaks, or where there are pictures the parts themselves;
+    /// `None` if absent, null or wrong.
+    fn content(&mut self, content: Option<&Value>) -> Option<Value> {
+        let parts = match content {
+            None | Some(Value::Null) => return None,
+            Some(Value::String(text)) => vec![text_part(text)],
             Some(Value::Array(parts)) => {
-                let texts: Vec<String> = parts
-                    .iter()
-                    .enumerate()
-                    .filter_map(|(index, part)| self.part(index, part))
-                    .collect();
-                Some(texts.join("\n"))
+                let parts = parts.iter().enumerate();
+                parts.filter_map(|(index, part)| self.part(index, part)).collect()
             }
             Some(_) => {
-                let expected = "a string or a list of text parts";
+                let expected = "a string or a list of content parts";
                 self.report(".content", MessageProblem::WrongType { key: "content", expected });
-                Some(String::new())
+                Vec::new()
             }
+        };
+        let texts: Vec<&str> = parts.iter().filter_map(|part| part["text"].as_str()).collect();
+        match self.rules.only_parts || texts.len() < parts.len() {
+            true => Some(parts.into()),
+            false => Some(texts.join("\n").into()),
         }
     }
 
-    fn part(&mut self, index: usize, part: &Value) -> Option<String> {
+    fn part(&mut self, index: usize, part: &Value) -> Option<Value> {
         let kind = part["type"].as_str().unwrap_or("none");
-        match (kind, part["text"].as_str()) {
-            ("text", Some(text)) => return Some(text.to_owned()),
-            ("text", None) => self.report(
-                &format!(".content[{index}].text"),
-                MessageProblem::WrongType { key: "text", expected: "a string" },
-            ),
-            (kind, _) => self.report(
-                &format!(".content[{index}].type"),
-                MessageProblem::UnsupportedPart { kind: kind.chars().take(64).collect() },
-            ),
-        }
+        let known = match self.rules.pictures {
+            PictureRule::Unseen => "only `text` is",
+            _ => "only `text` and `image_url` are",
+        };
+        let (key, problem) = match (kind, part["text"].as_str()) {
+            ("text", Some(text)) => return Some(text_part(text)),
+            ("text", None) => {
+                ("text", MessageProblem::WrongType { key: "text", expected: "a string" })
+            }
+            ("image_url", _) if self.rules.pictures == PictureRule::Unplaced => {
+                ("type", MessageProblem::NoPlaceForPictures)
+            }
+            ("image_url", _) if self.rules.pictures == PictureRule::Placed => {
+                match picture_problem(&part["image_url"]) {
+                    None => return Some(serde_json::json!({"type": "image"})),
+                    Some(found) => found,
+                }
+            }
+            (kind, _) => {
+                let kind = kind.chars().take(64).collect();
+                ("type", MessageProblem::UnsupportedPart { kind, known })
+            }
+        };
+        self.report(&format!(".content[{index}].{key}"), problem);
         None
     }
 
@@ -220,6 +289,21 @@ impl Reader<'_> {
     }
 }
 
+fn text_part(text: &str) -> Value {
+    serde_json::json!({"type": "text", "text": text})
+}
+
+/// What is wrong with `image_url`, and the key it is wrong at.
+fn picture_problem(image_url: &Value) -> Option<(&'static str, MessageProblem)> {
+    if !image_url["url"].is_string() {
+        let (key, expected) = ("image_url", "an object with the string `url`");
+        return Some(("image_url", MessageProblem::WrongType { key, expected }));
+    }
+    let detail = &image_url["detail"];
+    let plain = detail.is_null() || detail == "auto";
+    (!plain).then_some(("image_url.detail", MessageProblem::Detail))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,7 +316,7 @@ mod tests {
             json!({"role": "assistant", "content": null, "tool_calls": [
                 {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}}]}),
         ];
-        let normal = normalise(&messages).unwrap();
+        let normal = normalise(&messages, ContentRules::default()).unwrap();
         assert_eq!(normal[0], json!({"role": "system", "content": "a\nb"}));
         assert_eq!(normal[1]["content"], "");
         assert_eq!(normal[1]["tool_calls"][0]["function"]["arguments"], json!({"x": 1}));
@@ -248,7 +332,11 @@ mod tests {
             json!({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}),
             json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[]"}}]}),
         ];
-        let paths: Vec<String> = normalise_all(&messages).1.into_iter().map(|e| e.path).collect();
+        let paths: Vec<String> = normalise_all(&messages, ContentRules::default())
+            .1
+            .into_iter()
+            .map(|e| e.path)
+            .collect();
         assert_eq!(
             paths,
             [
@@ -261,5 +349,31 @@ mod tests {
                 "[5].tool_calls[0].function.arguments"
             ]
         );
+    }
+
+    #[test]
+    fn pictures_stay_parts_where_a_template_places_them() {
+        let url = json!({"url": "data:,"});
+        let message = json!({"role": "user", "content": [
+            {"type": "image_url", "image_url": url}, {"type": "text", "text": "what?"}]});
+        let read = |pictures, only_parts, messages: &[Value]| {
+            normalise(messages, ContentRules { pictures, only_parts })
+        };
+        let normal = read(PictureRule::Placed, false, std::slice::from_ref(&message)).unwrap();
+        let parts = json!([{"type": "image"}, {"type": "text", "text": "what?"}]);
+        assert_eq!(normal[0]["content"], parts);
+        let urls = picture_urls(std::slice::from_ref(&message));
+        assert_eq!((urls.len(), &*urls[0].path), (1, "[0].content[0].image_url.url"));
+        let plain = json!({"role": "user", "content": "hi"});
+        let normal = read(PictureRule::Placed, true, &[plain]).unwrap();
+        assert_eq!(normal[0]["content"], json!([{"type": "text", "text": "hi"}]));
+        for rule in [PictureRule::Unseen, PictureRule::Unplaced] {
+            let error = read(rule, false, std::slice::from_ref(&message)).unwrap_err();
+            assert_eq!(error.path, "[0].content[0].type");
+        }
+        let detailed = json!({"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": "data:,", "detail": "high"}}]});
+        let error = read(PictureRule::Placed, false, &[detailed]).unwrap_err();
+        assert_eq!(error.path, "[0].content[0].image_url.detail");
     }
 }

@@ -19,7 +19,7 @@ pub mod gguf;
 mod source;
 
 pub use detokenizer::{Detokenizer, Start};
-pub use messages::MessageError;
+pub use messages::{MessageError, PictureUrl, picture_urls};
 pub use model::{TextError, TextFiles, TextModel};
 pub use source::TextSource;
 pub use stop::{MatchedStop, StopMatcher};

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::detokenizer::{Detokenizer, Start};
 use super::mask::MaskError;
-use super::messages::{MessageError, normalise};
+use super::messages::{ContentRules, MessageError, PictureRule, normalise};
 use super::source::TextSource;
 use super::template::{ChatTemplate, PRESETS, TemplateError};
 use super::tokenizer::{Tokenizer, TokenizerError};
@@ -52,6 +52,8 @@ pub struct TextFiles<'a> {
 pub struct TextModel {
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
+    /// Stands in a text where a picture goes; `None` if the model sees none.
+    image_token: Option<u32>,
     stop_ids: Vec<u32>,
     turn_stop: Option<String>,
 }
@@ -88,6 +90,7 @@ impl TextModel {
     /// As [`TextModel::from_folder`].
     pub fn new(source: TextSource, chosen: Option<&str>) -> Result<Self, TextError> {
         let tokenizer = Tokenizer::from_bytes(&source.tokenizer, source.special)?;
+        let image_token = source.image_token;
         let (bos, eos) = (tokenizer.bos_token(), tokenizer.eos_token());
         let template = match (chosen, source.template) {
             (Some(name), _) if PRESETS.iter().any(|(preset, _)| *preset == name) => {
@@ -110,7 +113,20 @@ impl TextModel {
                 None => turn_stop = first_line(&after),
             }
         }
-        Ok(Self { tokenizer: Arc::new(tokenizer), template, stop_ids, turn_stop })
+        let tokenizer = Arc::new(tokenizer);
+        Self { tokenizer, template, image_token: None, stop_ids, turn_stop }.seeing(image_token)
+    }
+
+    /// With the image token of a model that sees. The templates of such models leave what stands
+    /// before every text to a processor.
+    fn seeing(mut self, image_token: Option<u32>) -> Result<Self, TextError> {
+        self.image_token = image_token;
+        let first = self.tokenizer.encode("a", true)?.first().copied();
+        let begins = image_token.is_some() && first == self.tokenizer.bos_id();
+        if let Some(template) = self.template.as_mut().filter(|_| begins) {
+            template.begin_every_text();
+        }
+        Ok(self)
     }
 
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
@@ -180,7 +196,7 @@ impl TextModel {
         extra: &Map<String, Value>,
     ) -> Result<String, TextError> {
         let template = self.template.as_ref().ok_or(TextError::NoTemplate)?;
-        let messages = normalise(messages)?;
+        let messages = normalise(messages, self.content_rules(template))?;
         for (name, values) in [("messages", Some(messages.as_slice())), ("tools", tools)] {
             for (index, value) in values.into_iter().flatten().enumerate() {
                 if let Some((path, token)) = self.special_token_in(value) {
@@ -190,6 +206,23 @@ impl TextModel {
             }
         }
         Ok(template.render(&messages, tools, true, extra)?)
+    }
+
+    /// What a chat may show, and how the template reads it.
+    fn content_rules(&self, template: &ChatTemplate) -> ContentRules {
+        let takes = template.takes();
+        let pictures = match (self.image_token.is_some(), takes.parts) {
+            (false, _) => PictureRule::Unseen,
+            (true, false) => PictureRule::Unplaced,
+            (true, true) => PictureRule::Placed,
+        };
+        ContentRules { pictures, only_parts: !takes.text }
+    }
+
+    /// The same for training data, which shows no pictures.
+    pub(super) fn training_rules(&self) -> ContentRules {
+        let takes = self.template.as_ref().map(ChatTemplate::takes).unwrap_or_default();
+        ContentRules { pictures: PictureRule::Unseen, only_parts: takes.parts && !takes.text }
     }
 
     /// The first special token written out in any string of `value`, with its JSON path.

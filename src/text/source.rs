@@ -17,6 +17,8 @@ pub struct TextSource {
     pub special: SpecialTokens,
     /// The chat template, with the file it was found in.
     pub template: Option<(String, String)>,
+    /// The token that stands for a picture, of a model that sees.
+    pub image_token: Option<u32>,
 }
 
 impl TextSource {
@@ -29,16 +31,17 @@ impl TextSource {
         const TEMPLATE: &str = "chat_template.jinja";
         let tokenizer = read(&folder.join("tokenizer.json"))?;
         let config = read_json_if_present(folder, "tokenizer_config.json")?;
+        let model = read_json_if_present(folder, "config.json")?;
         let special = SpecialTokens::read(
             &config,
             &read_json_if_present(folder, "generation_config.json")?,
-            &read_json_if_present(folder, "config.json")?,
+            &model,
         );
         let template = match std::fs::read_to_string(folder.join(TEMPLATE)) {
             Ok(source) => Some((TEMPLATE.to_owned(), source)),
             Err(_) => configured_template(&config)?,
         };
-        Ok(Self { tokenizer, special, template })
+        Ok(Self { tokenizer, special, template, image_token: image_token(&model) })
     }
 
     /// The same from memory, for a model inside the binary.
@@ -52,16 +55,18 @@ impl TextSource {
                 .map_err(|error| TokenizerError::Json { file, reason: error.to_string() }),
         };
         let config = parse(files.tokenizer_config, "tokenizer_config.json")?;
+        let model = parse(files.config, "config.json")?;
         let special = SpecialTokens::read(
             &config,
             &parse(files.generation_config, "generation_config.json")?,
-            &parse(files.config, "config.json")?,
+            &model,
         );
         let template = match files.chat_template {
             Some(source) => Some(("chat_template.jinja".to_owned(), source.to_owned())),
             None => configured_template(&config)?,
         };
-        Ok(Self { tokenizer: files.tokenizer.to_vec(), special, template })
+        let (tokenizer, image_token) = (files.tokenizer.to_vec(), image_token(&model));
+        Ok(Self { tokenizer, special, template, image_token })
     }
 
     /// The same from the metadata of a GGUF file.
@@ -84,4 +89,10 @@ fn configured_template(config: &Value) -> Result<Option<(String, String)>, TextE
         other => other.as_str(),
     };
     Ok(template.map(|source| ("tokenizer_config.json".to_owned(), source.to_owned())))
+}
+
+/// The image token of a model with a vision tower.
+fn image_token(config: &Value) -> Option<u32> {
+    let id = config["image_token_index"].as_u64().or(config["image_token_id"].as_u64());
+    id.filter(|_| config["vision_config"].is_object()).and_then(|id| u32::try_from(id).ok())
 }

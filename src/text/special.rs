@@ -20,14 +20,17 @@ pub struct SpecialTokens {
 impl SpecialTokens {
     /// Reads what is there; a missing file is `Value::Null`.
     pub fn read(tokenizer_config: &Value, generation_config: &Value, config: &Value) -> Self {
+        // A model that sees keeps what concerns text in an object of its own.
+        let text = &config["text_config"];
+        let config = |key: &str| if config[key].is_null() { &text[key] } else { &config[key] };
         let mut eos_ids = ids(&generation_config["eos_token_id"]);
-        for id in ids(&config["eos_token_id"]) {
+        for id in ids(config("eos_token_id")) {
             if !eos_ids.contains(&id) {
                 eos_ids.push(id);
             }
         }
         let first =
-            |key: &str| ids(&generation_config[key]).first().or(ids(&config[key]).first()).copied();
+            |key: &str| ids(&generation_config[key]).first().or(ids(config(key)).first()).copied();
         Self {
             bos: token_text(&tokenizer_config["bos_token"]),
             eos: token_text(&tokenizer_config["eos_token"]),

@@ -81,6 +81,7 @@ mod tests {
             modules: vec![module("q"), module("v")],
             tables: Vec::new(),
             default_targets: vec!["q".into()],
+            vision: None,
         }
     }
 

@@ -66,7 +66,7 @@ impl Comparison {
     pub fn is_suspicious(&self) -> bool {
         let off = self.check.max_abs_logit_difference;
         // Not a number is suspicious too.
-        !(off <= ALLOWED * self.largest.max(1.0))
+        off.is_nan() || off > ALLOWED * self.largest.max(1.0)
     }
 
     fn compare(&mut self, x: &[f32], y: &[f32]) {
@@ -107,6 +107,7 @@ fn served<B: Backend>(
             SequenceRows { rows: 0..n, start: chunk.start, blocks: (0..blocks as u32).collect() };
         let worn = [AdapterRows { rows: 0..n, adapter: &adapter, scale: 1.0 }];
         let step = Step {
+            pictures: &[],
             tokens: &ids[chunk],
             sequences: &[sequence],
             adapters: &worn,

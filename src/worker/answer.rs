@@ -145,10 +145,10 @@ fn score<'a>(
 ) -> Result<(), SampleError> {
     let count = sequence.request.ask.sampling.prompt_logprobs.unwrap_or(0);
     if start == 0 {
-        let token = sequence.tokens[0];
+        let token = sequence.request.ask.prompt[0];
         sequence.report.push(PromptToken { token, logprob: None, top: Vec::new() });
     }
-    for (&token, logits) in sequence.tokens[start + 1..].iter().zip(rows) {
+    for (&token, logits) in sequence.request.ask.prompt[start + 1..].iter().zip(rows) {
         sequence.report.push(sample::score(logits, token, count)?);
     }
     Ok(())

@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
+use super::pictures::SeenPicture;
 use super::plan::Slot;
 use super::resident::AdapterPin;
-use super::sequence::Sequence;
+use super::sequence::{Request, Sequence};
 use crate::backend::SequenceRows;
+use crate::model::PictureRows;
 
 /// The rows of one step; its buffers are used again by the next.
 #[derive(Debug, Default)]
@@ -15,6 +17,24 @@ pub(super) struct Batch {
     /// The rows whose logits are asked for, slot by slot.
     pub logits: Vec<usize>,
     pub groups: Vec<Group>,
+    pub pictures: Vec<Shown>,
+}
+
+/// A picture, or the part of it that this step reads.
+#[derive(Debug)]
+pub(super) struct Shown {
+    /// The first of its rows.
+    row: usize,
+    picture: SeenPicture,
+    /// Of the picture's tokens.
+    part: Range<usize>,
+}
+
+impl Shown {
+    /// As the model wants it.
+    pub fn rows(&self) -> PictureRows<'_> {
+        PictureRows { row: self.row, features: self.picture.part(&self.part) }
+    }
 }
 
 /// Neighbouring rows with one adapter at one scale.
@@ -46,6 +66,7 @@ impl Batch {
         let known = count - sequence.draft.len();
         self.tokens.extend_from_slice(&sequence.tokens[start..start + known]);
         self.tokens.extend_from_slice(&sequence.draft);
+        self.show(&sequence.request, first, start..start + known);
         let wanted = rows.clone().filter(|row| sequence.wants_logits(start + row - first));
         self.logits.extend(wanted);
         if let Some(adapter) = &sequence.adapter {
@@ -53,6 +74,21 @@ impl Batch {
         }
         let blocks = std::mem::take(&mut sequence.blocks);
         self.sequences.push(SequenceRows { rows, start, blocks });
+    }
+
+    /// The pictures of a sequence whose positions `chunk` begin at row `first`.
+    fn show(&mut self, request: &Request, first: usize, chunk: Range<usize>) {
+        for picture in request.seen() {
+            let tokens = picture.tokens();
+            let (from, to) = (tokens.start.max(chunk.start), tokens.end.min(chunk.end));
+            if from < to {
+                let row = first + from - chunk.start;
+                // The caches' token for the picture is outside the vocabulary.
+                self.tokens[row..row + to - from].copy_from_slice(&request.ask.prompt[from..to]);
+                let part = from - tokens.start..to - tokens.start;
+                self.pictures.push(Shown { row, picture: picture.clone(), part });
+            }
+        }
     }
 
     fn dress(&mut self, rows: Range<usize>, adapter: &AdapterPin, scale: f32) {
@@ -80,5 +116,6 @@ impl Batch {
         self.sequences.clear();
         self.logits.clear();
         self.groups.clear();
+        self.pictures.clear();
     }
 }

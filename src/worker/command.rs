@@ -79,6 +79,10 @@ pub enum WorkerError {
          shorten the prompt or `max_tokens`"
     )]
     TooLarge { needed_tokens: usize, capacity_tokens: usize },
+    #[error(
+        "the request shows {pictures} pictures and the server holds {limit} at a time; show fewer"
+    )]
+    TooManyPictures { pictures: usize, limit: usize },
     #[error("the adapter does not fit this base model: {0}")]
     Adapter(String),
     #[error("the computation failed: {0}")]

@@ -4,19 +4,21 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::answer::Reader;
-use super::batch::{Batch, Group};
+use super::batch::{Batch, Group, Shown};
 use super::kv::blocks_for;
+use super::pictures::Pictures;
 use super::plan::Plan;
 use super::resident::{AdapterPin, Refusal, Resident};
 use super::scheduler::{Scheduler, StepLimits};
 use super::sequence::Request;
 use super::{WorkerError, WorkerStats};
 use crate::backend::{BLOCK_TOKENS, Backend, KvFormat};
-use crate::model::{AdapterRows, Model, Step};
+use crate::model::{AdapterRows, Model, PictureRows, Step};
 
 pub(super) struct Lane<B: Backend> {
     pub model: Model<B>,
     pub scheduler: Scheduler,
+    pictures: Pictures<B>,
     pub resident: Resident<B>,
     /// Empty only while it is being rebuilt.
     cache: Option<B::Cache>,
@@ -35,8 +37,10 @@ impl<B: Backend> Lane<B> {
         limits: StepLimits,
         (blocks, kv_format): (usize, KvFormat),
         adapter_cache_bytes: usize,
+        picture_cache_bytes: usize,
     ) -> Self {
         Self {
+            pictures: Pictures::new(&model.info, picture_cache_bytes),
             scheduler: Scheduler::new(limits, blocks),
             resident: Resident::new(adapter_cache_bytes),
             cache: Some(model.cache_as(b, blocks, kv_format)),
@@ -58,10 +62,33 @@ impl<B: Backend> Lane<B> {
                 false
             }
             None => {
-                self.scheduler.waiting.push(request);
+                match request.ask.pictures.is_empty() {
+                    true => self.scheduler.waiting.push(request),
+                    false => self.pictures.push(request),
+                }
                 true
             }
         }
+    }
+
+    pub fn has_work(&self) -> bool {
+        self.scheduler.has_work() || self.pictures.has_work()
+    }
+
+    /// Frees what is finished, stopped, failed or abandoned; see [`Scheduler::release_ended`].
+    pub fn release_ended(&mut self, mut left: impl FnMut(&Request)) {
+        self.pictures.remove(Request::is_over, &mut left);
+        self.scheduler.release_ended(left);
+    }
+
+    /// Fails everything that has not begun.
+    pub fn refuse_waiting(&mut self, error: &WorkerError, mut left: impl FnMut(&Request)) {
+        let refuse = |request: &Request| {
+            request.fail(error.clone());
+            true
+        };
+        self.pictures.remove(refuse, &mut left);
+        self.scheduler.refuse_waiting(error, left);
     }
 
     fn refusal(&self, request: &Request) -> Option<WorkerError> {
@@ -77,11 +104,15 @@ impl<B: Backend> Lane<B> {
             let capacity_tokens = room.min(info.context_length);
             return Some(WorkerError::TooLarge { needed_tokens: needed, capacity_tokens });
         }
-        None
+        self.pictures.refusal(info, request)
     }
 
-    /// One step: admit, compute, answer. Returns the tokens computed; 0 if there was nothing to do.
+    /// One step: look at pictures, admit, compute, answer. Returns the tokens computed; 0 if there
+    /// was nothing to do.
     pub fn step(&mut self, b: &mut B, stats: &WorkerStats) -> usize {
+        if let Some(request) = self.pictures.advance(b, &self.model) {
+            self.scheduler.waiting.push(request);
+        }
         self.admit(b, stats);
         self.scheduler.plan(&mut self.plan);
         if self.plan.slots.is_empty() {
@@ -125,11 +156,13 @@ impl<B: Backend> Lane<B> {
             scale: group.scale,
         };
         let adapters: Vec<AdapterRows<'_, B>> = self.batch.groups.iter().map(dress).collect();
+        let pictures: Vec<PictureRows<'_>> = self.batch.pictures.iter().map(Shown::rows).collect();
         let step = Step {
             tokens: &self.batch.tokens,
             sequences: &self.batch.sequences,
             adapters: &adapters,
             logits: &self.batch.logits,
+            pictures: &pictures,
         };
         let logits = self.model.forward(b, cache, &step);
         let (_, width) = b.shape(&logits);
@@ -159,7 +192,8 @@ impl<B: Backend> Lane<B> {
     /// After a panic: nothing computed is trusted. Who was in the step and has heard nothing yet is
     /// tried once more, alone; who has fails; everybody else is computed again.
     pub fn recover(&mut self, b: &mut B, reason: &str) {
-        if self.suspects.is_empty() {
+        let looked = self.pictures.recover(reason);
+        if self.suspects.is_empty() && !looked {
             let running = &self.scheduler.running;
             self.suspects.extend(running.iter().map(|sequence| Rc::clone(&sequence.request)));
         }

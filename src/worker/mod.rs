@@ -9,6 +9,7 @@
 //! plan       who computes what in a step; `draft` guesses tokens, `pace` knows what rows cost
 //! queue      waiting requests in turns, by tenant and adapter
 //! kv         KV blocks: `blocks` counts references, `prefix` finds them again by their tokens
+//! pictures   pictures not yet seen, and what was seen, by content
 //! resident   adapters on the device, by content, pinned while in use
 //! sequence   a request and the sequences that answer it
 //! batch      a step as one flat ragged batch
@@ -29,6 +30,7 @@ mod kv;
 mod lane;
 mod pace;
 mod panics;
+mod pictures;
 mod plan;
 mod prefix;
 mod queue;

@@ -107,6 +107,7 @@ impl Scheduler {
             return 0;
         }
         draft::look_up(&sequence.tokens, length, &mut sequence.draft);
+        sequence.draft_no_pictures();
         let needed = sequence.tokens.len() + sequence.draft.len();
         let missing = blocks_for(needed).saturating_sub(sequence.blocks.len());
         if missing > 0

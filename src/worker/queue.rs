@@ -23,7 +23,8 @@ impl FairQueue {
         self.tenants.is_empty()
     }
 
-    pub fn push(&mut self, request: Request) {
+    pub fn push(&mut self, request: impl Into<Rc<Request>>) {
+        let request = request.into();
         let tenant = &request.space.tenant;
         let at = self.tenants.iter().position(|(other, _)| other == tenant).unwrap_or_else(|| {
             self.tenants.push_back((Arc::clone(tenant), Turns::default()));
@@ -55,8 +56,7 @@ impl FairQueue {
 }
 
 impl Turns {
-    fn push(&mut self, request: Request) {
-        let request = Rc::new(request);
+    fn push(&mut self, request: Rc<Request>) {
         match self.0.iter_mut().find(|(space, _)| *space == request.space) {
             Some((_, queue)) => queue.push_back(request),
             None => {

@@ -122,7 +122,7 @@ impl<B: Backend> Device<B> {
     }
 
     fn is_serving(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.scheduler.has_work())
+        self.lanes.iter().any(|lane| lane.has_work())
     }
 
     fn accept(&mut self, command: Command) {
@@ -159,14 +159,14 @@ impl<B: Backend> Device<B> {
         self.training.abandon(&mut self.backend);
         for lane in &mut self.lanes {
             let left = |request: &Request| self.stats.leave(request.ask.cost());
-            lane.scheduler.refuse_waiting(&WorkerError::Stopped, left);
+            lane.refuse_waiting(&WorkerError::Stopped, left);
         }
     }
 
     fn release_ended(&mut self) {
         for lane in &mut self.lanes {
             let left = |request: &Request| self.stats.leave(request.ask.cost());
-            lane.scheduler.release_ended(left);
+            lane.release_ended(left);
         }
     }
 
@@ -174,7 +174,7 @@ impl<B: Backend> Device<B> {
     fn decode_turn(&mut self) {
         let count = self.lanes.len();
         let order = (self.turn..self.turn + count).map(|turn| turn % count);
-        let next = order.into_iter().find(|&lane| self.lanes[lane].scheduler.has_work());
+        let next = order.into_iter().find(|&lane| self.lanes[lane].has_work());
         let Some(next) = next else {
             self.last_step = None;
             return;

@@ -1,6 +1,6 @@
 //! A request on the device thread, and the sequences that answer it.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::draft::Belief;
 use super::kv::{KvRoom, Registered};
+use super::pictures::SeenPicture;
 use super::prefix::Namespace;
 use super::resident::AdapterPin;
 use super::{GenerationEvent, WorkerError};
@@ -21,6 +22,8 @@ pub(super) struct Request {
     pub ask: GenerationRequest,
     /// Whose cached prefixes it may read.
     pub space: Arc<Namespace>,
+    /// What its pictures look like, once they are seen.
+    pub pictures: OnceCell<Vec<SeenPicture>>,
     /// Most tokens an answer may have: `max_tokens`, or what the context leaves.
     pub max_answer: usize,
     /// After a panic in company it is tried once more alone.
@@ -45,7 +48,22 @@ impl Request {
             ask.sampling.max_tokens.min(context_length.saturating_sub(ask.prompt.len()));
         let (alone, retried) = (Cell::new(false), Cell::new(false));
         let (emitted, failed) = (Cell::new(false), Cell::new(false));
-        Self { ask, space, max_answer, alone, retried, stops, events, emitted, failed }
+        let pictures = OnceCell::new();
+        Self { ask, space, pictures, max_answer, alone, retried, stops, events, emitted, failed }
+    }
+
+    /// What was seen of its pictures.
+    pub fn seen(&self) -> &[SeenPicture] {
+        self.pictures.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// The prompt as the caches know it: where a picture is, the token that is this picture's own.
+    fn cached_prompt(&self) -> Vec<u32> {
+        let mut tokens = self.ask.prompt.clone();
+        for picture in self.seen() {
+            tokens[picture.tokens()].fill(picture.token);
+        }
+        tokens
     }
 
     /// Tells its owner. The channel holds every event of a request, so one that does not take an
@@ -88,7 +106,7 @@ pub(super) struct Sequence {
     pub choice: usize,
     /// When it left the queue: the younger give way to the older.
     pub age: u64,
-    /// Prompt, then answer.
+    /// Prompt, then answer; at a picture's rows the caches' token for it.
     pub tokens: Vec<u32>,
     /// How many of `tokens` have their keys and values in `blocks`.
     pub computed: usize,
@@ -115,7 +133,7 @@ impl Sequence {
         Self {
             choice: 0,
             age,
-            tokens: request.ask.prompt.clone(),
+            tokens: request.cached_prompt(),
             computed: 0,
             blocks: Vec::new(),
             draft: Vec::new(),
@@ -202,6 +220,15 @@ impl Sequence {
         (self.computed, self.cached_tokens) = (0, 0);
         self.adapter = None;
         self.report.clear();
+    }
+
+    /// Cuts the draft before a picture: none is ever said.
+    pub fn draft_no_pictures(&mut self) {
+        let seen = self.request.seen();
+        let is_picture = |token: &u32| seen.iter().any(|picture| picture.token == *token);
+        if let Some(at) = self.draft.iter().position(is_picture) {
+            self.draft.truncate(at);
+        }
     }
 
     /// Ends this choice.

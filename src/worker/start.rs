@@ -50,6 +50,8 @@ pub struct WorkerSettings {
     pub kv_format: KvFormat,
     /// Memory for resident adapters, shared evenly among the base models.
     pub adapter_cache_bytes: usize,
+    /// Memory for the features of pictures, shared evenly among the base models.
+    pub picture_cache_bytes: usize,
     /// Time that training may add to a step of serving, on average.
     pub training_latency_budget: Duration,
     /// Most memory for activations that a training run keeps between forward and backward; `None`:
@@ -69,6 +71,7 @@ impl Default for WorkerSettings {
             kv_cache_bytes: 1 << 30,
             kv_format: KvFormat::F32,
             adapter_cache_bytes: 512 << 20,
+            picture_cache_bytes: 256 << 20,
             training_latency_budget: Duration::from_millis(20),
             training_memory_bytes: None,
             speculation: Speculation::Auto,
@@ -219,11 +222,8 @@ fn load_one<B: Backend>(
         );
         model.cut_context(holds);
     }
-    Ok(Lane::new(
-        b,
-        model,
-        limits,
-        (blocks, settings.kv_format),
-        settings.adapter_cache_bytes / shares,
-    ))
+    let adapter_bytes = settings.adapter_cache_bytes / shares;
+    let picture_bytes = settings.picture_cache_bytes / shares;
+    let room = (blocks, settings.kv_format);
+    Ok(Lane::new(b, model, limits, room, adapter_bytes, picture_bytes))
 }

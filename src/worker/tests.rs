@@ -4,5 +4,6 @@ mod drafts;
 mod faults;
 mod faulty;
 mod harness;
+mod pictures;
 mod serving;
 mod training;

@@ -13,7 +13,6 @@ use super::lane::Lane;
 use super::run::panic_message;
 use super::{TrainControl, WorkerError, WorkerSettings, WorkerStats};
 use crate::backend::Backend;
-use crate::kernels::memory;
 use crate::train::{Run, TrainEvent, TrainRequest};
 
 /// What a turn of training came to.
@@ -186,7 +185,7 @@ impl<B: Backend> Training<B> {
         let Some((request, mut owner)) = self.waiting.pop_front() else { return };
         match start(b, lanes, request, stats) {
             Ok((mut run, lane)) => {
-                let half = || memory::available_bytes().map_or(usize::MAX, |bytes| bytes / 2);
+                let half = || b.available_bytes().map_or(usize::MAX, |bytes| bytes / 2);
                 run.keep_activations(self.memory.unwrap_or_else(half));
                 self.active = Some(Active { run, lane, owner });
             }

@@ -69,7 +69,8 @@ fn check_case(name: &str) {
             let ours = if bf16 { half::bf16::from_f32(ours).to_f32() } else { ours };
             // Nested absmax may differ in its last bit, which bf16 may round to its own last one.
             let allowed = if bf16 { 8e-3 } else { 1e-6 } * expected.abs();
-            let allowed = if double { allowed } else { 0.0 };
+            // Nested, the offset's last bit moves every absmax, and levels are at most 1.
+            let allowed = if double { allowed + 1.5e-7 } else { 0.0 };
             assert!((ours - expected).abs() <= allowed, "{name} {case} {i}: {ours} {expected}");
         }
     }

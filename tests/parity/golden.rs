@@ -33,6 +33,7 @@ pub fn tensors(path: &Path) -> HashMap<String, (Vec<usize>, Vec<f32>)> {
     let read = |(name, view): (&str, safetensors::tensor::TensorView<'_>)| {
         let values = match view.dtype() {
             Dtype::F32 => bytes_to(view.data(), f32::from_le_bytes),
+            Dtype::U8 => view.data().iter().map(|&byte| f32::from(byte)).collect(),
             Dtype::I64 => bytes_to(view.data(), |b: [u8; 8]| i64::from_le_bytes(b) as f32),
             other => panic!("unexpected type {other:?}"),
         };

@@ -39,7 +39,8 @@ fn served<B: Backend>(b: &mut B, model: &Model<B>, tokens: &[u32], ends: &[usize
         let sequences = [sequence(0..end - start, start, 0)];
         let tokens = &tokens[start..end];
         // Without logits first, as for a chunk of a prompt: the second time overwrites the first.
-        let step = Step { tokens, sequences: &sequences, adapters: &[], logits: &[] };
+        let step =
+            Step { tokens, sequences: &sequences, pictures: &[], adapters: &[], logits: &[] };
         let none = model.forward(b, &mut cache, &step);
         assert!(b.download(&none).is_empty());
         let z = model.forward(b, &mut cache, &Step { logits: &rows, ..step });
@@ -87,7 +88,13 @@ fn a_ragged_batch_gives_each_sequence_its_own_logits<B: Backend>(b: &mut B) {
             sequences.push(sequence(first..first + n, 0, row));
         }
         let logits: Vec<usize> = (0..tokens.len()).collect();
-        let step = Step { tokens: &tokens, sequences: &sequences, adapters: &[], logits: &logits };
+        let step = Step {
+            tokens: &tokens,
+            sequences: &sequences,
+            pictures: &[],
+            adapters: &[],
+            logits: &logits,
+        };
         let mut cache = model.cache(b, 20);
         let z = model.forward(b, &mut cache, &step);
         let v = model.info.vocab_size;
@@ -109,6 +116,7 @@ fn greedy_tokens_are_those_of_transformers<B: Backend>(b: &mut B) {
             let n = step.len();
             let one = Step {
                 tokens: &step,
+                pictures: &[],
                 sequences: &[sequence(0..n, start, 1)],
                 adapters: &[],
                 logits: &[n - 1],

@@ -94,7 +94,7 @@ impl Setup {
         let store = Store::open(&format!("sqlite://{path}/t.db")).await.expect("a store");
         let artifacts = Artifacts::open(&format!("{path}/artifacts")).expect("artifacts");
         let text = Arc::new(text_model(self.template));
-        let bases = vec![ServedBase { info: base, text }];
+        let bases = vec![ServedBase { info: base, text, pictures: None }];
         let catalog = Catalog::new(store, artifacts, bases, CatalogOptions::default());
         let state = AppState {
             engine: Engine::new(worker, catalog),
@@ -269,45 +269,56 @@ fn base() -> Arc<BaseInfo> {
         modules: Vec::new(),
         tables: Vec::new(),
         default_targets: Vec::new(),
+        vision: None,
     })
 }
 
 /// GPT-2's stand-ins for bytes: printable ones for themselves, the others from U+0100 on.
-fn byte_vocabulary() -> Value {
+fn byte_vocabulary(taken: &[(u32, &str)]) -> Value {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut others = (0x100u32..).filter_map(char::from_u32);
     (0..=u8::MAX)
         .map(|byte| {
             let shown =
                 if printable(byte) { char::from(byte) } else { others.next().expect("a char") };
-            (shown.to_string(), Value::from(byte))
+            (shown.to_string(), byte)
         })
+        .filter(|(_, byte)| taken.iter().all(|(id, _)| *id != u32::from(*byte)))
+        .map(|(shown, byte)| (shown, Value::from(byte)))
+        .chain(taken.iter().map(|(id, special)| ((*special).to_owned(), Value::from(*id))))
         .collect::<serde_json::Map<_, _>>()
         .into()
 }
 
-pub fn text_model(template: bool) -> TextModel {
-    let special = |id: u32, content: &str| {
+/// A `tokenizer.json` with a token per byte, but for the ids that special tokens take; `<s>` stands
+/// before every text.
+pub fn byte_tokenizer(special_tokens: &[(u32, &str)]) -> String {
+    let (bos, _) = special_tokens.iter().find(|(_, text)| *text == "<s>").expect("a first token");
+    let special = |(id, content): &(u32, &str)| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false,
                "rstrip": false, "normalized": false, "special": true})
     };
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
                             "use_regex": false});
     let begin = json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
-    let tokenizer = json!({
+    json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
-        "added_tokens": [special(BOS, "<s>"), special(EOS, "</s>"), special(END_OF_TURN, "<end>")],
+        "added_tokens": special_tokens.iter().map(special).collect::<Vec<_>>(),
         "pre_tokenizer": byte_level, "decoder": byte_level,
         "post_processor": {"type": "TemplateProcessing",
             "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
             "pair": [begin, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [BOS], "tokens": ["<s>"]}}},
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [bos], "tokens": ["<s>"]}}},
         "model": {"type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false,
             "continuing_subword_prefix": null, "end_of_word_suffix": null, "byte_fallback": false,
-            "vocab": byte_vocabulary(), "merges": []},
-    });
+            "vocab": byte_vocabulary(special_tokens), "merges": []},
+    })
+    .to_string()
+}
+
+pub fn text_model(template: bool) -> TextModel {
+    let tokenizer = byte_tokenizer(&[(BOS, "<s>"), (EOS, "</s>"), (END_OF_TURN, "<end>")]);
     let config = json!({"bos_token": "<s>", "eos_token": "</s>"}).to_string();
-    let tokenizer = tokenizer.to_string();
     let files = TextFiles {
         tokenizer: tokenizer.as_bytes(),
         tokenizer_config: Some(config.as_bytes()),

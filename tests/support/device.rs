@@ -80,6 +80,7 @@ fn base() -> BaseInfo {
         modules: Vec::new(),
         tables: Vec::new(),
         default_targets: Vec::new(),
+        vision: None,
     }
 }
 

@@ -71,7 +71,7 @@ impl Workshop {
         let text = Arc::new(text_model(true));
         let info = handle.bases()[0].clone();
         let options = CatalogOptions { adapter_root: Some(root), ..CatalogOptions::default() };
-        let bases = vec![ServedBase { info, text }];
+        let bases = vec![ServedBase { info, text, pictures: None }];
         let catalog = Catalog::new(store.clone(), artifacts.clone(), bases, options);
         let runner = Runner {
             store: store.clone(),

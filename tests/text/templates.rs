@@ -146,3 +146,34 @@ fn the_alpaca_preset_writes_the_alpaca_prompt() {
     let text = template.render(&messages, None, true, &Map::new()).unwrap();
     assert_eq!(text, alpaca_prompt("Name a colour.", ""));
 }
+
+/// The template of `llava-hf/llava-1.5-7b-hf`, which reads parts and no strings.
+const LLAVA: &str = "{% for message in messages %}{% if message['role'] != 'system' %}\
+    {{ message['role'].upper() + ': '}}{% endif %}{# Render all images first #}\
+    {% for content in message['content'] | selectattr('type', 'equalto', 'image') %}\
+    {{ '<image>\\n' }}{% endfor %}{# Render all text next #}{% if message['role'] != 'assistant' %}\
+    {% for content in message['content'] | selectattr('type', 'equalto', 'text') %}\
+    {{ content['text'] + ' '}}{% endfor %}{% else %}\
+    {% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{% generation %}\
+    {{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}\
+    {% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}";
+
+#[test]
+fn templates_of_models_that_see_place_their_pictures() {
+    let parts = json!([{"type": "text", "text": "What?"}, {"type": "image"}, {"type": "image"}]);
+    let render = |template: &ChatTemplate, content: Value| {
+        let message = json!({"role": "user", "content": content});
+        template.render(&[message], None, true, &Map::new()).expect("rendered")
+    };
+    let hub = ChatTemplate::compile("hub", LLAVA, "<s>", "</s>").expect("compiled");
+    assert!(hub.takes().parts && !hub.takes().text);
+    assert_eq!(render(&hub, parts.clone()), "USER: <image>\n<image>\nWhat? ASSISTANT:");
+    let preset = ChatTemplate::from_preset("llava-v1", "<s>", "</s>").expect("a preset");
+    assert!(preset.takes().parts && preset.takes().text);
+    let vicuna = ChatTemplate::from_preset("vicuna", "<s>", "</s>").expect("a preset");
+    assert!(!vicuna.takes().parts && vicuna.takes().text);
+    let words = render(&vicuna, "What?".into());
+    assert_eq!(render(&preset, "What?".into()), format!("<s>{words}"));
+    let pictures = words.replace("What?", "<image>\n<image>\nWhat?");
+    assert_eq!(render(&preset, parts), format!("<s>{pictures}"));
+}

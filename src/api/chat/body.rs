@@ -20,7 +20,8 @@ generation_body! {
     /// What `POST /v1/chat/completions` takes.
     pub struct ChatBody {
         /// The conversation: objects with `role` (`system`, `developer`, `user`, `assistant`,
-        /// `tool`) and `content`, a string or a list of text parts.
+        /// `tool`) and `content`, a string or a list of parts: `text`, and for models that see
+        /// `image_url` with the picture itself as a data URL (PNG, JPEG or WebP).
         #[schema(value_type = Vec<Object>, min_items = 1)]
         pub messages: Vec<Value>,
         /// Most tokens to answer with; by default the rest of the context.

@@ -6,40 +6,19 @@ use super::buffers::FreeList;
 use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, cache, products, specs};
 use crate::backend::{
     Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostBlocks, HostMoments,
-    HostWeight, LossSum, LowRankGradient, LowRankPart, LowRankShape, Moments8, Norm, Part, Product,
+    HostWeight, LossSum, LowRankGradient, LowRankPart, LowRankShape, Norm, Part, Product,
     SequenceRows, SharedMatrix, WeightFormat, dropout_keeps,
 };
-use crate::domain::IGNORE_INDEX;
 use crate::kernels::attention::{self, SpanQueries};
-use crate::kernels::loss::{self, RowLoss};
 use crate::kernels::low_rank::PackedLowRank;
 use crate::kernels::optimiser::{self, SQUARES_RUN};
 use crate::kernels::scratch::with_values;
 use crate::kernels::split::{PerItem, split};
-use crate::kernels::{dynamic, elementwise, heads, mlp, norm};
-
-/// Values that elementwise work takes at a time, at least.
-const PIECE: usize = 64;
+use crate::kernels::{elementwise, heads, memory, mlp, norm};
 
 /// The rows of `range` in a matrix of this width.
 fn span(rows: &Range<usize>, width: usize) -> Range<usize> {
     rows.start * width..rows.end * width
-}
-
-impl CpuBackend {
-    /// Calls `task` with pieces of `x` and the same pieces of `y`.
-    fn zip(&self, x: &[f32], y: &mut [f32], task: impl Fn(&[f32], &mut [f32]) + Sync) {
-        assert_eq!(x.len(), y.len(), "both matrices must have the same size");
-        self.pieces(y, |range, y| task(&x[range], y));
-    }
-
-    /// Calls `task` with pieces of `x` and where they lie.
-    fn pieces(&self, x: &mut [f32], task: impl Fn(Range<usize>, &mut [f32]) + Sync) {
-        let count = x.len().div_ceil(PIECE);
-        split(&self.pool, count, PIECE, PerItem::new(x, PIECE), |pieces, x| {
-            task(pieces.start * PIECE..pieces.start * PIECE + x.len(), x);
-        });
-    }
 }
 
 impl Backend for CpuBackend {
@@ -62,6 +41,10 @@ impl Backend for CpuBackend {
 
     fn trim(&mut self) {
         self.free = FreeList::default();
+    }
+
+    fn available_bytes(&self) -> Option<usize> {
+        memory::available_bytes()
     }
 
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> CpuRows {
@@ -506,28 +489,7 @@ impl Backend for CpuBackend {
     }
 
     fn cross_entropy(&mut self, z: &mut CpuRows, labels: &[i32], weight: f32) -> LossSum {
-        let (width, cpu) = (z.width, self.cpu);
-        assert_eq!(labels.len(), z.rows, "one label per row");
-        let losses = &mut self.work.losses;
-        losses.clear();
-        losses.resize(labels.len(), RowLoss::default());
-        let out = (PerItem::new(z.values_mut(), width), PerItem::new(losses, 1));
-        split(&self.pool, labels.len(), 2 * width, out, |rows, (z, losses)| {
-            let rows = labels[rows].iter().zip(z.chunks_exact_mut(width)).zip(losses);
-            for ((&label, z), row) in rows {
-                match label {
-                    IGNORE_INDEX => z.fill(0.0),
-                    label => *row = loss::cross_entropy(cpu, z, label as usize, weight),
-                }
-            }
-        });
-        let tokens = labels.iter().filter(|&&label| label != IGNORE_INDEX).count();
-        let losses = &self.work.losses;
-        LossSum {
-            loss: losses.iter().map(|row| row.loss).sum(),
-            tokens,
-            correct: losses.iter().filter(|row| row.correct).count(),
-        }
+        self.loss_and_gradient(z, labels, weight)
     }
 
     fn scale_logits_backward(
@@ -593,19 +555,7 @@ impl Backend for CpuBackend {
         v: &mut CpuRows,
         step: &AdamStep,
     ) {
-        let (adam, cpu, g) = (specs::adam(step), self.cpu, g.values());
-        assert!(p.values().len() == g.len() && m.values().len() == g.len());
-        assert_eq!(v.values().len(), g.len(), "moments have the size of the parameter");
-        let count = g.len().div_ceil(PIECE);
-        let out = (
-            PerItem::new(p.values_mut(), PIECE),
-            PerItem::new(m.values_mut(), PIECE),
-            PerItem::new(v.values_mut(), PIECE),
-        );
-        split(&self.pool, count, 4 * PIECE, out, |pieces, (p, m, v)| {
-            let g = &g[pieces.start * PIECE..pieces.start * PIECE + p.len()];
-            optimiser::adamw(cpu, adam, p, g, m, v);
-        });
+        self.step(p, g, m, v, step);
     }
     fn scale_columns(
         &mut self,
@@ -616,16 +566,7 @@ impl Backend for CpuBackend {
         strength: f32,
         bias: Option<&CpuRows>,
     ) {
-        let (out, stride) = (factor.width, y.width);
-        assert!(at + out <= stride && rows.end <= y.rows, "the columns leave y");
-        let (cpu, factor) = (self.cpu, factor.values());
-        let y = &mut y.values_mut()[rows.start * stride..rows.end * stride];
-        split(&self.pool, rows.len(), out, PerItem::new(y, stride), |_, y| {
-            for y in y.chunks_exact_mut(stride) {
-                let bias = bias.map_or(&[][..], |bias| bias.values());
-                elementwise::stretch(cpu, factor, bias, strength, &mut y[at..at + out]);
-            }
-        });
+        self.stretch_columns(y, rows, at, factor, strength, bias);
     }
 
     fn scale_columns_backward(
@@ -638,22 +579,7 @@ impl Backend for CpuBackend {
         du: &mut CpuRows,
         dmagnitude: &mut CpuRows,
     ) {
-        let (t, out, stride) = (u.rows, u.width, dy.width);
-        assert!(at + out <= stride && dy.rows == t, "the columns leave dy");
-        assert_eq!((du.rows, du.width, dmagnitude.width), (t, out, out));
-        let (cpu, dy) = (self.cpu, dy.values());
-        let (norm, factor) = (norm.values(), factor.values());
-        split(&self.pool, t, out, PerItem::new(du.values_mut(), out), |rows, du| {
-            for (row, du) in rows.zip(du.chunks_exact_mut(out)) {
-                elementwise::product(cpu, &dy[row * stride + at..][..out], factor, du);
-            }
-        });
-        let (u, dm) = (u.values(), PerItem::new(dmagnitude.values_mut(), 16));
-        split(&self.pool, out.div_ceil(16), 16 * t, dm, |lines, dm| {
-            let from = lines.start * 16;
-            let norm = &norm[from..from + dm.len()];
-            elementwise::column_dots(cpu, (dy, stride, at + from), (u, out, from), norm, dm);
-        });
+        self.stretch_columns_backward(dy, at, u, factor, norm, du, dmagnitude);
     }
 
     fn adamw_on_host(
@@ -663,33 +589,6 @@ impl Backend for CpuBackend {
         moments: HostMoments<'_>,
         step: &AdamStep,
     ) {
-        let (adam, cpu, g) = (specs::adam(step), self.cpu, g.values());
-        assert_eq!(p.values().len(), g.len(), "a gradient has the size of its parameter");
-        const BLOCK: usize = dynamic::BLOCK;
-        let (blocks, p) = (g.len().div_ceil(BLOCK), PerItem::new(p.values_mut(), BLOCK));
-        let of = |items: &Range<usize>, p: &[f32]| {
-            let start = items.start * BLOCK;
-            start..start + p.len()
-        };
-        match moments {
-            HostMoments::F32 { first, second } => {
-                assert!(first.len() == g.len() && second.len() == g.len());
-                let out = (p, PerItem::new(first, BLOCK), PerItem::new(second, BLOCK));
-                split(&self.pool, blocks, 4 * BLOCK, out, |items, (p, m, v)| {
-                    optimiser::adamw(cpu, adam, p, &g[of(&items, p)], m, v);
-                });
-            }
-            HostMoments::Bits8(state) => {
-                assert!(state.first.len() == g.len() && state.second.len() == g.len());
-                let codes = (PerItem::new(state.first, BLOCK), PerItem::new(state.second, BLOCK));
-                let absmax =
-                    (PerItem::new(state.first_absmax, 1), PerItem::new(state.second_absmax, 1));
-                split(&self.pool, blocks, 32 * BLOCK, (p, codes, absmax), |items, out| {
-                    let (p, (first, second), (first_absmax, second_absmax)) = out;
-                    let state = Moments8 { first, second, first_absmax, second_absmax };
-                    optimiser::adamw8(cpu, adam, p, &g[of(&items, p)], state);
-                });
-            }
-        }
+        self.step_on_host(p, g, moments, step);
     }
 }

@@ -16,6 +16,7 @@ pub(super) fn act(act: Activation) -> Act {
         Activation::Silu => Act::Silu,
         Activation::Gelu => Act::Gelu,
         Activation::GeluTanh => Act::GeluTanh,
+        Activation::QuickGelu => Act::QuickGelu,
     }
 }
 
@@ -37,6 +38,7 @@ pub(super) fn attention(spec: &AttentionSpec) -> Attention<'_> {
         window: spec.window,
         softcap: spec.softcap,
         alibi: spec.alibi.as_deref(),
+        causal: spec.causal,
     }
 }
 

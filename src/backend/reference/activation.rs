@@ -49,6 +49,10 @@ fn activate(x: f64, act: Activation) -> (f64, f64) {
             let slope = c * (1.0 + 3.0 * 0.044_715 * x * x);
             (0.5 * x * (1.0 + th), 0.5 * (1.0 + th) + 0.5 * x * (1.0 - th * th) * slope)
         }
+        Activation::QuickGelu => {
+            let sigmoid = 1.0 / (1.0 + (-1.702 * x).exp());
+            (x * sigmoid, sigmoid * (1.0 + 1.702 * x * (1.0 - sigmoid)))
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Causal attention, one query row at a time.
+//! Attention, one query row at a time.
 
 use std::ops::Range;
 

@@ -150,6 +150,7 @@ fn attention_specs() -> [AttentionSpec; 3] {
         window: None,
         softcap: None,
         alibi: None,
+        causal: true,
     };
     [
         AttentionSpec { window: Some(2), ..plain.clone() },
@@ -205,7 +206,7 @@ fn attention_over_the_cache_is_attention_over_the_span() {
 
 #[test]
 fn mlp_inner() {
-    for act in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+    for act in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu] {
         for gated in [true, false] {
             let (up, du) = (noise(1, 2, if gated { 10 } else { 5 }), noise(2, 2, 5));
             let mut dup = Matrix::zeros(2, up.width);

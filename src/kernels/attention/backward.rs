@@ -47,6 +47,7 @@ pub fn backward(
     dk: &mut [f32],
     dv: &mut [f32],
 ) {
+    assert!(spec.causal, "only causal attention is trained");
     let (qw, kw) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
     let rows = spans.iter().map(|span| span.end).max().unwrap_or(0);
     for (x, width) in [(saved.q, qw), (saved.o, qw), (saved.d_o, qw), (saved.k, kw), (saved.v, kw)]

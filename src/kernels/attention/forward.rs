@@ -62,6 +62,7 @@ pub fn attend_cached(
     q: &[f32],
     o: &mut [f32],
 ) {
+    assert!(spec.causal, "a cache holds no tokens to come");
     let walk = |item: &Item| {
         let sequence = &sequences[item.sequence];
         let (layout, lines, table) = (cache.layout, cache.lines, Some(sequence.blocks));
@@ -155,6 +156,7 @@ pub fn attend_spans(
     lse: &mut [f32],
 ) {
     let (kv, hd) = (spec.kv_heads, spec.head_dim);
+    assert!(spec.causal || (spec.window.is_none() && spec.alibi.is_none()));
     let output = Output::new(o, spec.heads * hd, 0);
     let lse = Output::new(lse, spec.heads, 0);
     // One head by itself, laid out anew from the batch.

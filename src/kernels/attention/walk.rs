@@ -60,7 +60,9 @@ impl<'a> Walk<'a> {
         for (query, i) in queries.iter_mut().zip(part.clone()) {
             let (row, head) = (rows.rows.start + i / group, kv_head * group + i % group);
             let at = (row * spec.heads + head) * spec.head_dim;
-            *query = Query { at, position: rows.start + i / group, head };
+            // Who sees all of a span stands as if at its end.
+            let place = if spec.causal { i / group } else { rows.rows.len() - 1 };
+            *query = Query { at, position: rows.start + place, head };
         }
         Self { spec, keys, queries, count: part.len(), first_row, skipped }
     }

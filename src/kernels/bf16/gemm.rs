@@ -78,7 +78,13 @@ pub(crate) fn gemm_sum(cpu: Cpu, pool: &Pool, terms: &[Term<'_>], y: &Output<'_>
         assert_eq!((x.rows(), w.shape()), (first.rows(), (n, x.k())), "terms must fit");
     }
     y.check(first.rows(), n);
+    if n == 0 {
+        return;
+    }
     let (panels, groups) = (n.div_ceil(PANEL), first.groups());
+    if panels == 0 || groups.is_empty() {
+        return;
+    }
     let grain = pool.grain(panels, 4);
     let columns = panels.div_ceil(grain);
     let share = groups_per_item(pool, columns, groups.len());

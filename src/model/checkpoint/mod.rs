@@ -111,6 +111,12 @@ impl Checkpoint {
         self.layout = layout;
     }
 
+    /// Calls every tensor by another name.
+    pub fn rename(&mut self, name: impl Fn(&str) -> String) {
+        let tensors = std::mem::take(&mut self.tensors).into_iter();
+        self.tensors = tensors.map(|(old, entry)| (name(&old), entry)).collect();
+    }
+
     fn add(&mut self, name: &str, data: Data) -> Result<(), ModelError> {
         let file = TensorFile { name: name.to_owned(), data };
         let entries = safetensors::entries(&file, self.files.len())

@@ -34,6 +34,7 @@ pub fn gpt2(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
         logit_softcap: None,
         tied: fields.bool("tie_word_embeddings", true)?,
         eos_token_ids: fields.token_ids("eos_token_id")?,
+        vision: None,
         default_targets: &["c_attn"],
         names: Names {
             prefix: "transformer.",

@@ -99,6 +99,7 @@ pub fn without_rope(
         logit_softcap: None,
         tied: fields.bool("tie_word_embeddings", false)?,
         eos_token_ids: fields.token_ids("eos_token_id")?,
+        vision: None,
         default_targets: &["q_proj", "v_proj"],
         names: Names {
             prefix: "model.",

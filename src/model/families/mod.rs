@@ -3,10 +3,13 @@
 mod gemma;
 mod gpt2;
 mod llama;
+mod llava;
 mod mpt;
 mod phi3;
 
 use serde_json::{Value, json};
+
+pub use llava::{PROJECTOR, TOWER, canonical_name};
 
 use super::config::{DecoderConfig, LayerConfig, NormConfig};
 use super::fields::Fields;
@@ -25,6 +28,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("mpt", mpt::mpt),
     ("gemma2", gemma::gemma2),
     ("gemma3_text", gemma::gemma3),
+    ("llava", llava::llava),
 ];
 
 /// Maps a `config.json`.
@@ -33,16 +37,19 @@ const FAMILIES: &[(&str, Read)] = &[
 /// If the family is unknown, a key is missing or malformed, or a value changes the mathematics in
 /// a way that is not supported.
 pub fn read(config: &Value) -> Result<DecoderConfig, ModelError> {
-    let fields = Fields::new(config)?;
+    read_fields(&Fields::new(config)?)
+}
+
+fn read_fields(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     let family = fields.optional_str("model_type")?.ok_or_else(|| fields.missing("model_type"))?;
     let Some((_, read)) = FAMILIES.iter().find(|(name, _)| *name == family) else {
         let names: Vec<&str> = FAMILIES.iter().map(|(name, _)| *name).collect();
         let (family, supported) = (family.to_owned(), names.join(", "));
         return Err(ModelError::UnknownFamily { family, supported });
     };
-    quantization(&fields)?;
-    let decoder = read(&fields)?;
-    check(&fields, &decoder)?;
+    quantization(fields)?;
+    let decoder = read(fields)?;
+    check(fields, &decoder)?;
     Ok(decoder)
 }
 

@@ -92,7 +92,7 @@ impl<'a> Reader<'a> {
         let tools = self.tools();
         let list = self.list("messages")?;
         let trained = self.weights(list);
-        let (messages, errors) = normalise_all(list);
+        let (messages, errors) = normalise_all(list, self.model.training_rules());
         for error in errors {
             self.findings.add(format!("$.messages{}", error.path), Problem::Message(error.problem));
         }

@@ -24,6 +24,7 @@ pub fn read(path: &Path) -> Result<TextSource, GgufError> {
         tokenizer,
         special: special(&metadata)?,
         template: template.map(|source| (metadata.file.clone(), source.to_owned())),
+        image_token: None,
     })
 }
 

@@ -51,6 +51,17 @@ pub struct ChatTemplate {
     bos_token: String,
     eos_token: String,
     fingerprint: String,
+    takes: Takes,
+    /// A text that does not begin with the beginning-of-sequence token gets it.
+    begins: bool,
+}
+
+/// What content of messages a template writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Takes {
+    pub text: bool,
+    /// Lists of parts, of type `text` and `image`.
+    pub parts: bool,
 }
 
 impl ChatTemplate {
@@ -72,13 +83,45 @@ impl ChatTemplate {
                 reason: sentence(&error),
             }
         })?;
-        Ok(Self {
+        let mut template = Self {
             environment,
             name: name.to_owned(),
             bos_token: bos_token.to_owned(),
             eos_token: eos_token.to_owned(),
             fingerprint: hex::encode(Sha256::digest(source)),
-        })
+            takes: Takes::default(),
+            begins: false,
+        };
+        template.takes = template.try_content();
+        Ok(template)
+    }
+
+    /// Found by asking it. A template that refuses both is taken to read text.
+    fn try_content(&self) -> Takes {
+        const WORD: &str = "wordless";
+        const UNREAD: &str = "unread";
+        let shows = |content: Json| {
+            let message = serde_json::json!({"role": "user", "content": content});
+            let text = self.render(&[message], None, true, &serde_json::Map::new());
+            // A list that is written as a list shows keys that nobody reads.
+            text.is_ok_and(|text| text.contains(WORD) && !text.contains(UNREAD))
+        };
+        let parts = shows(serde_json::json!([{"type": "text", "text": WORD, UNREAD: true}]));
+        Takes { text: shows(WORD.into()) || !parts, parts }
+    }
+
+    /// Writes the beginning-of-sequence token where the source leaves it to a processor.
+    pub fn begin_every_text(&mut self) {
+        self.begins = true;
+    }
+
+    fn begin(&self) -> &str {
+        if self.begins { &self.bos_token } else { "" }
+    }
+
+    /// What content it writes.
+    pub fn takes(&self) -> Takes {
+        self.takes
     }
 
     /// Compiles the preset `name`, one of [`PRESETS`].
@@ -127,7 +170,11 @@ impl ChatTemplate {
                 Err(TemplateError::TooLong { template: self.name.clone(), limit: MAX_OUTPUT_BYTES })
             }
             Err(error) => Err(self.failed(&error)),
-            Ok(_) => Ok(String::from_utf8_lossy(&output.text).into_owned()),
+            Ok(_) => {
+                let text = String::from_utf8_lossy(&output.text);
+                let bos = if text.starts_with(self.bos_token.as_str()) { "" } else { self.begin() };
+                Ok(format!("{bos}{text}"))
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use crate::backend::Backend;
 use crate::backend::reference::ReferenceBackend;
 use crate::domain::{
-    AdapterSite, AdapterWeights, BaseInfo, FinishReason, GenerationRequest, PromptToken,
+    AdapterSite, AdapterWeights, BaseInfo, FinishReason, GenerationRequest, KvFormat, PromptToken,
     SampledToken, SamplingParams, WeightFormat,
 };
 use crate::model::{LoadOptions, ModelSource};
@@ -30,6 +30,16 @@ pub const VOCABULARY: usize = 61;
 
 /// Bytes one KV block of the tiny model takes.
 pub const BLOCK_BYTES: usize = 2 * 2 * 2 * 16 * 16 * 4;
+
+/// The same where the CPU holds keys and values in `format`; in int8 two scales per head and token
+/// are among them.
+pub fn block_bytes(format: KvFormat) -> usize {
+    match format {
+        KvFormat::F32 => BLOCK_BYTES,
+        KvFormat::Bf16 => BLOCK_BYTES / 2,
+        KvFormat::Int8 => BLOCK_BYTES / 4 + 2 * 2 * 2 * 16 * 4,
+    }
+}
 
 /// Two layers, grouped queries, random weights.
 pub fn tiny(name: &str, seed: u64) -> BaseSource {
@@ -224,6 +234,7 @@ pub fn ask(prompt: &[u32]) -> GenerationRequest {
         adapter_scale: 1.0,
         tenant: "tenant".into(),
         prompt: prompt.to_vec(),
+        pictures: Vec::new(),
         choices: 1,
         sampling: SamplingParams { temperature: 0.0, max_tokens: 8, ..Default::default() },
         stop_tokens: Vec::new(),

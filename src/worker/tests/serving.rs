@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::harness::{
-    Answer, BLOCK_BYTES, Bench, CONTEXT, Dice, adapter, ask, roomy, tiny, tiny_as,
+    Answer, BLOCK_BYTES, Bench, CONTEXT, Dice, adapter, ask, block_bytes, roomy, tiny, tiny_as,
 };
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::reference::ReferenceBackend;
 use crate::domain::{
-    AdapterWeights, FinishReason, GenerationRequest, SamplingParams, Speculation, WeightFormat,
+    AdapterWeights, FinishReason, GenerationRequest, KvFormat, SamplingParams, Speculation,
+    WeightFormat,
 };
 use crate::worker::{BaseSource, GenerationEvents, WorkerError, WorkerSettings};
 
@@ -49,7 +50,13 @@ fn together<B: Backend>(
 }
 
 /// Holds that requests in company, under every kind of pressure, answer as they do alone.
-fn assert_company_does_not_show<B: Backend>(count: usize, base: &BaseSource, make: impl Fn() -> B) {
+fn assert_company_does_not_show<B: Backend>(
+    count: usize,
+    base: &BaseSource,
+    kv_format: KvFormat,
+    make: impl Fn() -> B,
+) {
+    let roomy = || WorkerSettings { kv_format, ..roomy() };
     let adapters = adapters();
     let mut dice = Dice::new(1);
     let asks: Vec<_> = (0..count).map(|_| dice.request(&adapters)).collect();
@@ -61,9 +68,13 @@ fn assert_company_does_not_show<B: Backend>(count: usize, base: &BaseSource, mak
     let crowds = [
         roomy(),
         WorkerSettings { max_batch_tokens: 5, max_sequences: 3, ..roomy() },
-        WorkerSettings { kv_cache_bytes: 9 * BLOCK_BYTES, max_batch_tokens: 23, ..roomy() },
         WorkerSettings {
-            kv_cache_bytes: 12 * BLOCK_BYTES,
+            kv_cache_bytes: 9 * block_bytes(kv_format),
+            max_batch_tokens: 23,
+            ..roomy()
+        },
+        WorkerSettings {
+            kv_cache_bytes: 12 * block_bytes(kv_format),
             speculation: Speculation::Always,
             ..roomy()
         },
@@ -76,7 +87,7 @@ fn assert_company_does_not_show<B: Backend>(count: usize, base: &BaseSource, mak
             assert_eq!(answer, expected, "{settings:?} {ask:?}");
         }
         bench.assert_nothing_is_held();
-        if settings.kv_cache_bytes < roomy().kv_cache_bytes {
+        if settings.max_batch_tokens == 23 {
             assert!(bench.stats().preemptions.load(Relaxed) > 0, "nothing had to give way");
         }
         assert!(bench.stats().cached_tokens.load(Relaxed) > 0, "nothing was cached");
@@ -85,20 +96,21 @@ fn assert_company_does_not_show<B: Backend>(count: usize, base: &BaseSource, mak
 
 #[test]
 fn a_request_in_any_company_answers_as_it_does_alone() {
-    assert_company_does_not_show(48, &tiny("tiny", 1), || ReferenceBackend);
+    assert_company_does_not_show(48, &tiny("tiny", 1), KvFormat::F32, || ReferenceBackend);
 }
 
 #[test]
 fn a_request_in_any_company_answers_as_it_does_alone_on_the_cpu_in_every_format() {
     let formats = [
-        WeightFormat::F32,
-        WeightFormat::Bf16,
-        WeightFormat::Nf4 { double: true },
-        WeightFormat::Q8_0,
-        WeightFormat::Q4_0,
+        (WeightFormat::F32, KvFormat::F32),
+        (WeightFormat::Bf16, KvFormat::Bf16),
+        (WeightFormat::Nf4 { double: true }, KvFormat::F32),
+        (WeightFormat::Q8_0, KvFormat::Bf16),
+        (WeightFormat::Q4_0, KvFormat::Int8),
     ];
-    for format in formats {
-        assert_company_does_not_show(40, &tiny_as(format), || CpuBackend::new(2));
+    for (format, kv_format) in formats {
+        let base = tiny_as(format);
+        assert_company_does_not_show(40, &base, kv_format, || CpuBackend::new(2));
     }
 }
 

@@ -25,6 +25,7 @@ fn spec(head_dim: usize) -> AttentionSpec {
         window: None,
         softcap: None,
         alibi: None,
+        causal: true,
     }
 }
 
@@ -61,6 +62,26 @@ fn attention_over_spans_agrees_forward_and_backward() {
     for spec in specs() {
         agree(1e-5, Spans(spec));
     }
+}
+
+/// Every row sees its whole span, as in a vision tower.
+struct Whole(AttentionSpec);
+
+impl Case for Whole {
+    fn run<B: Backend>(&self, b: &mut B) -> Vec<Vec<f32>> {
+        let spec = &self.0;
+        let (qw, kw, t) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, 54);
+        let (q, k, v) = (seeded(b, 1, t, qw), seeded(b, 2, t, kw), seeded(b, 3, t, kw));
+        let (mut o, mut lse) = (b.zeros(t, qw), b.zeros(t, spec.heads));
+        b.attention(&q, &k, &v, &[0..1, 1..18, 18..54], spec, &mut o, &mut lse);
+        [&o, &lse].map(|x| b.download(x)).into()
+    }
+}
+
+#[test]
+fn attention_both_ways_agrees() {
+    agree(1e-5, Whole(AttentionSpec { causal: false, ..spec(12) }));
+    agree(1e-5, Whole(AttentionSpec { causal: false, kv_heads: 4, ..spec(64) }));
 }
 
 struct Cached(AttentionSpec, KvFormat);

@@ -127,8 +127,27 @@ impl Case for Projected {
     }
 }
 
+/// A linear layer that the trained adapter leaves alone.
+struct Bare(WeightFormat);
+
+impl Case for Bare {
+    fn run<B: Backend>(&self, b: &mut B) -> Vec<Vec<f32>> {
+        let (m, n, k) = (13, 70, 64);
+        let weight = weight(b, self.0, n, k);
+        let parts = [Part { weight: &weight, bias: None, at: 0, low_rank: None }];
+        let (x, dy) = (seeded(b, 7, m, k), seeded(b, 8, m, n));
+        let (mut y, mut dx) = (b.room(m, n), b.room(m, k));
+        b.project(&x, &parts, &mut y);
+        b.project_backward(&dy, &x, &parts, &mut [None], Some(&mut dx));
+        [&y, &dx].map(|x| b.download(x)).into()
+    }
+}
+
 #[test]
 fn projections_with_their_adapters_agree_in_every_format() {
+    for (format, tolerance) in FORMATS {
+        agree(tolerance, Bare(format));
+    }
     for (format, tolerance) in FORMATS {
         for (m, k, widths) in [(1, 64, [32, 33, 5]), (31, 128, [70, 96, 20])] {
             agree(3.0 * tolerance, Projected { format, m, k, widths });

@@ -86,7 +86,7 @@ impl Case for Inner {
 
 #[test]
 fn the_inside_of_the_mlp_agrees() {
-    for act in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+    for act in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu] {
         agree(1e-6, Inner(act, true));
         agree(1e-6, Inner(act, false));
     }

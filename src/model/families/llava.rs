@@ -1,0 +1,198 @@
+//! LLaVA 1.5 (Liu et al. 2023, "Improved Baselines with Visual Instruction Tuning"): a CLIP tower
+//! and a two-layer projector before a decoder of the Llama kind.
+
+use serde_json::Map;
+
+use super::*;
+use crate::backend::Activation;
+use crate::model::config::{LinearConfig, Names, VisionConfig};
+
+/// Leads every tensor of the tower, of the projector and of the decoder.
+pub const TOWER: &str = "model.vision_tower.vision_model.";
+pub const PROJECTOR: &str = "model.multi_modal_projector.";
+const DECODER: &str = "model.language_model.";
+
+pub fn llava(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
+    let text = text_config(fields)?;
+    let mut config = read_fields(&Fields::inside(&text, "text_config"))?;
+    if config.vision.is_some() || config.names.prefix != "model." {
+        return Err(fields.unsupported("text_config.model_type", &config.family));
+    }
+    config.family = "llava".to_owned();
+    config.names.prefix = DECODER;
+    config.vision = Some(vision(fields, config.vocab_size)?);
+    Ok(config)
+}
+
+/// The name that transformers writes today for a tensor of any layout in circulation: that of the
+/// hub (`language_model.model.…`, `vision_tower.…`), or its own (`model.language_model.…`).
+pub fn canonical_name(name: &str) -> String {
+    let rest = |prefix| name.strip_prefix("model.").unwrap_or(name).strip_prefix(prefix);
+    if let Some(rest) = rest("vision_tower.") {
+        return format!("{TOWER}{}", rest.strip_prefix("vision_model.").unwrap_or(rest));
+    }
+    if let Some(rest) = rest("multi_modal_projector.") {
+        return format!("{PROJECTOR}{rest}");
+    }
+    match name.strip_prefix("language_model.") {
+        Some(head) if head.starts_with("lm_head.") => head.to_owned(),
+        Some(rest) => format!("{DECODER}{}", rest.strip_prefix("model.").unwrap_or(rest)),
+        None => name.to_owned(),
+    }
+}
+
+/// Files on the hub leave out what does not differ from the Llama of 2023.
+fn text_config(fields: &Fields<'_>) -> Result<Map<String, Value>, ModelError> {
+    let text = fields.object("text_config")?.ok_or_else(|| fields.missing("text_config"))?;
+    let mut text = text.to_map();
+    let defaults = json!({
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096,
+        "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+    });
+    if text.get("model_type").is_none_or(|family| family == "llama") {
+        for (key, value) in defaults.as_object().into_iter().flatten() {
+            text.entry(key.as_str()).or_insert_with(|| value.clone());
+        }
+    }
+    if let Some(tied) = fields.get("tie_word_embeddings") {
+        text.entry("tie_word_embeddings").or_insert_with(|| tied.clone());
+    }
+    Ok(text)
+}
+
+fn vision(fields: &Fields<'_>, vocab_size: usize) -> Result<VisionConfig, ModelError> {
+    let tower = fields.object("vision_config")?.ok_or_else(|| fields.missing("vision_config"))?;
+    tower.only("model_type", &[json!("clip_vision_model")])?;
+    tower.only("num_channels", &[json!(3)])?;
+    let (image_size, patch_size) = (tower.usize("image_size")?, tower.usize("patch_size")?);
+    if image_size > 4096 || !image_size.is_multiple_of(patch_size) {
+        return Err(tower.unsupported("patch_size", patch_size));
+    }
+    let layers = used_layers(fields, tower.usize("num_hidden_layers")?)?;
+    let patches = (image_size / patch_size).pow(2);
+    Ok(VisionConfig {
+        image_token: image_token(fields, vocab_size)?,
+        image_size,
+        patch_size,
+        tower: Box::new(clip(&tower, layers, patches + 1)?),
+        keep_class: keeps_class(fields)?,
+        projector_activation: activation(fields, "projector_hidden_act", Activation::Gelu)?,
+        projector_bias: fields.bool("multimodal_projector_bias", true)?,
+    })
+}
+
+fn image_token(fields: &Fields<'_>, vocab_size: usize) -> Result<u32, ModelError> {
+    let key =
+        ["image_token_index", "image_token_id"].into_iter().find(|key| fields.get(key).is_some());
+    let key = key.ok_or_else(|| fields.missing("image_token_index"))?;
+    match fields.token_ids(key)?.as_slice() {
+        [id] if (*id as usize) < vocab_size => Ok(*id),
+        ids => Err(fields.unsupported(key, format!("{ids:?}"))),
+    }
+}
+
+/// `vision_feature_layer` counts the embedding as 0, or from the end: −2 leaves the last block out.
+fn used_layers(fields: &Fields<'_>, layers: usize) -> Result<usize, ModelError> {
+    const KEY: &str = "vision_feature_layer";
+    let Some(value) = fields.get(KEY) else { return Ok(layers.saturating_sub(1)) };
+    let used =
+        value.as_i64().map(|layer| if layer < 0 { layer + layers as i64 + 1 } else { layer });
+    let used = used.and_then(|used| usize::try_from(used).ok()).filter(|used| *used <= layers);
+    used.ok_or_else(|| fields.unsupported(KEY, value))
+}
+
+fn keeps_class(fields: &Fields<'_>) -> Result<bool, ModelError> {
+    const KEY: &str = "vision_feature_select_strategy";
+    match fields.optional_str(KEY)? {
+        None | Some("default") => Ok(false),
+        Some("full") => Ok(true),
+        Some(other) => Err(fields.unsupported(KEY, other)),
+    }
+}
+
+fn activation(
+    fields: &Fields<'_>,
+    key: &str,
+    default: Activation,
+) -> Result<Activation, ModelError> {
+    if fields.get(key).is_some() { fields.activation(key) } else { Ok(default) }
+}
+
+/// CLIP's blocks, in the words of a decoder.
+fn clip(fields: &Fields<'_>, layers: usize, tokens: usize) -> Result<DecoderConfig, ModelError> {
+    let (hidden_size, heads) = (fields.usize("hidden_size")?, fields.usize("num_attention_heads")?);
+    let head_dim = head_dim(fields, hidden_size, heads)?;
+    let intermediate_size = fields.usize("intermediate_size")?;
+    let eps = fields.optional_f32("layer_norm_eps")?.unwrap_or(1e-5);
+    let linear = |name, out_features| LinearConfig::new(name, out_features, true);
+    Ok(DecoderConfig {
+        family: "clip_vision_model".to_owned(),
+        hidden_size,
+        intermediate_size,
+        vocab_size: 0,
+        context_length: tokens,
+        heads,
+        kv_heads: heads,
+        head_dim,
+        norm: NormConfig { kind: NormKind::Layer, eps, bias: true, plus_one: false },
+        activation: activation(fields, "hidden_act", Activation::QuickGelu)?,
+        gated: false,
+        attention_scale: (head_dim as f32).powf(-0.5),
+        attention_softcap: None,
+        clip_qkv: None,
+        alibi: None,
+        layers: alike(layers, None, Vec::new()),
+        embedding_scale: 1.0,
+        logit_scale: 1.0,
+        logit_softcap: None,
+        tied: true,
+        eos_token_ids: Vec::new(),
+        vision: None,
+        default_targets: &[],
+        names: Names {
+            prefix: TOWER,
+            embedding: "embeddings.patch_embedding",
+            positions: Some("embeddings.position_embedding"),
+            layer: "encoder.layers",
+            input_norm: "layer_norm1",
+            qkv: ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+                .map(|name| linear(name, hidden_size))
+                .to_vec(),
+            qk_norm: None,
+            o: linear("self_attn.out_proj", hidden_size),
+            post_attention_norm: None,
+            mlp_norm: "layer_norm2",
+            up: vec![linear("mlp.fc1", intermediate_size)],
+            down: linear("mlp.fc2", hidden_size),
+            post_mlp_norm: None,
+            final_norm: "post_layernorm",
+            head: "",
+            transposed: false,
+            ignored: &[],
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_layout_in_circulation_has_one_name() {
+        for (name, canonical) in [
+            ("language_model.lm_head.weight", "lm_head.weight"),
+            ("language_model.model.norm.weight", "model.language_model.norm.weight"),
+            (
+                "vision_tower.post_layernorm.bias",
+                "model.vision_tower.vision_model.post_layernorm.bias",
+            ),
+            ("multi_modal_projector.linear_1.bias", "model.multi_modal_projector.linear_1.bias"),
+        ] {
+            assert_eq!(canonical_name(name), canonical);
+            assert_eq!(canonical_name(canonical), canonical);
+        }
+        let hub = "vision_tower.vision_model.post_layernorm.bias";
+        assert_eq!(canonical_name(hub), format!("model.{hub}"));
+    }
+}
