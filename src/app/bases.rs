@@ -10,7 +10,7 @@ use crate::demo;
 use crate::domain::{BaseInfo, WeightFormat};
 use crate::model::{LoadOptions, ModelSource};
 use crate::pictures::{PictureConfig, PictureReader};
-use crate::text::TextModel;
+use crate::text::{TextError, TextModel, TextSource};
 use crate::worker::{self, BaseSource, Worker, WorkerHandle, WorkerSettings};
 
 /// Loads every model of the configuration and starts the device thread.
@@ -64,20 +64,33 @@ fn text(model: &ModelOption) -> Result<TextModel, AppError> {
         TemplateChoice::Preset(name) => name.clone(),
         TemplateChoice::File(path) => path.display().to_string(),
     });
-    let read = match &model.source {
-        Source::Demo => TextModel::from_bytes(&demo::text_files(), template.as_deref()),
-        Source::Folder(folder) => TextModel::from_folder(folder, template.as_deref()),
-    };
+    let read = text_source(&model.source).and_then(|own| TextModel::new(own, template.as_deref()));
     read.map_err(|source| AppError::Text { model: model.name.clone(), source })
+}
+
+/// The text side of a source.
+pub(super) fn text_source(source: &Source) -> Result<TextSource, TextError> {
+    match source {
+        Source::Demo => TextSource::from_bytes(&demo::text_files()),
+        Source::Folder(folder) => TextSource::from_folder(folder),
+        Source::Gguf(path) => TextSource::from_gguf(path),
+    }
+}
+
+/// Configuration and weights of a source.
+pub(super) fn model_source(source: &Source) -> ModelSource {
+    match source {
+        Source::Demo => demo::weights(),
+        Source::Folder(folder) => ModelSource::Folder(folder.clone()),
+        Source::Gguf(path) => ModelSource::Gguf(path.clone()),
+    }
 }
 
 /// Where a model comes from and how it shall be held.
 pub fn source(model: &ModelOption) -> BaseSource {
-    let (source, stored) = match &model.source {
-        // The demo is small and must run as fast on any CPU: dense f32.
-        Source::Demo => (demo::weights(), Some(WeightFormat::F32)),
-        Source::Folder(folder) => (ModelSource::Folder(folder.clone()), None),
-    };
+    // The demo is small and must run as fast on any CPU: dense f32.
+    let stored = (model.source == Source::Demo).then_some(WeightFormat::F32);
     let format = model.format().or(stored);
+    let source = model_source(&model.source);
     BaseSource { source, options: LoadOptions { name: model.name.clone(), format } }
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use crate::artifacts::ArtifactError;
 use crate::catalog::CatalogError;
+use crate::model::ModelError;
+use crate::peft::PeftError;
 use crate::pictures::PictureConfigError;
 use crate::store::StoreError;
 use crate::text::TextError;
@@ -57,6 +59,36 @@ impl AppError {
             | Self::Catalog(_)
             | Self::Export { .. }
             | Self::Task(_) => 1,
+        }
+    }
+}
+
+/// Why a model could not be converted.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    #[error("{0} exists already; remove it or choose another place")]
+    Exists(PathBuf),
+    #[error("`--type {name}` is not a type of {}", if *.gguf { "GGUF" } else { "safetensors; a file that ends in .gguf can hold it" })]
+    Kind { name: String, gguf: bool },
+    #[error("cannot write {path}: {source}")]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error("cannot read the adapter {folder}: {source}")]
+    Adapter { folder: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Peft(#[from] PeftError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error("the tokenizer cannot be used: {}", chain(.0))]
+    Text(#[from] TextError),
+}
+
+impl ConvertError {
+    /// 2 for a request that makes no sense, 78 for files that cannot be used, 1 for the rest.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Exists(_) | Self::Kind { .. } => 2,
+            Self::Write { .. } | Self::Model(ModelError::Write { .. }) => 1,
+            Self::Adapter { .. } | Self::Peft(_) | Self::Model(_) | Self::Text(_) => 78,
         }
     }
 }

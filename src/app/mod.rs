@@ -21,12 +21,14 @@ use crate::worker::{Worker, WorkerHandle};
 
 mod adapters;
 mod bases;
+mod convert;
 mod error;
 mod export;
 mod signals;
 
 pub use bases::source as base_source;
-pub use error::AppError;
+pub use convert::{Comparison, Conversion, Converted, convert};
+pub use error::{AppError, ConvertError};
 use signals::StopSignals;
 
 /// A running server.

@@ -5,8 +5,8 @@
 use std::ops::Range;
 
 use super::{
-    Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, CacheShape, HeadsSpec, HostMoments,
-    HostWeight, KvFormat, LossSum, Norm, SequenceRows, WeightFormat, dropout_keeps,
+    Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, CacheShape, HeadsSpec, HostBlocks,
+    HostMoments, HostWeight, KvFormat, LossSum, Norm, SequenceRows, WeightFormat, dropout_keeps,
 };
 
 mod activation;
@@ -85,6 +85,11 @@ impl Backend for ReferenceBackend {
             values: Matrix::new(rounded, weight.out_features, weight.in_features),
             format,
         }
+    }
+
+    fn adopt(&mut self, blocks: HostBlocks, out: usize, inner: usize) -> ReferenceWeight {
+        let values = Matrix::new(formats::dequantised(&blocks), out, inner);
+        ReferenceWeight { values, format: blocks.format() }
     }
 
     fn weight_bytes(&self, weight: &ReferenceWeight) -> usize {

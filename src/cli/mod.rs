@@ -10,6 +10,7 @@ use crate::config::ServeOptions;
 mod bench;
 mod check;
 mod client;
+mod convert;
 mod local;
 mod scratch;
 mod serve;
@@ -51,6 +52,8 @@ enum Command {
     Adapters(adapters::AdaptersOptions),
     /// Fine-tune without a server, one job.
     Train(Box<train::TrainOptions>),
+    /// Write a model in another format, with an adapter merged into it.
+    Convert(convert::ConvertOptions),
     /// Say what this machine can do, which kernels will be used, and why.
     Doctor(DoctorOptions),
     /// Measure a model on this machine, or a running server.
@@ -87,6 +90,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Files(options) => client::block_on(files::run(options)),
         Command::Adapters(options) => client::block_on(adapters::run(options)),
         Command::Train(options) => train::run(*options),
+        Command::Convert(options) => convert::run(options),
         Command::Doctor(options) => bench::doctor(&options),
         Command::Bench(options) => bench::bench(*options),
     };

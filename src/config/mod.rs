@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 mod file;
+mod hub;
 mod model;
 mod options;
 
@@ -111,6 +112,7 @@ impl Quantize {
             Self::Fp4 => WeightFormat::Fp4 { double: true },
             Self::Q8_0 => WeightFormat::Q8_0,
             Self::Q4_0 => WeightFormat::Q4_0,
+            Self::Q4K => WeightFormat::Q4K,
         }
     }
 }

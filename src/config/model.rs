@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::ConfigError;
+use super::{ConfigError, hub};
 use crate::domain::WeightFormat;
 
 /// Where a model comes from.
@@ -12,6 +12,8 @@ pub enum Source {
     Demo,
     /// A Hugging Face folder: `config.json`, `*.safetensors`, `tokenizer.json`.
     Folder(PathBuf),
+    /// A GGUF file.
+    Gguf(PathBuf),
 }
 
 /// 4- and 8-bit formats a model may be packed into while loading.
@@ -22,6 +24,7 @@ pub enum Quantize {
     Fp4,
     Q8_0,
     Q4_0,
+    Q4K,
 }
 
 /// A chat template that replaces the model's own.
@@ -75,7 +78,11 @@ impl ModelOption {
         option.name = match (name, &option.source) {
             (Some(name), _) => name.to_owned(),
             (None, Source::Demo) => "demo".to_owned(),
+            (None, _) if source.starts_with("hf:") => hub_name(source).to_owned(),
             (None, Source::Folder(path)) => folder_name(text, path)?,
+            (None, Source::Gguf(path)) => {
+                path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+            }
         };
         for extra in extras.split(',').filter(|extra| !extra.is_empty()) {
             option.set(text, extra)?;
@@ -116,17 +123,26 @@ fn parse_source(text: &str, source: &str) -> Result<Source, ConfigError> {
     if source == "demo" {
         return Ok(Source::Demo);
     }
-    if source.starts_with("hf:") {
-        return wrong("downloading from the hub is not built yet; give the model's local folder");
-    }
+    let path = match source.strip_prefix("hf:") {
+        Some(name) => hub::snapshot(name).map_err(|reason| invalid("--model", text, reason))?,
+        None => PathBuf::from(source),
+    };
     if source.ends_with(".gguf") {
-        return wrong("GGUF files are not read yet; give a folder with safetensors files");
+        return match path.is_file() {
+            true => Ok(Source::Gguf(path)),
+            false => wrong("there is no such file"),
+        };
     }
-    let path = PathBuf::from(source);
     if !path.join("config.json").is_file() {
         return wrong("there is no `config.json` in that folder; give a Hugging Face model folder");
     }
     Ok(Source::Folder(path))
+}
+
+/// `NAME` of `hf:ORG/NAME@REVISION`.
+fn hub_name(source: &str) -> &str {
+    let repository = source.split('@').next().unwrap_or(source);
+    repository.rsplit('/').next().unwrap_or(repository)
 }
 
 fn folder_name(text: &str, path: &Path) -> Result<String, ConfigError> {
@@ -141,7 +157,8 @@ fn parse_quantize(value: &str) -> Result<Quantize, String> {
         "fp4" => Ok(Quantize::Fp4),
         "q8_0" => Ok(Quantize::Q8_0),
         "q4_0" => Ok(Quantize::Q4_0),
-        _ => Err(format!("quantize={value} is none of nf4, fp4, q8_0, q4_0")),
+        "q4_k" => Ok(Quantize::Q4K),
+        _ => Err(format!("quantize={value} is none of nf4, fp4, q8_0, q4_0, q4_k")),
     }
 }
 
@@ -149,8 +166,8 @@ fn parse_dtype(value: &str) -> Result<WeightFormat, String> {
     match value {
         "f32" => Ok(WeightFormat::F32),
         "bf16" => Ok(WeightFormat::Bf16),
-        "f16" => Err("dtype=f16 is not built yet; use f32 or bf16".to_owned()),
-        _ => Err(format!("dtype={value} is none of f32, bf16")),
+        "f16" => Ok(WeightFormat::F16),
+        _ => Err(format!("dtype={value} is none of f32, f16, bf16")),
     }
 }
 
@@ -222,8 +239,8 @@ mod tests {
             (format!("{at},colour=red"), "colour"),
             (format!("{at},dtype"), "key=value"),
             ("/nowhere/at/all".to_owned(), "config.json"),
-            ("x.gguf".to_owned(), "GGUF"),
-            ("hf:org/name".to_owned(), "hub"),
+            ("x.gguf".to_owned(), "no such file"),
+            ("hf:org/name".to_owned(), "huggingface-cli download org/name"),
         ] {
             let error = ModelOption::parse(&text).expect_err("must be refused").to_string();
             assert!(error.contains(word), "{error}");

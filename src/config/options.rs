@@ -13,11 +13,12 @@ use crate::domain::{KvFormat, Speculation};
 /// What `tandem serve` takes. Each option is also an environment variable.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ServeOptions {
-    /// Base model to serve; repeatable. SOURCE is a Hugging Face folder, or `demo`.
+    /// Base model to serve; repeatable. SOURCE is a Hugging Face folder, a GGUF file,
+    /// `hf:ORG/NAME` in the local cache of the hub, or `demo`.
     #[arg(
         long,
         env = "TANDEM_MODEL",
-        value_name = "[NAME=]SOURCE[,quantize=nf4|fp4|q8_0|q4_0][,dtype=f32|bf16][,template=FILE|PRESET]",
+        value_name = "[NAME=]SOURCE[,quantize=nf4|fp4|q8_0|q4_0|q4_k][,dtype=f32|f16|bf16][,template=FILE|PRESET]",
         value_delimiter = ' '
     )]
     pub model: Vec<String>,

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::VisionInfo;
 
 /// How a frozen weight is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum WeightFormat {
     F32,
+    F16,
     Bf16,
     /// 4-bit normal float, absmax per 64, optionally itself in 8 bits. Dettmers et al. 2023.
     Nf4 {
@@ -21,6 +22,26 @@ pub enum WeightFormat {
     Q8_0,
     /// 4 bits with one scale per 32, as GGUF's Q4_0.
     Q4_0,
+    /// 4 bits with a scale and an offset per 32, those in 6 bits per 256, as GGUF's Q4_K.
+    Q4K,
+}
+
+impl WeightFormat {
+    /// What options, reports and the API call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Nf4 { double: false } => "nf4",
+            Self::Nf4 { double: true } => "nf4-dq",
+            Self::Fp4 { double: false } => "fp4",
+            Self::Fp4 { double: true } => "fp4-dq",
+            Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
+            Self::Q4K => "q4_k",
+        }
+    }
 }
 
 /// One linear layer an adapter may attach to.

@@ -38,10 +38,10 @@ impl PackedQ4 {
     ///
     /// # Panics
     /// If `k` is not a multiple of 32 or `bytes` has another length than `n · k / 32` blocks.
-    pub fn from_gguf(bytes: &[u8], n: usize, k: usize) -> Self {
+    pub fn from_gguf(pool: &Pool, bytes: &[u8], n: usize, k: usize) -> Self {
         assert_eq!(bytes.len(), n * k / BLOCK * GGUF_BYTES, "bytes must hold n · k / 32 blocks");
         let (blocks, _) = bytes.as_chunks::<GGUF_BYTES>();
-        Self::pack(n, k, |row, b| read_block(&blocks[row * (k / BLOCK) + b]))
+        Self::pack_on(pool, n, k, |row, b| read_block(&blocks[row * (k / BLOCK) + b]))
     }
 }
 
@@ -77,7 +77,7 @@ mod tests {
         let mut bytes = [0u8; GGUF_BYTES];
         bytes[..2].copy_from_slice(&f16::from_f32(0.5).to_le_bytes());
         (2..18).for_each(|i| bytes[i] = (i as u8 - 2) | (17 - i as u8) << 4);
-        let packed = PackedQ4::from_gguf(&bytes, 1, 32);
+        let packed = PackedQ4::from_gguf(&Pool::new(1), &bytes, 1, 32);
         for i in 0..16 {
             assert_eq!(packed.weight(0, i), 0.5 * (i as f32 - 8.0));
             assert_eq!(packed.weight(0, i + 16), 0.5 * (7.0 - i as f32));

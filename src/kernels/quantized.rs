@@ -10,9 +10,9 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+pub(super) mod avx512;
 mod scalar;
 
 use std::array;
@@ -75,18 +75,10 @@ fn fill_lane<const BITS: usize>(lines: &mut [Line], lane: usize, codes: &[u8; BL
 }
 
 impl<const BITS: usize> PackedQ<BITS> {
-    /// Packs `(n, k)` from `block(row, b)`, the unsigned codes and the scale of block `b` of a row.
+    /// Packs `(n, k)` on the threads of `pool` from `block(row, b)`, the unsigned codes and the scale of
+    /// block `b` of a row.
     ///
     /// A code `c` stands for the weight `scale · (c − 2^(BITS−1))`.
-    pub(crate) fn pack(
-        n: usize,
-        k: usize,
-        block: impl Fn(usize, usize) -> ([u8; BLOCK], f16) + Sync,
-    ) -> Self {
-        Self::pack_on(&Pool::new(1), n, k, block)
-    }
-
-    /// [`PackedQ::pack`] on the threads of `pool`.
     pub(crate) fn pack_on(
         pool: &Pool,
         n: usize,
@@ -137,9 +129,76 @@ impl<const BITS: usize> PackedQ<BITS> {
         let code = self.codes[at * BITS + line].0[lane] >> shift & ((1 << BITS) - 1);
         self.scales[at][lane].to_f32() * (code as f32 - (1 << (BITS - 1)) as f32)
     }
+}
 
-    fn tiles(&self) -> usize {
-        self.n.div_ceil(TILE)
+/// Some blocks of one tile: `BITS` lines and sixteen scales for each.
+#[derive(Clone, Copy, Debug)]
+pub struct Weights<'a, const BITS: usize> {
+    codes: &'a [Line],
+    scales: &'a [[f16; TILE]],
+}
+
+/// A weight that int8 activations are multiplied with, sixteen rows by some blocks at a time.
+pub trait IntegerWeight: Sync {
+    /// Some blocks of sixteen rows.
+    type Chunk<'a>: Copy
+    where
+        Self: 'a;
+
+    /// `(n, k)`.
+    fn shape(&self) -> (usize, usize);
+
+    /// The blocks `blocks` of 32 columns, starting and ending at a multiple of eight or at the end.
+    fn chunk(&self, tile: usize, blocks: &Range<usize>) -> Self::Chunk<'_>;
+
+    /// One register tile: `MR` rows by 16 columns, added to `y` if `add`.
+    fn tile<const MR: usize>(
+        cpu: Cpu,
+        w: Self::Chunk<'_>,
+        x: &[Q8Block],
+        y: [&mut [f32]; MR],
+        add: bool,
+    );
+}
+
+/// `y = x · Wᵀ`. Shapes: `x (m, k)`, `W (n, k)`, `y (m, n)`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn matmul<W: IntegerWeight>(cpu: Cpu, pool: &Pool, x: &Q8Rows, w: &W, y: &Output<'_>) {
+    matmuls(cpu, pool, x, &[(w, y)]);
+}
+
+/// [`matmul`] with several weights of one input, in one region: `(W, y)` of each.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn matmuls<W: IntegerWeight>(cpu: Cpu, pool: &Pool, x: &Q8Rows, parts: &[(&W, &Output<'_>)]) {
+    let tiles_of = |w: &W| w.shape().0.div_ceil(TILE);
+    let (all, groups) = (parts.iter().map(|(w, _)| tiles_of(w)).sum(), x.groups().count());
+    let grain = pool.grain(all, TILES_PER_ITEM);
+    let counts = parts.iter().map(|(w, y)| {
+        let (n, k) = w.shape();
+        assert_eq!(x.k(), k, "x and W must agree on k");
+        y.check(x.rows(), n);
+        tiles_of(w).div_ceil(grain) * groups.div_ceil(GROUPS_PER_ITEM)
+    });
+    pool.run_all(&counts.collect::<Vec<_>>(), &|part, item| {
+        let (w, y) = parts[part];
+        let columns = tiles_of(w).div_ceil(grain);
+        let tiles = piece(tiles_of(w), grain, item % columns);
+        let groups = piece(groups, GROUPS_PER_ITEM, item / columns);
+        // SAFETY: items of one part differ in their tiles or in their row groups, and parts write
+        // to columns of their own, so no two share outputs.
+        unsafe { work_item(cpu, x, w, tiles, groups, y) };
+    });
+}
+
+impl<const BITS: usize> IntegerWeight for PackedQ<BITS> {
+    type Chunk<'a> = Weights<'a, BITS>;
+
+    fn shape(&self) -> (usize, usize) {
+        (self.n, self.k)
     }
 
     fn chunk(&self, tile: usize, blocks: &Range<usize>) -> Weights<'_, BITS> {
@@ -148,55 +207,25 @@ impl<const BITS: usize> PackedQ<BITS> {
         let codes = &self.codes[blocks.start * BITS..blocks.end * BITS];
         Weights { codes, scales: &self.scales[blocks] }
     }
-}
 
-/// Some blocks of one tile: `BITS` lines and sixteen scales for each.
-#[derive(Clone, Copy)]
-struct Weights<'a, const BITS: usize> {
-    codes: &'a [Line],
-    scales: &'a [[f16; TILE]],
-}
-
-/// `y = x · Wᵀ`. Shapes: `x (m, k)`, `W (n, k)`, `y (m, n)`.
-///
-/// # Panics
-/// If the shapes do not fit.
-pub fn matmul<const BITS: usize>(
-    cpu: Cpu,
-    pool: &Pool,
-    x: &Q8Rows,
-    w: &PackedQ<BITS>,
-    y: &Output<'_>,
-) {
-    matmuls(cpu, pool, x, &[(w, y)]);
-}
-
-/// [`matmul`] with several weights of one input, in one region: `(W, y)` of each.
-///
-/// # Panics
-/// If the shapes do not fit.
-pub fn matmuls<const BITS: usize>(
-    cpu: Cpu,
-    pool: &Pool,
-    x: &Q8Rows,
-    parts: &[(&PackedQ<BITS>, &Output<'_>)],
-) {
-    let (all, groups) = (parts.iter().map(|(w, _)| w.tiles()).sum(), x.groups().count());
-    let grain = pool.grain(all, TILES_PER_ITEM);
-    let counts = parts.iter().map(|(w, y)| {
-        assert_eq!(x.k(), w.k, "x and W must agree on k");
-        y.check(x.rows(), w.n);
-        w.tiles().div_ceil(grain) * groups.div_ceil(GROUPS_PER_ITEM)
-    });
-    pool.run_all(&counts.collect::<Vec<_>>(), &|part, item| {
-        let (w, y) = parts[part];
-        let columns = w.tiles().div_ceil(grain);
-        let tiles = piece(w.tiles(), grain, item % columns);
-        let groups = piece(groups, GROUPS_PER_ITEM, item / columns);
-        // SAFETY: items of one part differ in their tiles or in their row groups, and parts write
-        // to columns of their own, so no two share outputs.
-        unsafe { work_item(cpu, x, w, tiles, groups, y) };
-    });
+    fn tile<const MR: usize>(
+        cpu: Cpu,
+        w: Weights<'_, BITS>,
+        x: &[Q8Block],
+        y: [&mut [f32]; MR],
+        add: bool,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if cpu.vnni {
+            // SAFETY: `vnni` says that AVX-512 F, BW, VL and VNNI were detected.
+            return unsafe { avx512::tile::<BITS, MR>(w, x, y, add) };
+        } else if cpu.avx2 {
+            // SAFETY: `avx2` says that AVX2 and FMA were detected.
+            return unsafe { avx2::tile::<BITS, MR>(w, x, y, add) };
+        }
+        let _ = cpu;
+        scalar::tile::<BITS, MR>(w, x, y, add);
+    }
 }
 
 /// A weight dequantised to `f32` panels on the way, for `g · W`.
@@ -227,27 +256,29 @@ impl<const BITS: usize> Panels for PackedQ<BITS> {
 ///
 /// # Safety
 /// No other thread may touch those outputs meanwhile.
-unsafe fn work_item<const BITS: usize>(
+unsafe fn work_item<W: IntegerWeight>(
     cpu: Cpu,
     x: &Q8Rows,
-    w: &PackedQ<BITS>,
+    w: &W,
     tiles: Range<usize>,
     groups: Range<usize>,
     y: &Output<'_>,
 ) {
+    let (n, k) = w.shape();
     // A few rows stay in L1 whatever their length, and the weight streams best in one run.
-    let per_pass = if x.rows() <= STREAMED_ROWS { w.k / BLOCK } else { BLOCKS_PER_PASS };
-    for blocks in pieces(0..w.k / BLOCK, per_pass.max(1)) {
+    let per_pass = if x.rows() <= STREAMED_ROWS { k / BLOCK } else { BLOCKS_PER_PASS };
+    for blocks in pieces(0..k / BLOCK, per_pass.max(1)) {
         for tile in tiles.clone() {
             let weights = w.chunk(tile, &blocks);
             for group in groups.clone().map(|g| x.groups().get(g)) {
                 let rows = x.chunk(&group, &blocks);
-                let columns = tile * TILE..w.n.min((tile + 1) * TILE);
+                let columns = tile * TILE..n.min((tile + 1) * TILE);
                 let row_of = |i: usize| {
                     // SAFETY: by this function's contract, and each row is taken once.
                     unsafe { y.row(group.start + i, columns.clone()) }
                 };
-                multiply(cpu, weights, rows, group.len(), row_of, y.add || blocks.start > 0);
+                let add = y.add || blocks.start > 0;
+                multiply::<W>(cpu, weights, rows, group.len(), row_of, add);
             }
         }
     }
@@ -255,45 +286,25 @@ unsafe fn work_item<const BITS: usize>(
 
 /// Picks the kernel for this many rows. `row_of(i)` is row `i` of the output tile; `add` says
 /// whether it already holds the blocks before these.
-fn multiply<'a, const BITS: usize>(
+fn multiply<'a, W: IntegerWeight>(
     cpu: Cpu,
-    w: Weights<'_, BITS>,
+    w: W::Chunk<'_>,
     x: &[Q8Block],
     rows: usize,
     row_of: impl Fn(usize) -> &'a mut [f32],
     add: bool,
 ) {
     match rows {
-        1 => tile::<BITS, 1>(cpu, w, x, array::from_fn(row_of), add),
-        2 => tile::<BITS, 2>(cpu, w, x, array::from_fn(row_of), add),
-        3 => tile::<BITS, 3>(cpu, w, x, array::from_fn(row_of), add),
-        4 => tile::<BITS, 4>(cpu, w, x, array::from_fn(row_of), add),
-        5 => tile::<BITS, 5>(cpu, w, x, array::from_fn(row_of), add),
-        6 => tile::<BITS, 6>(cpu, w, x, array::from_fn(row_of), add),
-        7 => tile::<BITS, 7>(cpu, w, x, array::from_fn(row_of), add),
-        8 => tile::<BITS, 8>(cpu, w, x, array::from_fn(row_of), add),
+        1 => W::tile::<1>(cpu, w, x, array::from_fn(row_of), add),
+        2 => W::tile::<2>(cpu, w, x, array::from_fn(row_of), add),
+        3 => W::tile::<3>(cpu, w, x, array::from_fn(row_of), add),
+        4 => W::tile::<4>(cpu, w, x, array::from_fn(row_of), add),
+        5 => W::tile::<5>(cpu, w, x, array::from_fn(row_of), add),
+        6 => W::tile::<6>(cpu, w, x, array::from_fn(row_of), add),
+        7 => W::tile::<7>(cpu, w, x, array::from_fn(row_of), add),
+        8 => W::tile::<8>(cpu, w, x, array::from_fn(row_of), add),
         _ => unreachable!("a group has one to eight rows"),
     }
-}
-
-/// One register tile: `MR` rows by 16 columns.
-fn tile<const BITS: usize, const MR: usize>(
-    cpu: Cpu,
-    w: Weights<'_, BITS>,
-    x: &[Q8Block],
-    y: [&mut [f32]; MR],
-    add: bool,
-) {
-    #[cfg(target_arch = "x86_64")]
-    if cpu.vnni {
-        // SAFETY: `vnni` says that AVX-512 F, BW, VL and VNNI were detected.
-        return unsafe { avx512::tile::<BITS, MR>(w, x, y, add) };
-    } else if cpu.avx2 {
-        // SAFETY: `avx2` says that AVX2 and FMA were detected.
-        return unsafe { avx2::tile::<BITS, MR>(w, x, y, add) };
-    }
-    let _ = cpu;
-    scalar::tile::<BITS, MR>(w, x, y, add);
 }
 
 #[cfg(test)]

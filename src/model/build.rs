@@ -1,13 +1,15 @@
 //! From a configuration and a checkpoint to layers on the device.
 
 use super::ModelError;
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, Stored};
 use super::config::{DecoderConfig, LinearConfig};
 use super::decoder::Embedding;
 use super::head::Head;
 use super::layer::Layer;
 use super::linear::{Linear, Projection};
 use super::norm::ModelNorm;
+use super::progress::Progress;
+use super::report::Report;
 use super::tensors::{TensorKind, TensorSpec};
 use crate::backend::{AttentionSpec, Backend, HeadsSpec, HostWeight, Norm, WeightFormat};
 use crate::domain::ModuleShape;
@@ -23,7 +25,8 @@ pub(super) struct Builder<'a, B: Backend> {
     prefix: &'static str,
     pub specs: Vec<TensorSpec>,
     pub modules: Vec<ModuleShape>,
-    pub size_bytes: usize,
+    pub report: Report,
+    progress: Progress,
 }
 
 /// The parts of a decoder.
@@ -36,8 +39,8 @@ pub(super) struct Parts<B: Backend> {
 /// How embedding, head and vision are held beside linear layers of `format`.
 pub(super) fn dense_format(format: WeightFormat) -> WeightFormat {
     match format {
-        WeightFormat::F32 | WeightFormat::Q8_0 => format,
-        WeightFormat::Q4_0 => WeightFormat::Q8_0,
+        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Q8_0 => format,
+        WeightFormat::Q4_0 | WeightFormat::Q4K => WeightFormat::Q8_0,
         WeightFormat::Bf16 | WeightFormat::Nf4 { .. } | WeightFormat::Fp4 { .. } => {
             WeightFormat::Bf16
         }
@@ -54,8 +57,9 @@ impl<'a, B: Backend> Builder<'a, B> {
         let names = &config.names;
         let whole = source.has(&format!("{}{}.weight", names.prefix, names.embedding));
         let prefix = if whole { names.prefix } else { "" };
-        let (specs, modules) = (Vec::new(), Vec::new());
-        Self { b, config, source, format, prefix, specs, modules, size_bytes: 0 }
+        let (specs, modules, report) = (Vec::new(), Vec::new(), Report::default());
+        let progress = Progress::new(source.total_bytes());
+        Self { b, config, source, format, prefix, specs, modules, report, progress }
     }
 
     pub fn build(&mut self) -> Result<Parts<B>, ModelError> {
@@ -128,7 +132,7 @@ impl<'a, B: Backend> Builder<'a, B> {
             q_norm,
             k_norm,
             rope_frequencies: config.layers[index].rope_frequencies.clone(),
-            rope_scale: 1.0,
+            rope_scale: config.layers[index].rope_scale,
         })
     }
 
@@ -214,10 +218,24 @@ impl<'a, B: Backend> Builder<'a, B> {
         transposed: bool,
     ) -> Result<B::Weight, ModelError> {
         let name = format!("{name}.weight");
-        let values = self.read(name, shape, TensorKind::Weight(format), transposed)?;
+        let kind = TensorKind::Weight(format);
         let (out_features, in_features) = shape;
-        let weight = self.b.pack(HostWeight { values: &values, out_features, in_features }, format);
-        self.size_bytes += self.b.weight_bytes(&weight);
+        let (weight, held, stored) = match self.read(name, shape, kind, transposed)? {
+            Stored::Blocks(blocks) => {
+                let held = blocks.format();
+                (self.b.adopt(blocks, out_features, in_features), held, held.name())
+            }
+            Stored::Values { values, held, stored } => {
+                let held = held.unwrap_or(format).or_fallback(in_features);
+                let host = HostWeight { values: &values, out_features, in_features };
+                (self.b.pack(host, held), held, stored)
+            }
+        };
+        if let Some(spec) = self.specs.last_mut() {
+            spec.kind = TensorKind::Weight(held);
+        }
+        let bytes = self.b.weight_bytes(&weight);
+        self.report.weight(stored, held, out_features * in_features, bytes);
         Ok(weight)
     }
 
@@ -227,27 +245,45 @@ impl<'a, B: Backend> Builder<'a, B> {
         width: usize,
         kind: TensorKind,
     ) -> Result<B::Rows, ModelError> {
-        let mut values = self.read(name.to_owned(), (1, width), kind, false)?;
+        let mut values = self.values(name.to_owned(), (1, width), kind)?;
         if let TensorKind::Norm { minus } = kind {
             values.iter_mut().for_each(|value| *value += minus);
         }
-        self.size_bytes += size_of_val(&values[..]);
+        self.report.vector(width);
         Ok(self.b.upload(&values, 1, width))
     }
 
-    pub fn read(
+    /// A tensor that is held as values, whatever the format of the matrices.
+    pub fn values(
+        &mut self,
+        name: String,
+        shape: (usize, usize),
+        kind: TensorKind,
+    ) -> Result<Vec<f32>, ModelError> {
+        match self.read(name.clone(), shape, kind, false)? {
+            Stored::Values { values, .. } => Ok(values),
+            Stored::Blocks(blocks) => Err(ModelError::TensorType {
+                file: "the checkpoint".to_owned(),
+                tensor: name,
+                dtype: blocks.format().name().to_owned(),
+            }),
+        }
+    }
+
+    fn read(
         &mut self,
         name: String,
         shape: (usize, usize),
         kind: TensorKind,
         transposed: bool,
-    ) -> Result<Vec<f32>, ModelError> {
+    ) -> Result<Stored, ModelError> {
         let bare = name.strip_prefix(self.config.names.prefix).map(|rest| (self.prefix, rest));
         let stored = bare.map_or_else(|| name.clone(), |(prefix, rest)| format!("{prefix}{rest}"));
         let spec = TensorSpec { name, stored, shape, kind, transposed };
-        let values = self.source.read(&spec)?;
+        let stored = self.source.read(&spec)?;
+        self.progress.reach(self.source.read_bytes());
         self.specs.push(spec);
-        Ok(values)
+        Ok(stored)
     }
 }
 

@@ -75,6 +75,8 @@ pub struct LayerConfig {
     pub window: Option<usize>,
     /// See [`crate::backend::HeadsSpec::rope_frequencies`]; empty without RoPE.
     pub rope_frequencies: Vec<f32>,
+    /// See [`crate::backend::HeadsSpec::rope_scale`].
+    pub rope_scale: f32,
 }
 
 /// How the checkpoint calls its tensors; `.weight` and `.bias` are added.

@@ -9,6 +9,7 @@ use super::gradients::Gradients;
 use super::head::Head;
 use super::layer::{Keys, Layer, Pass};
 use super::linear::Adapters;
+use super::report::Report;
 use super::saved::{Table, replace_rows};
 use super::tensors::TensorSpec;
 use super::vision::{PictureRows, Vision};
@@ -29,6 +30,7 @@ pub struct Model<B: Backend> {
     pub(super) config: DecoderConfig,
     /// How its linear layers are held.
     pub(super) format: WeightFormat,
+    pub(super) report: Report,
 }
 
 /// Token embeddings, and learned positions where a family has them.

@@ -2,13 +2,21 @@
 
 use std::path::PathBuf;
 
+use crate::gguf::GgufError;
+
 /// A model, an adapter or a training set-up that cannot be used, and why.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     #[error("cannot read {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
+    #[error("cannot write {path}: {source}")]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error("{key} = {value} cannot be written in that format")]
+    NotExportable { key: String, value: String },
     #[error("{file} is not valid JSON: {source}")]
     Json { file: String, source: serde_json::Error },
+    #[error(transparent)]
+    Gguf(Box<GgufError>),
     #[error("the folder {0} holds no config.json; is it a Hugging Face model folder?")]
     NoConfig(PathBuf),
     #[error(
@@ -26,7 +34,7 @@ pub enum ModelError {
     Unsupported { key: String, value: String },
     #[error("`model_type` {family} is not supported; supported are {supported}")]
     UnknownFamily { family: String, supported: String },
-    #[error("{file} is not a safetensors file: {reason}")]
+    #[error("{file} is not a usable checkpoint: {reason}")]
     BadFile { file: String, reason: String },
     #[error("the tensor {tensor} is missing from {place}")]
     MissingTensor { tensor: String, place: String },
@@ -59,4 +67,10 @@ pub enum ModelError {
     EmptyAdapter,
     #[error("{feature} cannot be trained in full; train an adapter instead")]
     NotTrainable { feature: &'static str },
+}
+
+impl From<GgufError> for ModelError {
+    fn from(error: GgufError) -> Self {
+        Self::Gguf(Box::new(error))
+    }
 }

@@ -1,19 +1,21 @@
 //! From a folder or from memory to a resident model.
 
 use std::borrow::Cow;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::Value;
 
 use super::build::{Builder, Parts};
-use super::checkpoint::{Checkpoint, read_file};
+use super::checkpoint::{Checkpoint, Layout, read_file};
 use super::config::DecoderConfig;
 use super::fields::Fields;
 use super::vision::Vision;
 use super::{LoadOptions, Model, ModelError, ModelSource, families};
 use crate::backend::{Backend, WeightFormat};
 use crate::domain::{BaseInfo, ModuleShape, VisionInfo};
+use crate::gguf::Gguf;
 
 impl<B: Backend> Model<B> {
     /// Reads a model and packs it for the device.
@@ -31,17 +33,23 @@ impl<B: Backend> Model<B> {
         let (json, mut config) = read_config(&bytes)?;
         add_generation_config(source, &mut config)?;
         let mut checkpoint = Checkpoint::open(source, &bytes, &config.family)?;
+        if let ModelSource::Gguf(_) = source {
+            checkpoint.set_layout(Layout::Gguf(Box::new(config.clone())));
+        }
         if config.vision.is_some() {
             checkpoint.rename(families::canonical_name);
         }
         let format = match options.format {
             Some(format) => format,
-            None => stored_format(&json)?,
+            None => {
+                checkpoint.keep_formats();
+                stored_format(&json)?
+            }
         };
         let mut model = Self::build(b, config, &mut checkpoint, &options.name, format)?;
         checkpoint.finish(|name| model.ignores(name))?;
         model.set_fingerprint(checkpoint.fingerprint());
-        model.report(started);
+        model.say(started);
         Ok(model)
     }
 
@@ -54,7 +62,8 @@ impl<B: Backend> Model<B> {
     ) -> Result<Self, ModelError> {
         let mut builder = Builder::new(b, &config, checkpoint, format);
         let Parts { embedding, layers, head } = builder.build()?;
-        let (specs, modules, size_bytes) = (builder.specs, builder.modules, builder.size_bytes);
+        let (specs, modules, report) = (builder.specs, builder.modules, builder.report);
+        let held = report.format().filter(|_| checkpoint.keeps_formats()).unwrap_or(format);
         let vision = config.vision.as_ref();
         let vision =
             vision.map(|vision| Vision::build(b, vision, config.hidden_size, checkpoint, format));
@@ -68,8 +77,8 @@ impl<B: Backend> Model<B> {
             hidden_size: config.hidden_size,
             num_layers: layers.len(),
             parameters: specs.iter().map(|spec| spec.parameters() as u64).sum::<u64>() + seen.0,
-            dtype: format_name(format).to_owned(),
-            size_bytes: (size_bytes + seen.1) as u64,
+            dtype: held.name().to_owned(),
+            size_bytes: (report.size_bytes + seen.1) as u64,
             fingerprint: String::new(),
             tables: tables(&config),
             modules,
@@ -81,7 +90,18 @@ impl<B: Backend> Model<B> {
             }),
         };
         let (info, eos_token_ids) = (Arc::new(info), config.eos_token_ids.clone());
-        Ok(Self { info, eos_token_ids, embedding, layers, head, vision, specs, config, format })
+        Ok(Self {
+            info,
+            eos_token_ids,
+            embedding,
+            layers,
+            head,
+            vision,
+            specs,
+            config,
+            format: held,
+            report,
+        })
     }
 
     fn set_fingerprint(&mut self, fingerprint: String) {
@@ -99,18 +119,22 @@ impl<B: Backend> Model<B> {
     fn ignores(&self, tensor: &str) -> bool {
         let names = &self.config.names;
         let buffer = names.ignored.iter().any(|suffix| tensor.ends_with(suffix));
+        let read_before =
+            matches!(tensor, "rope_freqs.weight") || tensor.starts_with("rope_factors_");
         // Blocks of the tower behind the one whose output is taken.
         let unused = self.vision.is_some() && tensor.starts_with(families::TOWER);
-        buffer || unused || (self.config.tied && tensor == format!("{}.weight", names.head))
+        let tied = self.config.tied && tensor == format!("{}.weight", names.head);
+        buffer || read_before || unused || tied
     }
 
-    fn report(&self, started: Instant) {
+    fn say(&self, started: Instant) {
         let info = &self.info;
         tracing::info!(
             model = &*info.name,
             family = info.family,
             parameters = info.parameters,
             format = info.dtype,
+            weights = %self.report,
             size_bytes = info.size_bytes,
             seconds = started.elapsed().as_secs_f64(),
             "the model is loaded"
@@ -131,14 +155,23 @@ fn tables(config: &DecoderConfig) -> Vec<ModuleShape> {
     vec![table(embedding), table(names.head.to_owned())]
 }
 
-fn config_bytes(source: &ModelSource) -> Result<Cow<'static, [u8]>, ModelError> {
+/// The bytes of the configuration.
+pub(super) fn config_bytes(source: &ModelSource) -> Result<Cow<'static, [u8]>, ModelError> {
     match source {
         ModelSource::Embedded { config, .. } => Ok(config.clone()),
         ModelSource::Folder(folder) => match read_file(folder, "config.json")? {
             Some(bytes) => Ok(bytes.into()),
             None => Err(ModelError::NoConfig(folder.clone())),
         },
+        ModelSource::Gguf(path) => gguf_config(path),
     }
+}
+
+/// The configuration that a GGUF file was made from, as JSON.
+fn gguf_config(path: &Path) -> Result<Cow<'static, [u8]>, ModelError> {
+    let gguf = Gguf::open(path)?;
+    let vector = |name: &str| Checkpoint::vector(path, &gguf, name);
+    Ok(super::gguf::config(&gguf, vector)?.to_string().into_bytes().into())
 }
 
 fn read_config(bytes: &[u8]) -> Result<(Value, DecoderConfig), ModelError> {
@@ -161,7 +194,7 @@ fn add_generation_config(
     Ok(())
 }
 
-fn parse(file: &str, bytes: &[u8]) -> Result<Value, ModelError> {
+pub(super) fn parse(file: &str, bytes: &[u8]) -> Result<Value, ModelError> {
     serde_json::from_slice(bytes)
         .map_err(|source| ModelError::Json { file: file.to_owned(), source })
 }
@@ -171,17 +204,4 @@ fn stored_format(config: &Value) -> Result<WeightFormat, ModelError> {
     let fields = Fields::new(config)?;
     let dtype = fields.optional_str("dtype")?.or(fields.optional_str("torch_dtype")?);
     Ok(if dtype == Some("bfloat16") { WeightFormat::Bf16 } else { WeightFormat::F32 })
-}
-
-fn format_name(format: WeightFormat) -> &'static str {
-    match format {
-        WeightFormat::F32 => "f32",
-        WeightFormat::Bf16 => "bf16",
-        WeightFormat::Nf4 { double: false } => "nf4",
-        WeightFormat::Nf4 { double: true } => "nf4-dq",
-        WeightFormat::Fp4 { double: false } => "fp4",
-        WeightFormat::Fp4 { double: true } => "fp4-dq",
-        WeightFormat::Q8_0 => "q8_0",
-        WeightFormat::Q4_0 => "q4_0",
-    }
 }

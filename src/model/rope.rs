@@ -7,24 +7,38 @@ use serde_json::json;
 use super::ModelError;
 use super::fields::Fields;
 
-/// The frequencies of a model whose layers all turn alike: from `rope_parameters`, or from
-/// `rope_theta` and `rope_scaling` in the older spelling.
-pub fn frequencies(config: &Fields<'_>, head_dim: usize) -> Result<Vec<f32>, ModelError> {
+/// How a layer turns queries and keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// See [`crate::backend::HeadsSpec::rope_frequencies`].
+    pub frequencies: Vec<f32>,
+    /// Multiplies cos and sin.
+    pub scale: f32,
+    /// Positions these frequencies are good for, where that is fewer than the model was made for.
+    pub context: Option<usize>,
+}
+
+impl Rope {
+    fn plain(frequencies: Vec<f32>) -> Self {
+        Self { frequencies, scale: 1.0, context: None }
+    }
+}
+
+/// The rope of a model whose layers all turn alike: from `rope_parameters`, or from `rope_theta`
+/// and `rope_scaling` in the older spelling.
+pub fn rope(config: &Fields<'_>, head_dim: usize) -> Result<Rope, ModelError> {
     match config.object("rope_parameters")? {
         Some(rope) => scaled(config, &rope, rope.f32("rope_theta")?, head_dim),
         None => legacy(config, config.optional_f32("rope_theta")?.unwrap_or(10_000.0), head_dim),
     }
 }
 
-/// Frequencies by layer type, `(sliding, full)`: Gemma 3's two bases.
-pub fn by_layer_type(
-    config: &Fields<'_>,
-    head_dim: usize,
-) -> Result<(Vec<f32>, Vec<f32>), ModelError> {
+/// The rope by layer type, `(sliding, full)`: Gemma 3's two bases.
+pub fn by_layer_type(config: &Fields<'_>, head_dim: usize) -> Result<(Rope, Rope), ModelError> {
     let Some(rope) = config.object("rope_parameters")? else {
         let local = config.optional_f32("rope_local_base_freq")?.unwrap_or(10_000.0);
         let theta = config.optional_f32("rope_theta")?.unwrap_or(1_000_000.0);
-        return Ok((base(local, head_dim), legacy(config, theta, head_dim)?));
+        return Ok((Rope::plain(base(local, head_dim)), legacy(config, theta, head_dim)?));
     };
     let of = |key| {
         let rope: Fields<'_> = rope.object(key)?.ok_or_else(|| rope.missing(key))?;
@@ -33,7 +47,7 @@ pub fn by_layer_type(
     Ok((of("sliding_attention")?, of("full_attention")?))
 }
 
-fn legacy(config: &Fields<'_>, theta: f32, head_dim: usize) -> Result<Vec<f32>, ModelError> {
+fn legacy(config: &Fields<'_>, theta: f32, head_dim: usize) -> Result<Rope, ModelError> {
     match config.object("rope_scaling")? {
         Some(scaling) => scaled(config, &scaling, theta, head_dim),
         None => scaled(config, config, theta, head_dim),
@@ -47,7 +61,7 @@ fn scaled(
     rope: &Fields<'_>,
     theta: f32,
     head_dim: usize,
-) -> Result<Vec<f32>, ModelError> {
+) -> Result<Rope, ModelError> {
     let partial = rope.optional_f32("partial_rotary_factor")?;
     let partial = partial.or(config.optional_f32("partial_rotary_factor")?).unwrap_or(1.0);
     let dim = (head_dim as f32 * partial) as usize;
@@ -57,18 +71,106 @@ fn scaled(
     let frequencies = base(theta, dim);
     let kind = rope.optional_str("rope_type")?.or(rope.optional_str("type")?);
     match kind.unwrap_or("default") {
-        "default" => Ok(frequencies),
+        // Dynamic scaling begins behind the context the model was made for, which is ours.
+        "default" | "dynamic" => Ok(Rope::plain(frequencies)),
         "linear" => {
             let factor = rope.f32("factor")?;
-            Ok(frequencies.iter().map(|frequency| frequency / factor).collect())
+            Ok(Rope::plain(frequencies.iter().map(|frequency| frequency / factor).collect()))
         }
-        "llama3" => llama3(rope, &frequencies),
+        "llama3" => Ok(Rope::plain(llama3(rope, &frequencies)?)),
+        "yarn" => yarn(config, rope, theta, &frequencies),
+        "longrope" | "su" => longrope(config, rope, &frequencies),
         _ => Err(rope.unsupported("rope_type", json!(kind))),
     }
 }
 
+/// Positions before the scaling, and how many times as many there are with it.
+fn stretch(config: &Fields<'_>, rope: &Fields<'_>) -> Result<(f32, f32), ModelError> {
+    const ORIGINAL: &str = "original_max_position_embeddings";
+    let context = config.f32("max_position_embeddings")?;
+    let original = config.optional_f32(ORIGINAL)?.or(rope.optional_f32(ORIGINAL)?);
+    let original = original.unwrap_or(context);
+    match original > 1.0 {
+        true => Ok((original, context / original)),
+        false => Err(rope.unsupported(ORIGINAL, original)),
+    }
+}
+
+/// Peng et al. 2023, "YaRN", section 3.2 and 3.4: long wavelengths are stretched by `factor`, short
+/// ones stay, between the two it goes linearly in the index; attention grows with the stretch.
+fn yarn(
+    config: &Fields<'_>,
+    rope: &Fields<'_>,
+    theta: f32,
+    frequencies: &[f32],
+) -> Result<Rope, ModelError> {
+    let (original, ratio) = stretch(config, rope)?;
+    let factor = rope.optional_f32("factor")?.unwrap_or(ratio);
+    let growth = |times: f32| if factor <= 1.0 { 1.0 } else { 0.1 * times * factor.ln() + 1.0 };
+    let number = |key: &str| -> Result<Option<f32>, ModelError> {
+        Ok(rope.optional_f32(key)?.filter(|&number| number != 0.0))
+    };
+    let scale = match (
+        rope.optional_f32("attention_factor")?,
+        number("mscale")?,
+        number("mscale_all_dim")?,
+    ) {
+        (Some(scale), ..) => scale,
+        (None, Some(one), Some(all)) => growth(one) / growth(all),
+        _ => growth(1.0),
+    };
+    let dim = 2.0 * frequencies.len() as f64;
+    let index_of = |turns: f32| {
+        let wavelengths = f64::from(original) / (f64::from(turns) * 2.0 * f64::from(PI));
+        dim * wavelengths.ln() / (2.0 * f64::from(theta).ln())
+    };
+    let fast = index_of(number("beta_fast")?.unwrap_or(32.0));
+    let slow = index_of(number("beta_slow")?.unwrap_or(1.0));
+    let whole = rope.bool("truncate", true)?;
+    let low = if whole { fast.floor() } else { fast }.max(0.0);
+    let high = if whole { slow.ceil() } else { slow }.min(dim - 1.0);
+    let high = if low == high { high + 0.001 } else { high };
+    let stretched = |(i, frequency): (usize, &f32)| {
+        let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0) as f32;
+        frequency / factor * ramp + frequency * (1.0 - ramp)
+    };
+    let frequencies = frequencies.iter().enumerate().map(stretched).collect();
+    Ok(Rope { frequencies, scale, context: None })
+}
+
+/// Ding et al. 2024, "LongRoPE": a factor for each frequency, one list up to the original context
+/// and another behind it. Cached keys would have to be turned again at the border, so the first
+/// list is used, and the context ends with it.
+fn longrope(
+    config: &Fields<'_>,
+    rope: &Fields<'_>,
+    frequencies: &[f32],
+) -> Result<Rope, ModelError> {
+    let (original, ratio) = stretch(config, rope)?;
+    let factor = rope.optional_f32("factor")?.unwrap_or(ratio);
+    let growth = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
+    let scale = rope.optional_f32("attention_factor")?.unwrap_or(growth);
+    let factors = rope.array("short_factor")?.ok_or_else(|| rope.missing("short_factor"))?;
+    let usable = |factor: &f32| factor.is_finite() && *factor > 0.0;
+    let factors: Option<Vec<f32>> = factors
+        .iter()
+        .map(|factor| factor.as_f64().map(|factor| factor as f32).filter(usable))
+        .collect();
+    match factors.filter(|factors| factors.len() == frequencies.len()) {
+        Some(factors) => Ok(Rope {
+            frequencies: frequencies.iter().zip(factors).map(|(f, factor)| f / factor).collect(),
+            scale,
+            context: Some(original as usize),
+        }),
+        None => {
+            let expected = format!("other than {} positive numbers", frequencies.len());
+            Err(rope.unsupported("short_factor", expected))
+        }
+    }
+}
+
 /// `theta^(−2i/dim)`, `(dim / 2)`.
-fn base(theta: f32, dim: usize) -> Vec<f32> {
+pub fn base(theta: f32, dim: usize) -> Vec<f32> {
     (0..dim / 2).map(|i| 1.0 / theta.powf((2 * i) as f32 / dim as f32)).collect()
 }
 
@@ -111,8 +213,48 @@ mod tests {
 
     #[test]
     fn an_unknown_scaling_is_refused_by_name() {
-        let config = json!({"rope_theta": 1e4, "rope_scaling": {"type": "yarn", "factor": 4.0}});
-        let error = frequencies(&Fields::new(&config).unwrap(), 8).unwrap_err().to_string();
-        assert!(error.contains("rope_scaling.rope_type") && error.contains("yarn"), "{error}");
+        let config = json!({"rope_theta": 1e4, "rope_scaling": {"type": "spiral", "factor": 4.0}});
+        let error = rope(&Fields::new(&config).unwrap(), 8).unwrap_err().to_string();
+        assert!(error.contains("rope_scaling.rope_type") && error.contains("spiral"), "{error}");
+    }
+
+    /// Against numbers of the formula as `transformers` writes it, in double precision.
+    #[test]
+    fn yarn_stretches_long_wavelengths_and_scales_attention() {
+        let config = json!({
+            "max_position_embeddings": 8192,
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
+                "original_max_position_embeddings": 2048,
+            },
+        });
+        let rope = rope(&Fields::new(&config).unwrap(), 16).unwrap();
+        let expected = [
+            1.0,
+            0.316_227_77,
+            0.1,
+            0.025_693_506,
+            0.006_25,
+            0.001_383_496_5,
+            2.5e-4,
+            7.905_694e-5,
+        ];
+        for (found, expected) in rope.frequencies.iter().zip(expected) {
+            assert!((found / expected - 1.0).abs() < 1e-6, "{found} {expected}");
+        }
+        assert!((rope.scale - 1.138_629_4).abs() < 1e-6 && rope.context.is_none());
+    }
+
+    #[test]
+    fn longrope_ends_where_its_short_factors_do() {
+        let config = json!({
+            "max_position_embeddings": 131_072, "original_max_position_embeddings": 4096,
+            "rope_theta": 1e4,
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [8.0, 9.0]},
+        });
+        let rope = rope(&Fields::new(&config).unwrap(), 4).unwrap();
+        assert_eq!((rope.frequencies, rope.context), (vec![1.0, 0.005], Some(4096)));
+        // sqrt(1 + ln 32 / ln 4096)
+        assert!((rope.scale - 1.190_238).abs() < 1e-5, "{}", rope.scale);
     }
 }

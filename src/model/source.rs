@@ -10,6 +10,8 @@ use crate::backend::WeightFormat;
 pub enum ModelSource {
     /// A Hugging Face folder: `config.json` and `model.safetensors`, or its shards and their index.
     Folder(PathBuf),
+    /// A GGUF file, with its configuration in its metadata.
+    Gguf(PathBuf),
     /// The same two files in memory: the demo model inside the binary, or one just initialised.
     Embedded { config: Cow<'static, [u8]>, tensors: Cow<'static, [u8]> },
 }
@@ -19,8 +21,8 @@ pub enum ModelSource {
 pub struct LoadOptions {
     /// The name requests use.
     pub name: String,
-    /// How the weights of linear layers are held; `None`: as the checkpoint stores them (bf16 as
-    /// bf16, anything else as f32). Embedding and head stay in bf16 beside NF4, as in QLoRA, and in 8
-    /// bits beside Q4_0.
+    /// How the weights of linear layers are held; `None`: each tensor as the checkpoint stores it
+    /// (halves as halves, blocks as blocks where there is a form for them, else in 8 bits). Embedding
+    /// and head stay in bf16 beside NF4 and FP4, as in QLoRA, and in 8 bits beside Q4_0 and Q4_K.
     pub format: Option<WeightFormat>,
 }

@@ -87,7 +87,7 @@ impl<B: Backend> Vision<B> {
             projector,
             activation: config.projector_activation,
             parameters: builder.specs.iter().map(|spec| spec.parameters() as u64).sum(),
-            size_bytes: builder.size_bytes,
+            size_bytes: builder.report.size_bytes,
         })
     }
 
@@ -178,9 +178,9 @@ fn filters<B: Backend>(
     let in_features = 3 * side * side;
     let kind = TensorKind::Patches { side, format };
     let name = format!("{}{}.weight", names.prefix, names.embedding);
-    let values = builder.read(name, (out_features, in_features), kind, false)?;
+    let values = builder.values(name, (out_features, in_features), kind)?;
     let weight = builder.b.pack(HostWeight { values: &values, out_features, in_features }, format);
-    builder.size_bytes += builder.b.weight_bytes(&weight);
+    builder.report.size_bytes += builder.b.weight_bytes(&weight);
     Ok(weight)
 }
 
@@ -193,11 +193,11 @@ fn beginning<B: Backend>(
     let positions = names.positions.expect("CLIP learns positions");
     let name = format!("{}{positions}.weight", names.prefix);
     let kind = TensorKind::Weight(WeightFormat::F32);
-    let mut values = builder.read(name, (rows, d), kind, false)?;
+    let mut values = builder.values(name, (rows, d), kind)?;
     let name = format!("{}embeddings.class_embedding", names.prefix);
-    let class = builder.read(name, (1, d), TensorKind::Bias, false)?;
+    let class = builder.values(name, (1, d), TensorKind::Bias)?;
     values.iter_mut().zip(class).for_each(|(value, class)| *value += class);
-    builder.size_bytes += size_of_val(&values[..]);
+    builder.report.size_bytes += size_of_val(&values[..]);
     Ok(builder.b.upload(&values, rows, d))
 }
 

@@ -2,7 +2,7 @@
 //! strings, and the formats of training data.
 //!
 //! [`TextModel`] is what stands beside each base model; `engine` serves with it, [`dataset`] trains
-//! with it, so that a prompt is written the same way in both. Only `domain` lies below.
+//! with it, so that a prompt is written the same way in both. Only `domain` and `gguf` lie below.
 
 pub mod dataset;
 pub mod detokenizer;
@@ -15,10 +15,13 @@ pub mod template;
 pub mod tokenizer;
 
 mod decoding;
+pub mod gguf;
+mod source;
 
 pub use detokenizer::{Detokenizer, Start};
 pub use messages::{MessageError, PictureUrl, picture_urls};
 pub use model::{TextError, TextFiles, TextModel};
+pub use source::TextSource;
 pub use stop::{MatchedStop, StopMatcher};
 pub use template::{ChatTemplate, TemplateError};
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 use super::detokenizer::{Detokenizer, Start};
 use super::mask::MaskError;
 use super::messages::{ContentRules, MessageError, PictureRule, normalise};
-use super::special::SpecialTokens;
+use super::source::TextSource;
 use super::template::{ChatTemplate, PRESETS, TemplateError};
-use super::tokenizer::{Tokenizer, TokenizerError, read_json_if_present};
+use super::tokenizer::{Tokenizer, TokenizerError};
 
 /// Why a text model could not be loaded or a prompt not be made.
 #[derive(Debug, thiserror::Error)]
@@ -65,14 +65,7 @@ impl TextModel {
     /// # Errors
     /// [`TextError`] naming the file that is missing or wrong.
     pub fn from_folder(folder: &Path, template: Option<&str>) -> Result<Self, TextError> {
-        let tokenizer = Tokenizer::from_folder(folder)?;
-        let own = match std::fs::read_to_string(folder.join("chat_template.jinja")) {
-            Ok(source) => Some(("chat_template.jinja", source)),
-            Err(_) => configured_template(&read_json_if_present(folder, "tokenizer_config.json")?)?
-                .map(|source| ("tokenizer_config.json", source)),
-        };
-        let image_token = image_token(&read_json_if_present(folder, "config.json")?);
-        Self::new(tokenizer, own, template)?.seeing(image_token)
+        Self::new(TextSource::from_folder(folder)?, template)
     }
 
     /// The same from memory, for a model inside the binary.
@@ -80,34 +73,26 @@ impl TextModel {
     /// # Errors
     /// As [`TextModel::from_folder`].
     pub fn from_bytes(files: &TextFiles<'_>, template: Option<&str>) -> Result<Self, TextError> {
-        let parse = |bytes: Option<&[u8]>, file| match bytes {
-            None => Ok(Value::Null),
-            Some(bytes) => serde_json::from_slice(bytes)
-                .map_err(|error| TokenizerError::Json { file, reason: error.to_string() }),
-        };
-        let tokenizer_config = parse(files.tokenizer_config, "tokenizer_config.json")?;
-        let config = parse(files.config, "config.json")?;
-        let special = SpecialTokens::read(
-            &tokenizer_config,
-            &parse(files.generation_config, "generation_config.json")?,
-            &config,
-        );
-        let tokenizer = Tokenizer::from_bytes(files.tokenizer, special)?;
-        let own = match files.chat_template {
-            Some(source) => Some(("chat_template.jinja", source.to_owned())),
-            None => configured_template(&tokenizer_config)?
-                .map(|source| ("tokenizer_config.json", source)),
-        };
-        Self::new(tokenizer, own, template)?.seeing(image_token(&config))
+        Self::new(TextSource::from_bytes(files)?, template)
     }
 
-    fn new(
-        tokenizer: Tokenizer,
-        own: Option<(&str, String)>,
-        chosen: Option<&str>,
-    ) -> Result<Self, TextError> {
+    /// The same from the metadata of a GGUF file.
+    ///
+    /// # Errors
+    /// As [`TextModel::from_folder`].
+    pub fn from_gguf(path: &Path, template: Option<&str>) -> Result<Self, TextError> {
+        Self::new(TextSource::from_gguf(path)?, template)
+    }
+
+    /// `chosen` is a preset's name or a file and replaces the template of `source`.
+    ///
+    /// # Errors
+    /// As [`TextModel::from_folder`].
+    pub fn new(source: TextSource, chosen: Option<&str>) -> Result<Self, TextError> {
+        let tokenizer = Tokenizer::from_bytes(&source.tokenizer, source.special)?;
+        let image_token = source.image_token;
         let (bos, eos) = (tokenizer.bos_token(), tokenizer.eos_token());
-        let template = match (chosen, own) {
+        let template = match (chosen, source.template) {
             (Some(name), _) if PRESETS.iter().any(|(preset, _)| *preset == name) => {
                 Some(ChatTemplate::from_preset(name, bos, eos)?)
             }
@@ -116,7 +101,7 @@ impl TextModel {
                     .map_err(|error| TextError::TemplateFile(path.to_owned(), error))?;
                 Some(ChatTemplate::compile(path, &source, bos, eos)?)
             }
-            (None, Some((name, source))) => Some(ChatTemplate::compile(name, &source, bos, eos)?),
+            (None, Some((name, source))) => Some(ChatTemplate::compile(&name, &source, bos, eos)?),
             (None, None) => None,
         };
         let mut stop_ids = tokenizer.eos_ids().to_vec();
@@ -129,7 +114,7 @@ impl TextModel {
             }
         }
         let tokenizer = Arc::new(tokenizer);
-        Ok(Self { tokenizer, template, image_token: None, stop_ids, turn_stop })
+        Self { tokenizer, template, image_token: None, stop_ids, turn_stop }.seeing(image_token)
     }
 
     /// With the image token of a model that sees. The templates of such models leave what stands
@@ -269,24 +254,6 @@ impl TextModel {
     /// Hex SHA-256 of the chat template's source.
     pub fn template_fingerprint(&self) -> Option<&str> {
         self.template.as_ref().map(ChatTemplate::fingerprint)
-    }
-}
-
-/// The image token of a model with a vision tower.
-fn image_token(config: &Value) -> Option<u32> {
-    let id = config["image_token_index"].as_u64().or(config["image_token_id"].as_u64());
-    id.filter(|_| config["vision_config"].is_object()).and_then(|id| u32::try_from(id).ok())
-}
-
-/// `chat_template` of a `tokenizer_config.json`: a string, or a list of named ones.
-fn configured_template(config: &Value) -> Result<Option<String>, TextError> {
-    match &config["chat_template"] {
-        Value::Array(named) => {
-            let default = named.iter().find(|entry| entry["name"] == "default");
-            let source = default.and_then(|entry| entry["template"].as_str());
-            source.map(|source| Some(source.to_owned())).ok_or(TextError::NoDefaultTemplate)
-        }
-        other => Ok(other.as_str().map(str::to_owned)),
     }
 }
 

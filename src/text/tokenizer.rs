@@ -18,6 +18,8 @@ pub const MAX_INPUT_BYTES: usize = 16 << 20;
 pub enum TokenizerError {
     #[error("{path} could not be read: {source}")]
     Unreadable { path: String, source: std::io::Error },
+    #[error(transparent)]
+    Gguf(Box<crate::gguf::GgufError>),
     #[error("{file} is not valid JSON: {reason}")]
     Json { file: &'static str, reason: String },
     #[error("tokenizer.json could not be loaded: {reason}")]
@@ -32,6 +34,12 @@ pub enum TokenizerError {
     Encode { reason: String },
     #[error("token id {id} is outside the vocabulary of {vocab_size}")]
     UnknownId { id: u32, vocab_size: usize },
+}
+
+impl From<crate::gguf::GgufError> for TokenizerError {
+    fn from(error: crate::gguf::GgufError) -> Self {
+        Self::Gguf(Box::new(error))
+    }
 }
 
 /// A text as tokens, each with the bytes `start..end` of the text it covers.
@@ -372,7 +380,7 @@ fn parse(json: &[u8], file: &'static str) -> Result<Value, TokenizerError> {
         .map_err(|error| TokenizerError::Json { file, reason: error.to_string() })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     std::fs::read(path)
         .map_err(|source| TokenizerError::Unreadable { path: path.display().to_string(), source })
 }

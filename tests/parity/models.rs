@@ -9,7 +9,7 @@ use tandem::model::{LoadOptions, Model, ModelSource, Step};
 
 use super::golden;
 
-const FAMILIES: [&str; 12] = [
+pub const FAMILIES: [&str; 12] = [
     "llama_gqa",
     "llama_linear_rope",
     "llama3_rope",
@@ -50,7 +50,7 @@ fn served<B: Backend>(b: &mut B, model: &Model<B>, tokens: &[u32], ends: &[usize
     logits
 }
 
-fn check_logits<B: Backend>(b: &mut B, name: &str, model: &Model<B>) {
+pub fn check_logits<B: Backend>(b: &mut B, name: &str, model: &Model<B>) {
     let folder = golden::path(&format!("models/{name}"));
     let io = golden::tensors(&folder.join("io.safetensors"));
     let atol = golden::number(&golden::json(&folder.join("case.json")), "atol");

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tandem::gguf::{Metadata, Writer};
 use tandem::text::stop::StopMatcher;
-use tandem::text::{Detokenizer, Start, Tokenizer};
+use tandem::text::{Detokenizer, Start, TextModel, TextSource, Tokenizer, gguf};
 
 use super::{TOKENIZERS, golden, golden_json};
 
@@ -29,6 +30,30 @@ fn golden_texts_become_their_ids_and_back() {
             assert_eq!(tokenizer.decode(&ids(row), false).unwrap(), row["decoded"], "{text:?}");
             let skipped = tokenizer.decode(&ids(row), true).unwrap();
             assert_eq!(skipped, row["decoded_skip_special"], "{text:?}");
+        }
+    }
+}
+
+/// From the lists of ggml alone, as other converters write them.
+#[test]
+fn a_tokenizer_survives_gguf() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in TOKENIZERS {
+        let source = TextSource::from_folder(&golden(&format!("tokenizers/{name}"))).unwrap();
+        let text = TextModel::new(source.clone(), None).unwrap();
+        let metadata = gguf::metadata(&text, &source, text.tokenizer().vocab_size()).unwrap();
+        let values = metadata.into_iter().filter(|(key, _)| key != "tokenizer.huggingface.json");
+        let path = folder.path().join(format!("{name}.gguf"));
+        let metadata = Metadata { file: name.to_owned(), values: values.collect() };
+        Writer::create(&path, &metadata, &[]).unwrap().finish().unwrap();
+        let read = TextModel::from_gguf(&path, None).unwrap();
+        let (before, after) = (text.tokenizer(), read.tokenizer());
+        assert_eq!((before.bos_id(), before.eos_ids()), (after.bos_id(), after.eos_ids()));
+        let case = golden_json(&format!("tokenizers/{name}/case.json"));
+        for row in case["rows"].as_array().expect("rows") {
+            let text = row["text"].as_str().expect("a text");
+            assert_eq!(after.encode(text, false).unwrap(), ids(row), "{name}: {text:?}");
+            assert_eq!(after.decode(&ids(row), false).unwrap(), row["decoded"], "{text:?}");
         }
     }
 }

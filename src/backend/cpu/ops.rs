@@ -5,9 +5,9 @@ use std::ops::Range;
 use super::buffers::FreeList;
 use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, cache, products, specs};
 use crate::backend::{
-    Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostMoments, HostWeight,
-    LossSum, LowRankGradient, LowRankPart, LowRankShape, Norm, Part, Product, SequenceRows,
-    SharedMatrix, WeightFormat, dropout_keeps,
+    Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostBlocks, HostMoments,
+    HostWeight, LossSum, LowRankGradient, LowRankPart, LowRankShape, Norm, Part, Product,
+    SequenceRows, SharedMatrix, WeightFormat, dropout_keeps,
 };
 use crate::kernels::attention::{self, SpanQueries};
 use crate::kernels::low_rank::PackedLowRank;
@@ -81,6 +81,10 @@ impl Backend for CpuBackend {
         CpuWeight::pack(&self.pool, weight, format)
     }
 
+    fn adopt(&mut self, blocks: HostBlocks, out: usize, inner: usize) -> CpuWeight {
+        CpuWeight::adopt(&self.pool, blocks, out, inner)
+    }
+
     fn weight_bytes(&self, weight: &CpuWeight) -> usize {
         weight.bytes()
     }
@@ -98,7 +102,7 @@ impl Backend for CpuBackend {
     ) -> Option<PackedLowRank> {
         let LowRankShape { rank, in_features, out_features } = shape;
         // Beside dense `f32` the adapter stays exact; without bf16 products packing gains nothing.
-        let gains = self.cpu.has_bf16() && format != WeightFormat::F32;
+        let gains = self.cpu.has_bf16() && !matches!(format, WeightFormat::F32 | WeightFormat::F16);
         let shape = (rank, in_features, out_features);
         gains.then(|| PackedLowRank::pack(self.cpu, &self.pool, a, b, shape))
     }

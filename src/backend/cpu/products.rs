@@ -97,7 +97,12 @@ impl CpuBackend {
                 work.int8.quantize(cpu, pool, x.values(), m, k);
                 quantized::matmuls(cpu, pool, &work.int8, &of!(Q4));
             }
+            CpuWeight::Q4K(_) => {
+                work.int8.quantize(cpu, pool, x.values(), m, k);
+                quantized::matmuls(cpu, pool, &work.int8, &of!(Q4K));
+            }
             CpuWeight::F32(_) => self.widened(x, &of!(F32)),
+            CpuWeight::F16(_) => self.widened(x, &of!(F16)),
             CpuWeight::Bf16(_) => {
                 for (w, y) in of!(Bf16) {
                     self.widened(x, &[(&bf16::Widened(w), y)]);
@@ -146,10 +151,12 @@ impl CpuBackend {
                 nf4::matmul_transposed(cpu, pool, &work.bf16, w, &dx);
             }
             CpuWeight::F32(w) => self.multiply(g, &Turned(w), &dx),
+            CpuWeight::F16(w) => self.multiply(g, &Turned(w), &dx),
             CpuWeight::Bf16(w) => self.multiply(g, &Turned(&bf16::Widened(w)), &dx),
             CpuWeight::Nf4(w) => self.multiply(g, &Turned(&nf4::Widened(w)), &dx),
             CpuWeight::Q8(w) => self.multiply(g, &Turned(w), &dx),
             CpuWeight::Q4(w) => self.multiply(g, &Turned(w), &dx),
+            CpuWeight::Q4K(w) => self.multiply(g, &Turned(w), &dx),
         }
     }
 

@@ -1,21 +1,25 @@
 //! Frozen weights in their formats.
 
-use crate::backend::{HostWeight, WeightFormat};
+use crate::backend::{HostBlocks, HostWeight, WeightFormat};
 use crate::kernels::bf16::PackedBf16;
+use crate::kernels::f16::PackedF16;
 use crate::kernels::gemm::PackedF32;
 use crate::kernels::nf4::{Code, PackedNf4};
 use crate::kernels::pool::Pool;
 use crate::kernels::q4::PackedQ4;
+use crate::kernels::q4k::PackedQ4K;
 use crate::kernels::q8::PackedQ8;
 
 /// A frozen weight `(out, in)`, packed once for one row and for many, forward and backward.
 #[derive(Debug)]
 pub enum CpuWeight {
     F32(PackedF32),
+    F16(PackedF16),
     Bf16(PackedBf16),
     Nf4(PackedNf4),
     Q8(PackedQ8),
     Q4(PackedQ4),
+    Q4K(PackedQ4K),
 }
 
 impl CpuWeight {
@@ -24,6 +28,7 @@ impl CpuWeight {
         assert!(format.fits(n, k), "{format:?} cannot hold a weight ({n}, {k})");
         match format {
             WeightFormat::F32 => Self::F32(PackedF32::pack(values, n, k)),
+            WeightFormat::F16 => Self::F16(PackedF16::pack(pool, values, n, k)),
             WeightFormat::Bf16 => Self::Bf16(PackedBf16::pack_on(pool, values, n, k)),
             WeightFormat::Nf4 { double } => {
                 Self::Nf4(PackedNf4::quantize(values, n, k, Code::Nf4, double))
@@ -33,16 +38,35 @@ impl CpuWeight {
             }
             WeightFormat::Q8_0 => Self::Q8(PackedQ8::quantize_on(pool, values, n, k)),
             WeightFormat::Q4_0 => Self::Q4(PackedQ4::quantize_on(pool, values, n, k)),
+            WeightFormat::Q4K => Self::Q4K(PackedQ4K::quantize(pool, values, n, k)),
+        }
+    }
+
+    pub(super) fn adopt(pool: &Pool, blocks: HostBlocks, n: usize, k: usize) -> Self {
+        match blocks {
+            HostBlocks::Gguf { format: WeightFormat::Q8_0, bytes } => {
+                Self::Q8(PackedQ8::from_gguf(pool, &bytes, n, k))
+            }
+            HostBlocks::Gguf { format: WeightFormat::Q4_0, bytes } => {
+                Self::Q4(PackedQ4::from_gguf(pool, &bytes, n, k))
+            }
+            HostBlocks::Gguf { format: WeightFormat::Q4K, bytes } => {
+                Self::Q4K(PackedQ4K::from_gguf(pool, &bytes, n, k))
+            }
+            HostBlocks::Gguf { format, .. } => panic!("GGUF has no blocks of {format:?}"),
+            HostBlocks::FourBit(blocks) => Self::Nf4(PackedNf4::pack(&blocks, n, k)),
         }
     }
 
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::F32(w) => w.size_bytes(),
+            Self::F16(w) => w.size_bytes(),
             Self::Bf16(w) => w.size_bytes(),
             Self::Nf4(w) => w.size_bytes(),
             Self::Q8(w) => w.size_bytes(),
             Self::Q4(w) => w.size_bytes(),
+            Self::Q4K(w) => w.size_bytes(),
         }
     }
 
@@ -55,10 +79,12 @@ impl CpuWeight {
     pub(super) fn shape(&self) -> (usize, usize) {
         match self {
             Self::F32(w) => (w.n(), w.k()),
+            Self::F16(w) => (w.n(), w.k()),
             Self::Bf16(w) => (w.n(), w.k()),
             Self::Nf4(w) => (w.n(), w.k()),
             Self::Q8(w) => (w.n(), w.k()),
             Self::Q4(w) => (w.n(), w.k()),
+            Self::Q4K(w) => (w.n(), w.k()),
         }
     }
 
@@ -68,10 +94,12 @@ impl CpuWeight {
         let columns = to.iter_mut().enumerate();
         match self {
             Self::F32(w) => w.row(row, to),
+            Self::F16(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
             Self::Bf16(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
             Self::Nf4(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
             Self::Q8(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
             Self::Q4(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
+            Self::Q4K(w) => columns.for_each(|(c, to)| *to = w.weight(row, c)),
         }
     }
 }

@@ -3,7 +3,8 @@
 use half::{bf16, f16};
 
 use super::eight_bit::{levels, nearest};
-use crate::backend::{KvFormat, WeightFormat};
+use crate::backend::{HostBlocks, KvFormat, WeightFormat};
+use crate::kernels::pool::Pool;
 
 /// The 16 levels of NF4. Dettmers et al. 2023, "QLoRA", appendix E.
 const NF4: [f32; 16] = [
@@ -65,12 +66,59 @@ pub(super) fn round_kv(values: &mut [f32], head_dim: usize, format: KvFormat) {
 pub(super) fn round_trip(values: &[f32], in_features: usize, format: WeightFormat) -> Vec<f32> {
     match format {
         WeightFormat::F32 => values.to_vec(),
+        WeightFormat::F16 => values.iter().map(|&x| f16::from_f32(x).to_f32()).collect(),
         WeightFormat::Bf16 => values.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
         WeightFormat::Nf4 { double } => four_bit(values, &NF4, double),
         WeightFormat::Fp4 { double } => four_bit(values, &FP4, double),
         WeightFormat::Q8_0 => blockwise(values, in_features, q8_0),
         WeightFormat::Q4_0 => blockwise(values, in_features, q4_0),
+        WeightFormat::Q4K => gguf_q4_k(&crate::kernels::q4k::quantize(&Pool::new(1), values)),
     }
+}
+
+/// The values of a weight that comes in blocks, row-major.
+pub(super) fn dequantised(blocks: &HostBlocks) -> Vec<f32> {
+    match blocks {
+        HostBlocks::Gguf { format: WeightFormat::Q8_0, bytes } => gguf_q8_0(bytes),
+        HostBlocks::Gguf { format: WeightFormat::Q4_0, bytes } => gguf_q4_0(bytes),
+        HostBlocks::Gguf { format: WeightFormat::Q4K, bytes } => gguf_q4_k(bytes),
+        HostBlocks::Gguf { format, .. } => panic!("GGUF has no blocks of {format:?}"),
+        HostBlocks::FourBit(blocks) => {
+            (0..2 * blocks.bytes.len()).map(|i| blocks.value(i)).collect()
+        }
+    }
+}
+
+fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// `scale · q`.
+fn gguf_q8_0(bytes: &[u8]) -> Vec<f32> {
+    let blocks = bytes.chunks_exact(34);
+    blocks.flat_map(|b| b[2..].iter().map(|&q| half_at(b, 0) * f32::from(q as i8))).collect()
+}
+
+/// `scale · (q − 8)`; byte `i` holds value `i` low and value `i + 16` high.
+fn gguf_q4_0(bytes: &[u8]) -> Vec<f32> {
+    let value = |b: &[u8], i: usize| {
+        half_at(b, 0) * (f32::from(b[2 + i % 16] >> (4 * (i / 16)) & 15) - 8.0)
+    };
+    bytes.chunks_exact(18).flat_map(|b| (0..32).map(move |i| value(b, i))).collect()
+}
+
+/// `d · scale · q − dmin · min`, eight scales and minima of 6 bits per block of 256.
+fn gguf_q4_k(bytes: &[u8]) -> Vec<f32> {
+    let six_bits = |b: &[u8], s: usize| match s {
+        0..4 => (b[4 + s] & 63, b[8 + s] & 63),
+        _ => (b[8 + s] & 15 | b[s] >> 6 << 4, b[8 + s] >> 4 | b[4 + s] >> 6 << 4),
+    };
+    let value = |b: &[u8], i: usize| {
+        let (scale, min) = six_bits(b, i / 32);
+        let q = b[16 + i / 64 * 32 + i % 32] >> (4 * (i / 32 % 2)) & 15;
+        half_at(b, 0) * f32::from(scale) * f32::from(q) - half_at(b, 2) * f32::from(min)
+    };
+    bytes.chunks_exact(144).flat_map(|b| (0..256).map(move |i| value(b, i))).collect()
 }
 
 /// Bytes `n` weights take in `format`.
@@ -78,7 +126,7 @@ pub(super) fn bytes(n: usize, format: WeightFormat) -> usize {
     let blocks = |size: usize| n.div_ceil(size);
     match format {
         WeightFormat::F32 => 4 * n,
-        WeightFormat::Bf16 => 2 * n,
+        WeightFormat::F16 | WeightFormat::Bf16 => 2 * n,
         WeightFormat::Nf4 { double: false } | WeightFormat::Fp4 { double: false } => {
             n.div_ceil(2) + 4 * blocks(NF4_BLOCK)
         }
@@ -87,6 +135,7 @@ pub(super) fn bytes(n: usize, format: WeightFormat) -> usize {
         }
         WeightFormat::Q8_0 => n + 2 * blocks(GGUF_BLOCK),
         WeightFormat::Q4_0 => n.div_ceil(2) + 2 * blocks(GGUF_BLOCK),
+        WeightFormat::Q4K => 144 * blocks(256),
     }
 }
 

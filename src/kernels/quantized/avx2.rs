@@ -58,7 +58,7 @@ fn half_tile<const BITS: usize, const MR: usize>(
 /// One block of eight rows: nibbles as unsigned bytes, bytes as signed ones.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn unpack<const BITS: usize>(codes: &[Line], half: usize) -> [__m256i; 8] {
+pub fn unpack<const BITS: usize>(codes: &[Line], half: usize) -> [__m256i; 8] {
     let mut weights = [_mm256_setzero_si256(); 8];
     if BITS == 8 {
         for (weights, codes) in weights.iter_mut().zip(codes) {
@@ -121,7 +121,7 @@ fn widen(scales: &[f16; TILE], half: usize) -> __m256 {
 #[inline]
 #[target_feature(enable = "avx2")]
 #[allow(unsafe_code)]
-fn load(y: &[f32], half: usize) -> __m256 {
+pub fn load(y: &[f32], half: usize) -> __m256 {
     let mut lanes = [0.0; 8];
     let part = y.get(8 * half..).unwrap_or_default();
     let count = part.len().min(8);
@@ -134,7 +134,7 @@ fn load(y: &[f32], half: usize) -> __m256 {
 #[inline]
 #[target_feature(enable = "avx2")]
 #[allow(unsafe_code)]
-fn store(y: &mut [f32], half: usize, values: __m256) {
+pub fn store(y: &mut [f32], half: usize, values: __m256) {
     let mut lanes = [0.0; 8];
     // SAFETY: `lanes` is 32 writable bytes.
     unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), values) };

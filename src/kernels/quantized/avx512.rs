@@ -49,7 +49,7 @@ pub fn tile<const BITS: usize, const MR: usize>(
 /// One block as eight registers of unsigned bytes, four consecutive columns per lane.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn unpack<const BITS: usize>(codes: &[Line]) -> [__m512i; 8] {
+pub fn unpack<const BITS: usize>(codes: &[Line]) -> [__m512i; 8] {
     let mut weights = [_mm512_setzero_si512(); 8];
     if BITS == 8 {
         for (weights, codes) in weights.iter_mut().zip(codes) {

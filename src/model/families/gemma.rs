@@ -3,11 +3,12 @@
 //! q and k and two RoPE bases in the other.
 
 use super::*;
+use crate::model::rope::Rope;
 
 pub fn gemma2(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     let mut config = shared(fields)?;
     config.attention_softcap = fields.optional_f32("attn_logit_softcapping")?;
-    let rope = rope::frequencies(fields, config.head_dim)?;
+    let rope = rope::rope(fields, config.head_dim)?;
     let slides = sliding(fields, config.layers.len(), |layer| layer % 2 == 0)?;
     config.layers = layers(fields, &slides, |_| rope.clone())?;
     Ok(config)
@@ -44,12 +45,13 @@ fn shared(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
 fn layers(
     fields: &Fields<'_>,
     slides: &[bool],
-    rope: impl Fn(bool) -> Vec<f32>,
+    rope: impl Fn(bool) -> Rope,
 ) -> Result<Vec<LayerConfig>, ModelError> {
     let window = fields.usize("sliding_window")?;
-    let layer = |&slides: &bool| LayerConfig {
-        window: slides.then_some(window),
-        rope_frequencies: rope(slides),
+    let layer = |&slides: &bool| {
+        let Rope { frequencies, scale, .. } = rope(slides);
+        let window = slides.then_some(window);
+        LayerConfig { window, rope_frequencies: frequencies, rope_scale: scale }
     };
     Ok(slides.iter().map(layer).collect())
 }

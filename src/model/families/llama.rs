@@ -56,8 +56,12 @@ pub fn base(
     o_bias: bool,
 ) -> Result<DecoderConfig, ModelError> {
     let mut config = without_rope(fields, qkv_bias, o_bias, "hidden_act")?;
-    let rope = rope::frequencies(fields, config.head_dim)?;
-    config.layers.iter_mut().for_each(|layer| layer.rope_frequencies = rope.clone());
+    let rope = rope::rope(fields, config.head_dim)?;
+    config.context_length = rope.context.unwrap_or(usize::MAX).min(config.context_length);
+    for layer in &mut config.layers {
+        layer.rope_frequencies.clone_from(&rope.frequencies);
+        layer.rope_scale = rope.scale;
+    }
     Ok(config)
 }
 

@@ -47,10 +47,20 @@ fn read_fields(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
         let (family, supported) = (family.to_owned(), names.join(", "));
         return Err(ModelError::UnknownFamily { family, supported });
     };
-    fields.only("quantization_config", &[])?;
+    quantization(fields)?;
     let decoder = read(fields)?;
     check(fields, &decoder)?;
     Ok(decoder)
+}
+
+/// Of quantised checkpoints, those of bitsandbytes in 4 bits are read.
+fn quantization(fields: &Fields<'_>) -> Result<(), ModelError> {
+    let Some(quantization) = fields.object("quantization_config")? else { return Ok(()) };
+    let method = quantization.get("quant_method").cloned().unwrap_or_default();
+    match quantization.bool("load_in_4bit", false)? && method == "bitsandbytes" {
+        true => Ok(()),
+        false => Err(quantization.unsupported("quant_method", method)),
+    }
 }
 
 /// What every family must satisfy.
@@ -82,7 +92,7 @@ fn rms_norm(fields: &Fields<'_>) -> Result<NormConfig, ModelError> {
 
 /// `layers` times the same layer.
 fn alike(layers: usize, window: Option<usize>, rope_frequencies: Vec<f32>) -> Vec<LayerConfig> {
-    vec![LayerConfig { window, rope_frequencies }; layers]
+    vec![LayerConfig { window, rope_frequencies, rope_scale: 1.0 }; layers]
 }
 
 /// Whether each layer slides: from `layer_types`, or by the family's rule in older files.
@@ -137,7 +147,7 @@ mod tests {
             ("num_key_value_heads", json!(3)),
             ("hidden_size", json!("wide")),
             ("vocab_size", json!(0)),
-            ("rope_scaling", json!({"rope_type": "dynamic", "factor": 2.0})),
+            ("rope_scaling", json!({"rope_type": "spiral", "factor": 2.0})),
         ] {
             assert!(refusal(key, value).contains(key), "{key}");
         }

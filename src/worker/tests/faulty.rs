@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use crate::backend::reference::ReferenceBackend;
 use crate::backend::{
-    Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostMoments, HostWeight,
-    LossSum, Norm, SequenceRows, WeightFormat,
+    Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostBlocks, HostMoments,
+    HostWeight, LossSum, Norm, SequenceRows, WeightFormat,
 };
 
 /// Where to panic.
@@ -88,6 +88,10 @@ impl Backend for FaultyBackend {
 
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> Self::Weight {
         self.inner.pack(weight, format)
+    }
+
+    fn adopt(&mut self, blocks: HostBlocks, out: usize, inner: usize) -> Self::Weight {
+        self.inner.adopt(blocks, out, inner)
     }
 
     fn weight_bytes(&self, weight: &Self::Weight) -> usize {

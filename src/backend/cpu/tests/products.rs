@@ -5,8 +5,9 @@ use crate::backend::{
     HostWeight, LowRank, LowRankGradient, LowRankPart, LowRankShape, Part, Product, WeightFormat,
 };
 
-const FORMATS: [(WeightFormat, f32); 8] = [
+const FORMATS: [(WeightFormat, f32); 9] = [
     (WeightFormat::F32, 2e-6),
+    (WeightFormat::F16, 2e-6),
     (WeightFormat::Bf16, 1e-2),
     (WeightFormat::Nf4 { double: false }, 2e-2),
     (WeightFormat::Nf4 { double: true }, 2e-2),
@@ -55,6 +56,7 @@ fn products_with_frozen_weights_agree_in_every_format() {
     }
     agree(2e-6, Frozen { format: WeightFormat::F32, m: 14, n: 9, k: 23 });
     agree(1e-2, Frozen { format: WeightFormat::Bf16, m: 14, n: 9, k: 23 });
+    agree(2e-2, Frozen { format: WeightFormat::Q4K, m: 5, n: 70, k: 512 });
 }
 
 struct Trained;

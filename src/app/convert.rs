@@ -1,0 +1,304 @@
+//! A model to another format, with or without an adapter merged into it: written aside, read back,
+//! compared with what it was made from, and only then put in its place.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, json};
+
+use super::bases;
+use super::error::ConvertError;
+use crate::backend::Backend;
+use crate::backend::cpu::CpuBackend;
+use crate::config::{ModelOption, Source};
+use crate::domain::AdapterWeights;
+use crate::gguf::TensorType;
+use crate::model::{AdapterRows, LoadOptions, Model, ModelSource, Written};
+use crate::peft::{AdapterFiles, Fingerprints};
+use crate::text::{TextModel, TextSource};
+
+/// Texts on which the result is compared with its source.
+const ROWS: [&str; 4] = [
+    "The quick brown fox jumps over the lazy dog, and then it goes home.",
+    "In 1905 a clerk of the patent office in Bern explained why atoms make pollen dance.",
+    "def mean(values):\n    return sum(values) / len(values)\n",
+    "Question: what is seven times eight? Answer: fifty-six.",
+];
+/// Tokens of a row that are compared, at most.
+const ROW_TOKENS: usize = 48;
+
+/// What to convert, and into what.
+#[derive(Clone, Debug)]
+pub struct Conversion {
+    pub source: ModelOption,
+    /// A PEFT folder to merge.
+    pub adapter: Option<PathBuf>,
+    /// A folder for safetensors, or a file that ends in `.gguf`.
+    pub out: PathBuf,
+    /// The type of the matrices; `None`: bf16 for a folder, q8_0 for GGUF.
+    pub kind: Option<String>,
+    pub threads: usize,
+}
+
+/// What was written, and how it compares.
+#[derive(Clone, Debug)]
+pub struct Converted {
+    pub written: Written,
+    pub kind: TensorType,
+    pub comparison: Comparison,
+}
+
+/// Two models on the same tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Comparison {
+    pub tokens: usize,
+    /// Mean of `Σ p ln(p / q)` over tokens, in nats; `p` is the source, its adapter beside it.
+    pub kl: f64,
+    /// Share of tokens whose likeliest successor is the same.
+    pub agreement: f64,
+}
+
+/// Converts, calling `compared` before the result takes its place.
+///
+/// # Errors
+/// [`ConvertError`] naming what is wrong; then nothing is left behind at the target.
+pub fn convert(
+    conversion: &Conversion,
+    compared: impl FnOnce(&Comparison),
+) -> Result<Converted, ConvertError> {
+    let out = &conversion.out;
+    if out.exists() {
+        return Err(ConvertError::Exists(out.clone()));
+    }
+    let kind = kind_of(conversion)?;
+    let aside = aside(out);
+    let result = write_and_compare(conversion, kind, &aside);
+    let converted = result.inspect_err(|_| remove(&aside))?;
+    compared(&converted.comparison);
+    std::fs::rename(&aside, out).map_err(|source| write_error(out, source))?;
+    Ok(converted)
+}
+
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "gguf")
+}
+
+fn kind_of(conversion: &Conversion) -> Result<TensorType, ConvertError> {
+    let gguf = is_gguf(&conversion.out);
+    let usual = if gguf { "q8_0" } else { "bf16" };
+    let name = conversion.kind.as_deref().unwrap_or(usual);
+    let known = TensorType::from_name(name);
+    known
+        .filter(|kind| gguf || matches!(kind, TensorType::F32 | TensorType::F16 | TensorType::BF16))
+        .ok_or_else(|| ConvertError::Kind { name: name.to_owned(), gguf })
+}
+
+/// Beside the target, so that the last step is a rename.
+fn aside(out: &Path) -> PathBuf {
+    let mut name = out.file_name().unwrap_or_default().to_owned();
+    name.push(".part");
+    out.with_file_name(name)
+}
+
+fn remove(aside: &Path) {
+    let _nothing_there = match aside.is_dir() {
+        true => std::fs::remove_dir_all(aside),
+        false => std::fs::remove_file(aside),
+    };
+}
+
+fn write_error(path: &Path, source: std::io::Error) -> ConvertError {
+    ConvertError::Write { path: path.to_owned(), source }
+}
+
+fn write_and_compare(
+    conversion: &Conversion,
+    kind: TensorType,
+    aside: &Path,
+) -> Result<Converted, ConvertError> {
+    let option = &conversion.source;
+    let source = bases::model_source(&option.source);
+    let text = text_of(&option.source)?;
+    let mut b = CpuBackend::new(conversion.threads);
+    let options = LoadOptions { name: option.name.clone(), format: option.format() };
+    let model = Model::load(&mut b, &source, &options)?;
+    let adapter = match &conversion.adapter {
+        Some(folder) => Some(read_adapter(folder, &model, text.as_ref())?),
+        None => None,
+    };
+    let rows = rows(text.as_ref(), &model);
+    let before = logits(&mut b, &model, &rows, adapter.as_ref())?;
+    let weights = model.weights(&source, adapter.as_ref())?;
+    remove(aside);
+    let written = if is_gguf(&conversion.out) {
+        let vocab_size = model.info.vocab_size;
+        let text =
+            text.map(|(source, text)| crate::text::gguf::metadata(&text, &source, vocab_size));
+        let text = text.transpose().map_err(crate::text::TextError::from)?.unwrap_or_default();
+        weights.write_gguf(aside, &option.name, kind, text)?
+    } else {
+        std::fs::create_dir_all(aside).map_err(|source| write_error(aside, source))?;
+        copy_text(&option.source, text.as_ref(), aside)?;
+        weights.write_safetensors(aside, kind)?
+    };
+    drop(model);
+    let result = match is_gguf(&conversion.out) {
+        true => ModelSource::Gguf(aside.to_owned()),
+        false => ModelSource::Folder(aside.to_owned()),
+    };
+    let options = LoadOptions { format: None, ..options };
+    let model = Model::load(&mut b, &result, &options)?;
+    let after = logits(&mut b, &model, &rows, None)?;
+    let comparison = compare(&before, &after, model.info.vocab_size);
+    Ok(Converted { written, kind, comparison })
+}
+
+/// The text side, if the source has one: a bare checkpoint can be converted too.
+fn text_of(source: &Source) -> Result<Option<(TextSource, TextModel)>, ConvertError> {
+    if let Source::Folder(folder) = source
+        && !folder.join("tokenizer.json").is_file()
+    {
+        return Ok(None);
+    }
+    let source = bases::text_source(source)?;
+    let text = TextModel::new(source.clone(), None)?;
+    Ok(Some((source, text)))
+}
+
+fn read_adapter(
+    folder: &Path,
+    model: &Model<CpuBackend>,
+    text: Option<&(TextSource, TextModel)>,
+) -> Result<AdapterWeights, ConvertError> {
+    let files = AdapterFiles::from_dir(folder)
+        .map_err(|source| ConvertError::Adapter { folder: folder.to_owned(), source })?;
+    let served = Fingerprints {
+        base: model.info.fingerprint.clone(),
+        tokenizer: text.map_or("", |(_, text)| text.tokenizer_fingerprint()).to_owned(),
+        template: text.and_then(|(_, text)| text.template_fingerprint()).map(str::to_owned),
+    };
+    Ok(crate::peft::read(&files, &model.info, &served)?.weights)
+}
+
+/// The tokens to compare on; without a tokenizer, some of the vocabulary.
+fn rows(text: Option<&(TextSource, TextModel)>, model: &Model<CpuBackend>) -> Vec<Vec<u32>> {
+    let (vocab, most) = (model.info.vocab_size, ROW_TOKENS.min(model.info.context_length));
+    let some =
+        |seed: usize| (0..most).map(move |i| ((i * i * 31 + i * 7 + seed * 101) % vocab) as u32);
+    let row = |(seed, text_row): (usize, &&str)| match text {
+        Some((_, text)) => {
+            let ids = text.completion_prompt(text_row).unwrap_or_default();
+            ids.into_iter().filter(|&id| (id as usize) < vocab).take(most).collect()
+        }
+        None => some(seed).collect(),
+    };
+    ROWS.iter().enumerate().map(row).filter(|row: &Vec<u32>| !row.is_empty()).collect()
+}
+
+/// The logits of every token, row after row.
+fn logits(
+    b: &mut CpuBackend,
+    model: &Model<CpuBackend>,
+    rows: &[Vec<u32>],
+    adapter: Option<&AdapterWeights>,
+) -> Result<Vec<f32>, ConvertError> {
+    let adapter = adapter.map(|weights| model.attach(b, weights)).transpose()?;
+    let mut all = Vec::new();
+    for row in rows {
+        let worn: Vec<AdapterRows<'_, CpuBackend>> = (adapter.iter())
+            .map(|adapter| AdapterRows { rows: 0..row.len(), adapter, scale: 1.0 })
+            .collect();
+        let asked: Vec<usize> = (0..row.len()).collect();
+        let span = 0..row.len();
+        let z = model.forward_spans(b, row, std::slice::from_ref(&span), &worn, &asked);
+        all.extend(b.download(&z));
+        b.recycle(z);
+    }
+    Ok(all)
+}
+
+fn compare(before: &[f32], after: &[f32], vocab: usize) -> Comparison {
+    let (mut kl, mut same, mut tokens) = (0.0, 0, 0);
+    for (p, q) in before.chunks_exact(vocab).zip(after.chunks_exact(vocab)) {
+        let (log_p, log_q) = (log_sum(p), log_sum(q));
+        kl += (p.iter().zip(q))
+            .map(|(&p, &q)| {
+                let (p, q) = (f64::from(p) - log_p, f64::from(q) - log_q);
+                p.exp() * (p - q)
+            })
+            .sum::<f64>();
+        same += usize::from(likeliest(p) == likeliest(q));
+        tokens += 1;
+    }
+    let count = tokens.max(1) as f64;
+    Comparison { tokens, kl: kl / count, agreement: same as f64 / count }
+}
+
+/// `ln Σ exp(z)`.
+fn log_sum(z: &[f32]) -> f64 {
+    let max = f64::from(z.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    max + z.iter().map(|&z| (f64::from(z) - max).exp()).sum::<f64>().ln()
+}
+
+fn likeliest(z: &[f32]) -> Option<usize> {
+    (0..z.len()).max_by(|&i, &j| z[i].total_cmp(&z[j]))
+}
+
+/// Puts the files of the text side beside the weights.
+fn copy_text(
+    source: &Source,
+    text: Option<&(TextSource, TextModel)>,
+    out: &Path,
+) -> Result<(), ConvertError> {
+    if let Source::Folder(folder) = source {
+        const FILES: [&str; 7] = [
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "generation_config.json",
+            "chat_template.jinja",
+            "tokenizer.model",
+            "LICENSE",
+        ];
+        for file in FILES.into_iter().filter(|file| folder.join(file).is_file()) {
+            let copied = std::fs::copy(folder.join(file), out.join(file));
+            copied.map_err(|source| write_error(&out.join(file), source))?;
+        }
+        return Ok(());
+    }
+    let Some((source, text)) = text else { return Ok(()) };
+    let mut config = Map::new();
+    config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
+    let tokenizer = text.tokenizer();
+    for (key, token) in [("bos_token", tokenizer.bos_token()), ("eos_token", tokenizer.eos_token())]
+    {
+        if !token.is_empty() {
+            config.insert(key.into(), token.into());
+        }
+    }
+    if let Some((_, template)) = &source.template {
+        config.insert("chat_template".into(), template.as_str().into());
+    }
+    let generation = json!({"eos_token_id": tokenizer.eos_ids()});
+    let put = |file: &str, bytes: &[u8]| {
+        std::fs::write(out.join(file), bytes).map_err(|source| write_error(&out.join(file), source))
+    };
+    put("tokenizer.json", &source.tokenizer)?;
+    put("tokenizer_config.json", format!("{:#}\n", json!(config)).as_bytes())?;
+    put("generation_config.json", format!("{generation:#}\n").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_models_agree_and_the_divergence_is_that_of_the_formula() {
+        let z = [0.0, 1.0, 2.0, 5.0];
+        let same = compare(&z, &z, 2);
+        assert_eq!((same.tokens, same.agreement), (2, 1.0));
+        assert!(same.kl.abs() < 1e-12);
+        // p = (1/2, 1/2), q = (1/4, 3/4): ln 2 − ln 3 / 2.
+        let other = compare(&[0.0, 0.0], &[0.0, 3f32.ln()], 2);
+        assert!((other.kl - (2f64.ln() - 3f64.ln() / 2.0)).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,314 @@
+//! 4-bit weights with offsets: GGUF's Q4_K, kept as its codes in our order.
+//!
+//! A block is 256 values in eight parts of 32; `w = d · scale · code − dmin · min`, with `scale` and
+//! `min` of 6 bits per part and `d`, `dmin` in f16 per block: 4.5 bits per weight. Reference:
+//! `block_q4_K` and `get_scale_min_k4` in ggml's `ggml-quants.c`.
+//!
+//! `y[i, r] = Σ over parts: x_scale · (d · scale · Σ q_x · code − dmin · min · Σ q_x)`, both inner
+//! sums exact; all versions add in the same order with fused multiply-adds.
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use half::f16;
+
+use crate::kernels::activations::{BLOCK, Q8Block};
+use crate::kernels::cpu::Cpu;
+use crate::kernels::gemm::{PANEL, Panels};
+use crate::kernels::line::{self, Line};
+use crate::kernels::pool::Pool;
+use crate::kernels::quantized::{IntegerWeight, TILE};
+use crate::kernels::split::{PerItem, split};
+
+/// Values of one block.
+pub const SUPER: usize = 256;
+/// Parts of one block.
+const PARTS: usize = SUPER / BLOCK;
+/// Bytes of one GGUF block: `d`, `dmin`, twelve bytes of scales and minima, the nibbles.
+const GGUF_BYTES: usize = 144;
+/// Lines of codes of one part of sixteen rows.
+const PART_LINES: usize = 4;
+/// Lines of scales of one block of sixteen rows: GGUF's three words, then `d` and `dmin`.
+const SCALE_LINES: usize = 4;
+
+/// A frozen weight `(n, k)` in Q4_K; `k` must be a multiple of 256.
+///
+/// Layout: tiles of 16 rows (`n` padded with zeros), then blocks of 256 columns. Codes lie as in
+/// [`crate::kernels::quantized::PackedQ`], four lines per part; word `r` of a line of scales holds
+/// what GGUF has in that word for row `r`.
+#[derive(Debug)]
+pub struct PackedQ4K {
+    n: usize,
+    k: usize,
+    codes: Vec<Line>,
+    scales: Vec<Line>,
+}
+
+/// Some blocks of one tile.
+#[derive(Clone, Copy, Debug)]
+pub struct Weights<'a> {
+    codes: &'a [Line],
+    scales: &'a [Line],
+}
+
+/// Blocks of Q4_K for `values`, rows of whole blocks, as GGUF holds them.
+///
+/// # Panics
+/// If the values are no whole blocks.
+pub fn quantize(pool: &Pool, values: &[f32]) -> Vec<u8> {
+    assert_eq!(values.len() % SUPER, 0, "values must be whole blocks");
+    let mut bytes = vec![0; values.len() / SUPER * GGUF_BYTES];
+    let blocks = values.as_chunks::<SUPER>().0;
+    let out = PerItem::new(&mut bytes, GGUF_BYTES);
+    // Choosing scales and minima takes about so many operations per value.
+    split(pool, blocks.len(), 100 * SUPER, out, |range, bytes| {
+        for (block, bytes) in blocks[range].iter().zip(bytes.chunks_exact_mut(GGUF_BYTES)) {
+            bytes.copy_from_slice(&quantize_block(block));
+        }
+    });
+    bytes
+}
+
+fn quantize_block(values: &[f32]) -> Vec<u8> {
+    let quantize = || {
+        let values = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
+        QTensor::quantize(&values, GgmlDType::Q4K)?.data().map(Cow::into_owned)
+    };
+    quantize().expect("whole blocks can be quantised on the CPU")
+}
+
+impl PackedQ4K {
+    /// Quantises `weights (n, k)`, row-major.
+    ///
+    /// # Panics
+    /// If `k` is not a multiple of 256 or the slice has another length.
+    pub fn quantize(pool: &Pool, weights: &[f32], n: usize, k: usize) -> Self {
+        assert_eq!(weights.len(), n * k, "weights must hold n · k values");
+        Self::from_gguf(pool, &quantize(pool, weights), n, k)
+    }
+
+    /// Repacks the Q4_K tensor `(n, k)` of a GGUF file; no value changes.
+    ///
+    /// # Panics
+    /// If `k` is not a multiple of 256 or `bytes` has another length than `n · k / 256` blocks.
+    pub fn from_gguf(pool: &Pool, bytes: &[u8], n: usize, k: usize) -> Self {
+        assert_eq!(k % SUPER, 0, "k must be a multiple of {SUPER}");
+        assert_eq!(bytes.len(), n * k / SUPER * GGUF_BYTES, "bytes must hold n · k / 256 blocks");
+        let (count, blocks) = (n.div_ceil(TILE), k / SUPER);
+        let (code_lines, scale_lines) = (blocks * PARTS * PART_LINES, blocks * SCALE_LINES);
+        let mut codes = line::zeroed(count * code_lines);
+        let mut scales = line::zeroed(count * scale_lines);
+        let source = bytes.as_chunks::<GGUF_BYTES>().0;
+        let out = (PerItem::new(&mut codes, code_lines), PerItem::new(&mut scales, scale_lines));
+        split(pool, count, TILE * k, out, |tiles, (codes, scales)| {
+            let parts =
+                codes.chunks_exact_mut(code_lines).zip(scales.chunks_exact_mut(scale_lines));
+            for (tile, (codes, scales)) in tiles.zip(parts) {
+                let rows = tile * TILE..n.min((tile + 1) * TILE);
+                for (row, at) in rows.flat_map(|row| (0..blocks).map(move |at| (row, at))) {
+                    let codes = &mut codes[at * PARTS * PART_LINES..][..PARTS * PART_LINES];
+                    let scales = &mut scales[at * SCALE_LINES..][..SCALE_LINES];
+                    put_block(&source[row * blocks + at], row % TILE, codes, scales);
+                }
+            }
+        });
+        Self { n, k, codes, scales }
+    }
+
+    /// Output features.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Input features.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Bytes a product reads.
+    pub fn size_bytes(&self) -> usize {
+        size_of_val(&self.codes[..]) + size_of_val(&self.scales[..])
+    }
+
+    /// The weight at `row`, `column`.
+    pub fn weight(&self, row: usize, column: usize) -> f32 {
+        let at = row / TILE * (self.k / SUPER) + column / SUPER;
+        let (part, lane) = (column % SUPER / BLOCK, row % TILE);
+        let (scale, min) = scale_and_min(&self.scales[at * SCALE_LINES..], part, lane);
+        let (line, shift) = place(column % BLOCK);
+        let code = self.codes[(at * PARTS + part) * PART_LINES + line].0[lane] >> shift & 15;
+        scale * code as f32 - min
+    }
+}
+
+/// Where value `i` of a part lies: the line, and the bit within the row's word.
+fn place(i: usize) -> (usize, usize) {
+    (i % 16 / 4, 8 * (i % 4) + 4 * (i / 16))
+}
+
+/// Writes one block of the row in `lane`.
+fn put_block(block: &[u8; GGUF_BYTES], lane: usize, codes: &mut [Line], scales: &mut [Line]) {
+    let words = block[..16].as_chunks::<4>().0;
+    for (line, word) in scales.iter_mut().zip(words[1..].iter().chain(&words[..1])) {
+        line.0[lane] = u32::from_le_bytes(*word);
+    }
+    for part in 0..PARTS {
+        let nibbles = &block[16 + part / 2 * BLOCK..][..BLOCK];
+        for (i, byte) in nibbles.iter().enumerate() {
+            let (line, shift) = place(i);
+            let code = byte >> (4 * (part % 2)) & 15;
+            codes[part * PART_LINES + line].0[lane] |= u32::from(code) << shift;
+        }
+    }
+}
+
+/// `d · scale` and `dmin · min` of part `part` of the row in `lane`.
+fn scale_and_min(scales: &[Line], part: usize, lane: usize) -> (f32, f32) {
+    let [a, b, c, d] = [0, 1, 2, 3].map(|i| scales[i].0[lane]);
+    let shift = 8 * (part % 4);
+    let (scale, min) = match part {
+        0..4 => (a >> shift & 63, b >> shift & 63),
+        _ => (
+            c >> shift & 15 | (a >> shift & 0xc0) >> 2,
+            c >> shift >> 4 & 15 | (b >> shift & 0xc0) >> 2,
+        ),
+    };
+    let half = |bits: u32| f16::from_bits(bits as u16).to_f32();
+    (half(d) * scale as f32, half(d >> 16) * min as f32)
+}
+
+impl IntegerWeight for PackedQ4K {
+    type Chunk<'a> = Weights<'a>;
+
+    fn shape(&self) -> (usize, usize) {
+        (self.n, self.k)
+    }
+
+    fn chunk(&self, tile: usize, blocks: &Range<usize>) -> Weights<'_> {
+        let start = tile * (self.k / SUPER);
+        let blocks = start + blocks.start / PARTS..start + blocks.end / PARTS;
+        let lines = PARTS * PART_LINES;
+        Weights {
+            codes: &self.codes[blocks.start * lines..blocks.end * lines],
+            scales: &self.scales[blocks.start * SCALE_LINES..blocks.end * SCALE_LINES],
+        }
+    }
+
+    fn tile<const MR: usize>(
+        cpu: Cpu,
+        w: Weights<'_>,
+        x: &[Q8Block],
+        y: [&mut [f32]; MR],
+        add: bool,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if cpu.vnni {
+            // SAFETY: `vnni` says that AVX-512 F, BW, VL and VNNI were detected.
+            return unsafe { avx512::tile(w, x, y, add) };
+        } else if cpu.avx2 {
+            // SAFETY: `avx2` says that AVX2, FMA and F16C were detected.
+            return unsafe { avx2::tile(w, x, y, add) };
+        }
+        let _ = cpu;
+        scalar::tile(w, x, y, add);
+    }
+}
+
+/// A weight dequantised to `f32` panels on the way, for `g · W`.
+impl Panels for PackedQ4K {
+    fn shape(&self) -> (usize, usize) {
+        (self.n, self.k)
+    }
+
+    fn panel<'a>(&'a self, _: Cpu, panel: usize, k: Range<usize>, to: &'a mut [f32]) -> &'a [f32] {
+        let tiles = self.n.div_ceil(TILE);
+        for half in 0..PANEL / TILE {
+            let tile = (panel * (PANEL / TILE) + half).min(tiles - 1);
+            let mut known = (usize::MAX, [(0.0, 0.0); TILE]);
+            for (column, to) in k.clone().zip(to.chunks_exact_mut(PANEL)) {
+                let at = tile * (self.k / SUPER) + column / SUPER;
+                let part = column % SUPER / BLOCK;
+                if known.0 != column / BLOCK {
+                    let scales = &self.scales[at * SCALE_LINES..];
+                    let of = |lane| scale_and_min(scales, part, lane);
+                    known = (column / BLOCK, std::array::from_fn(of));
+                }
+                let (line, shift) = place(column % BLOCK);
+                let codes = &self.codes[(at * PARTS + part) * PART_LINES + line].0;
+                let to = &mut to[half * TILE..(half + 1) * TILE];
+                for ((to, code), (scale, min)) in to.iter_mut().zip(codes).zip(&known.1) {
+                    *to = scale * (code >> shift & 15) as f32 - min;
+                }
+            }
+        }
+        &to[..k.len() * PANEL]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::activations::Q8Rows;
+    use crate::kernels::output::Output;
+    use crate::kernels::pool::Pool;
+    use crate::kernels::quantized::matmul;
+    use crate::kernels::testing::{Seeded, every_cpu};
+
+    #[test]
+    fn weights_are_those_of_candle() {
+        let values = Seeded(3).values(3 * 512);
+        let tensor = Tensor::from_slice(&values, (3, 512), &Device::Cpu).unwrap();
+        let tensor = QTensor::quantize(&tensor, GgmlDType::Q4K).unwrap();
+        let expected = tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap();
+        let w = PackedQ4K::from_gguf(&Pool::new(1), &tensor.data().unwrap(), 3, 512);
+        let found: Vec<f32> = (0..3 * 512).map(|i| w.weight(i / 512, i % 512)).collect();
+        assert_eq!(found, expected.to_vec1::<f32>().unwrap());
+        assert_eq!(w.size_bytes(), 16 * 512 * 9 / 16);
+    }
+
+    #[test]
+    fn every_instruction_set_and_thread_count_gives_the_same_bits() {
+        let (n, k) = (37, 768);
+        let w = PackedQ4K::quantize(&Pool::new(1), &Seeded(8).values(n * k), n, k);
+        for m in [1, 2, 5, 8, 9, 17] {
+            let x = Seeded(9).values(m * k);
+            let mut all = Vec::new();
+            for (cpu, threads) in every_cpu().into_iter().flat_map(|cpu| [(cpu, 1), (cpu, 2)]) {
+                let (pool, mut rows, mut y) = (Pool::new(threads), Q8Rows::new(), vec![1.0; m * n]);
+                rows.quantize(cpu, &pool, &x, m, k);
+                matmul(cpu, &pool, &rows, &w, &Output::new(&mut y, n, 0).adding(true));
+                all.push(y);
+            }
+            assert!(all.iter().all(|y| *y == all[0]), "instruction sets or threads differ");
+            for (i, row) in (0..m).flat_map(|i| (0..n).map(move |row| (i, row))) {
+                let terms = (0..k).map(|c| f64::from(x[i * k + c]) * f64::from(w.weight(row, c)));
+                let sum = 1.0 + terms.sum::<f64>();
+                assert!((f64::from(all[0][i * n + row]) - sum).abs() < 0.15, "{i}, {row}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_panel_holds_the_weights_of_its_rows() {
+        let w = PackedQ4K::quantize(&Pool::new(1), &Seeded(8).values(50 * 256), 50, 256);
+        let mut scratch = vec![0.0; 256 * PANEL + 1024];
+        for panel in 0..2 {
+            let values = w.panel(Cpu::SCALAR, panel, 0..256, &mut scratch);
+            for (column, lane) in (0..256).flat_map(|c| (0..PANEL).map(move |lane| (c, lane))) {
+                let row = panel * PANEL + lane;
+                if row < 50 {
+                    assert_eq!(values[column * PANEL + lane], w.weight(row, column));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! Tensors of a checkpoint, read one at a time: from one file, from shards, or from memory.
+//!
+//! Whatever the format, a tensor is asked for by the name and in the shape that Hugging Face gives
+//! it; [`Layout`] knows what a file calls it and how it lies there.
+
+mod bitsandbytes;
+mod decode;
+mod entry;
+mod layout;
+mod safetensors;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use super::ModelError;
+use super::source::ModelSource;
+use super::tensors::{TensorKind, TensorSpec};
+use crate::backend::{HostBlocks, WeightFormat};
+use crate::gguf::{Gguf, TensorType};
+pub use decode::candle_type;
+use entry::{Data, Encoding, Entry, TensorFile};
+pub use layout::Layout;
+
+/// A vector of frequencies is no longer.
+const MAX_VECTOR_BYTES: usize = 1 << 16;
+
+/// An opened checkpoint.
+pub struct Checkpoint {
+    family: String,
+    files: Vec<TensorFile>,
+    /// Every tensor that is still unread, by its name in the file.
+    tensors: BTreeMap<String, Entry>,
+    layout: Layout,
+    /// Blocks are handed out as they are, and values with the format nearest to their own.
+    as_stored: bool,
+    digest: Sha256,
+    read_bytes: u64,
+}
+
+/// A tensor, in our orientation.
+#[derive(Debug)]
+pub enum Stored {
+    /// `held`: the format nearest to what the file holds, where that is asked for.
+    Values { values: Vec<f32>, held: Option<WeightFormat>, stored: &'static str },
+    /// A matrix in blocks that can be held as they are.
+    Blocks(HostBlocks),
+}
+
+/// The bytes of a file of `source`'s folder, or `None` if it is not there.
+///
+/// # Errors
+/// If it is there and cannot be read.
+pub fn read_file(folder: &Path, name: &str) -> Result<Option<Vec<u8>>, ModelError> {
+    let path = folder.join(name);
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ModelError::Read { path, source }),
+    }
+}
+
+impl Checkpoint {
+    /// Opens the weights of `source`, reading headers alone. `config` begins the fingerprint.
+    ///
+    /// # Errors
+    /// If there are none, or a header cannot be read.
+    pub fn open(source: &ModelSource, config: &[u8], family: &str) -> Result<Self, ModelError> {
+        let mut checkpoint = Self {
+            family: family.to_owned(),
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            layout: Layout::HuggingFace,
+            as_stored: false,
+            digest: Sha256::new_with_prefix(config),
+            read_bytes: 0,
+        };
+        match source {
+            ModelSource::Embedded { tensors, .. } => {
+                checkpoint.add("model.safetensors", Data::Bytes(tensors.clone()))?;
+            }
+            ModelSource::Folder(folder) => checkpoint.open_folder(folder)?,
+            ModelSource::Gguf(path) => checkpoint.add_gguf(path)?,
+        }
+        Ok(checkpoint)
+    }
+
+    /// Bytes of all tensors.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|entry| entry.bytes as u64).sum()
+    }
+
+    /// Bytes read so far.
+    pub fn read_bytes(&self) -> u64 {
+        self.read_bytes
+    }
+
+    /// Hands out what is stored as it is stored.
+    pub fn keep_formats(&mut self) {
+        self.as_stored = true;
+    }
+
+    /// Whether it does.
+    pub fn keeps_formats(&self) -> bool {
+        self.as_stored
+    }
+
+    /// Reads tensors as `layout` says.
+    pub fn set_layout(&mut self, layout: Layout) {
+        self.layout = layout;
+    }
+
+    /// Calls every tensor by another name.
+    pub fn rename(&mut self, name: impl Fn(&str) -> String) {
+        let tensors = std::mem::take(&mut self.tensors).into_iter();
+        self.tensors = tensors.map(|(old, entry)| (name(&old), entry)).collect();
+    }
+
+    fn add(&mut self, name: &str, data: Data) -> Result<(), ModelError> {
+        let file = TensorFile { name: name.to_owned(), data };
+        let entries = safetensors::entries(&file, self.files.len())
+            .map_err(|reason| bad_file(name, reason))?;
+        for (tensor, entry) in entries {
+            if self.tensors.insert(tensor.clone(), entry).is_some() {
+                return Err(bad_file(name, format!("the tensor {tensor} is in another file too")));
+            }
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    fn add_gguf(&mut self, path: &Path) -> Result<(), ModelError> {
+        let gguf = Gguf::open(path)?;
+        for tensor in gguf.tensors {
+            let encoding = Encoding::Known(tensor.kind);
+            let (file, start, bytes) = (self.files.len(), tensor.offset, tensor.bytes);
+            let entry = Entry { file, encoding, shape: tensor.shape, start, bytes };
+            self.tensors.insert(tensor.name, entry);
+        }
+        self.files.push(TensorFile { name: gguf.metadata.file, data: entry::open(path)? });
+        Ok(())
+    }
+
+    /// The values of a one-dimensional f32 tensor of a GGUF file, if there is one of that name.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is of another type.
+    pub fn vector(path: &Path, gguf: &Gguf, name: &str) -> Result<Option<Vec<f32>>, ModelError> {
+        let Some(info) = gguf.tensors.iter().find(|info| info.name == name) else {
+            return Ok(None);
+        };
+        let file = gguf.metadata.file.as_str();
+        if info.kind != TensorType::F32 || info.bytes > MAX_VECTOR_BYTES {
+            return Err(bad_file(file, format!("the tensor {name} must be a few f32 values")));
+        }
+        let data = TensorFile { name: file.to_owned(), data: entry::open(path)? };
+        let bytes = data.read(info.offset, info.bytes).map_err(|error| bad_file(file, error))?;
+        let values = decode::values(info.kind, &bytes, info.bytes / 4);
+        values.map(Some).map_err(|reason| bad_file(file, reason))
+    }
+
+    /// Whether there is a tensor of that name still unread.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(&self.layout.stored_name(name))
+    }
+
+    /// The tensor that `spec` describes, row-major in our orientation.
+    ///
+    /// # Errors
+    /// If it is missing, misshapen, of a type that is not read, or not finite.
+    pub fn read(&mut self, spec: &TensorSpec) -> Result<Stored, ModelError> {
+        let name = self.layout.stored_name(&spec.stored);
+        let Some(entry) = self.tensors.remove(&name) else {
+            let place = match &self.files[..] {
+                [file] => file.name.clone(),
+                _ => "the checkpoint".to_owned(),
+            };
+            return Err(ModelError::MissingTensor { tensor: name, place });
+        };
+        if let Some(packed) = self.bitsandbytes(spec, &name, &entry)? {
+            return Ok(packed);
+        }
+        let expected = self.layout.stored_shape(spec);
+        if entry.shape != expected {
+            let file = self.files[entry.file].name.clone();
+            let found = entry.shape;
+            return Err(ModelError::Misshapen { file, tensor: name, expected, found });
+        }
+        let kind = match entry.encoding {
+            Encoding::Known(kind) => kind,
+            Encoding::Double => TensorType::F32,
+            other => {
+                let (file, dtype) = (self.files[entry.file].name.clone(), other.name());
+                return Err(ModelError::TensorType { file, tensor: name, dtype });
+            }
+        };
+        let mut bytes = self.bytes(&name, spec, &entry)?;
+        if entry.encoding == Encoding::Double {
+            bytes = decode::narrowed(&bytes);
+        }
+        let bytes = self.layout.in_our_order(&name, bytes, expected[0]);
+        self.decoded(spec, &name, entry.file, kind, bytes)
+    }
+
+    fn decoded(
+        &self,
+        spec: &TensorSpec,
+        name: &str,
+        file: usize,
+        kind: TensorType,
+        bytes: Vec<u8>,
+    ) -> Result<Stored, ModelError> {
+        let refused = || ModelError::NotFinite {
+            file: self.files[file].name.clone(),
+            tensor: name.to_owned(),
+        };
+        let (_, width) = spec.shape;
+        let matrix = matches!(spec.kind, TensorKind::Weight(_));
+        let turned = self.layout.is_turned(spec);
+        if let (true, true, false, Some(format)) =
+            (self.as_stored, matrix, turned, decode::resident(kind, width))
+        {
+            return match decode::scales_are_finite(kind, &bytes) {
+                true => {
+                    let bytes = decode::resident_blocks(kind, bytes);
+                    Ok(Stored::Blocks(HostBlocks::Gguf { format, bytes }))
+                }
+                false => Err(refused()),
+            };
+        }
+        let mut values = decode::values(kind, &bytes, spec.parameters())
+            .map_err(|reason| bad_file(&self.files[file].name, reason))?;
+        drop(bytes);
+        if turned {
+            values = decode::turned(&values, spec.shape);
+        }
+        self.layout.restore(name, &mut values);
+        if !values.iter().all(|value| value.is_finite()) {
+            return Err(refused());
+        }
+        let held = self.as_stored.then(|| decode::nearest(kind, width));
+        Ok(Stored::Values { values, held, stored: kind.name() })
+    }
+
+    /// The bytes of a tensor, which the fingerprint takes in.
+    fn bytes(
+        &mut self,
+        name: &str,
+        spec: &TensorSpec,
+        entry: &Entry,
+    ) -> Result<Vec<u8>, ModelError> {
+        let file = &mut self.files[entry.file];
+        let bytes = file.read(entry.start, entry.bytes);
+        let bytes = bytes.map_err(|error| bad_file(&file.name, format!("{name}: {error}")))?;
+        self.read_bytes += bytes.len() as u64;
+        self.digest.update(spec.name.as_bytes());
+        self.digest.update(format!("{}{:?}", entry.encoding.name(), entry.shape));
+        self.digest.update(&bytes);
+        Ok(bytes)
+    }
+
+    /// The digest over configuration and every tensor read so far, in the order of reading.
+    pub fn fingerprint(&self) -> String {
+        hex::encode(self.digest.clone().finalize())
+    }
+
+    /// Refuses tensors nobody has read, other than those that `ignored` knows.
+    ///
+    /// # Errors
+    /// [`ModelError::SuperfluousTensor`] for the first of them.
+    pub fn finish(&self, ignored: impl Fn(&str) -> bool) -> Result<(), ModelError> {
+        match self.tensors.iter().find(|(tensor, _)| !ignored(tensor)) {
+            Some((tensor, entry)) => Err(ModelError::SuperfluousTensor {
+                file: self.files[entry.file].name.clone(),
+                tensor: tensor.clone(),
+                family: self.family.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn bad_file(file: &str, reason: impl ToString) -> ModelError {
+    ModelError::BadFile { file: file.to_owned(), reason: reason.to_string() }
+}
