@@ -29,11 +29,13 @@ mod signals;
 pub use bases::source as base_source;
 pub use convert::{Comparison, Conversion, Converted, convert};
 pub use error::{AppError, ConvertError};
+use signals::StopSignals;
 
 /// A running server.
 #[derive(Debug)]
 pub struct App {
     address: SocketAddr,
+    signals: StopSignals,
     /// Ends the listener and the runner.
     stop: CancellationToken,
     server: JoinHandle<std::io::Result<()>>,
@@ -74,15 +76,12 @@ impl App {
         let runner = tokio::spawn(runner.run(stop.clone()));
         let options =
             ServerOptions { shutdown_timeout: config.shutdown_timeout, ..Default::default() };
+        // Before anyone is told that the server is ready: whoever knows may ask it to stop.
+        let signals = StopSignals::listen();
         lifecycle.set_ready();
         let server = api::serve(listener, api::router(state), lifecycle, options, stop.clone());
         let server = tokio::spawn(server);
-        Ok(Self { address, stop, server, runner, worker, store, catalog, _data: data })
-    }
-
-    /// Ends when the process is asked to stop.
-    pub fn stop_requested(&self) -> impl Future<Output = ()> + use<> {
-        signals::stop_requested()
+        Ok(Self { address, signals, stop, server, runner, worker, store, catalog, _data: data })
     }
 
     /// Where it listens.
@@ -90,16 +89,15 @@ impl App {
         self.address
     }
 
-    /// Serves until SIGINT or SIGTERM, counted from [`App::stop_requested`] on, then lets running answers end and saves the job at work. A
+    /// Serves until SIGINT or SIGTERM, then lets running answers end and saves the job at work. A
     /// second signal ends the process at once.
     ///
     /// # Errors
     /// [`AppError::DeviceLost`] if the device thread ended by itself.
-    pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
-        tokio::pin!(stop);
+    pub async fn run(mut self) -> Result<(), AppError> {
         let worker_lost = loop {
             tokio::select! {
-                () = &mut stop => break false,
+                () = self.signals.requested() => break false,
                 () = tokio::time::sleep(std::time::Duration::from_millis(500)) => {
                     if self.worker.is_finished() {
                         break true;

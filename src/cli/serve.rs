@@ -20,9 +20,8 @@ pub(super) fn run(options: ServeOptions) -> Result<(), Failure> {
     runtime.block_on(async {
         let app =
             App::start(&config).await.map_err(|error| Failure::new(error.exit_code(), error))?;
-        let stop = app.stop_requested();
         print_welcome(&config, &app);
-        app.run_until(stop).await.map_err(|error| Failure::new(error.exit_code(), error))
+        app.run().await.map_err(|error| Failure::new(error.exit_code(), error))
     })
 }
 

@@ -221,7 +221,8 @@ def test_refusals_name_their_parameter():
         for param, more in [
             ("method.type", {"method": {"type": "dpo"}}),
             ("integrations", {"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}),
-            ("lora.use_dora", {"extra_body": {"lora": {"use_dora": True}}}),
+            ("depends_on", {"extra_body": {"depends_on": ["ftjob-other"]}}),
+            ("lora.r", {"extra_body": {"lora": {"r": 0}}}),
             ("training_file", {"training_file": "file-none"}),
         ]:
             try:

@@ -121,8 +121,12 @@ fn rows_that_are_no_whole_blocks_get_another_type() {
 #[test]
 fn a_merged_adapter_gives_the_weights_of_peft() {
     let (b, folder) = (&mut ReferenceBackend, tempfile::tempdir().unwrap());
-    for (case, base) in [("llama_lora", "llama_gqa"), ("gpt2_lora", "gpt2"), ("phi3_lora", "phi3")]
-    {
+    for (case, base) in [
+        ("llama_lora", "llama_gqa"),
+        ("llama_dora", "llama_gqa"),
+        ("gpt2_lora", "gpt2"),
+        ("mpt_lora", "mpt_alibi"),
+    ] {
         let to = folder.path().join(case);
         std::fs::create_dir(&to).unwrap();
         let model = golden::load(b, base);
