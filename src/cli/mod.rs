@@ -37,6 +37,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start the server (what `tandem` does without a command).
+    #[command(next_line_help = true)]
     Serve(Box<ServeOptions>),
     /// Ask a model a question, or converse with it.
     Chat(chat::ChatOptions),

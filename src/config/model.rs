@@ -133,10 +133,23 @@ fn parse_source(text: &str, source: &str) -> Result<Source, ConfigError> {
             false => wrong("there is no such file"),
         };
     }
-    if !path.join("config.json").is_file() {
-        return wrong("there is no `config.json` in that folder; give a Hugging Face model folder");
+    match missing_model(&path) {
+        Some(reason) => wrong(reason),
+        None => Ok(Source::Folder(path)),
     }
-    Ok(Source::Folder(path))
+}
+
+/// Why there is no model in the folder `path`.
+fn missing_model(path: &Path) -> Option<&'static str> {
+    match std::fs::metadata(path.join("config.json")) {
+        Ok(found) if found.is_file() => None,
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Some("that folder may not be read by this user")
+        }
+        _ if path.is_file() => Some("that is a file; give the folder it lies in, or a .gguf file"),
+        _ if !path.is_dir() => Some("there is no such folder"),
+        _ => Some("there is no `config.json` in that folder; give a Hugging Face model folder"),
+    }
 }
 
 /// `NAME` of `hf:ORG/NAME@REVISION`.
@@ -238,7 +251,8 @@ mod tests {
             (format!("{at},quantize=q3"), "q3"),
             (format!("{at},colour=red"), "colour"),
             (format!("{at},dtype"), "key=value"),
-            ("/nowhere/at/all".to_owned(), "config.json"),
+            ("/nowhere/at/all".to_owned(), "no such folder"),
+            (format!("{at}/config.json"), "that is a file"),
             ("x.gguf".to_owned(), "no such file"),
             ("hf:org/name".to_owned(), "huggingface-cli download org/name"),
         ] {

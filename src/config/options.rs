@@ -321,7 +321,8 @@ mod tests {
 
     #[test]
     fn an_option_wins_over_the_file_and_the_file_over_the_default() {
-        let (_folder, options) = with_file("listen = '127.0.0.1:9000'\nmax-waiting = 7\n");
+        let text = "listen = '127.0.0.1:9000'\nmax-waiting = 7\nmodel = 'demo'\n";
+        let (_folder, options) = with_file(text);
         let config = ServeOptions { listen: Some("127.0.0.1:9001".into()), ..options };
         let config = config.resolve().expect("valid");
         assert_eq!((config.listen.port(), config.max_waiting, config.max_sequences), (9001, 7, 64));
@@ -329,10 +330,10 @@ mod tests {
 
     #[test]
     fn an_unknown_key_of_the_file_is_named() {
-        let (_folder, options) = with_file("colour = 'red'");
+        let (_folder, options) = with_file("# mine\ncolour = 'red'");
         let error = options.resolve().expect_err("must be refused");
         assert_eq!(error.exit_code(), 78);
-        assert!(error.to_string().contains("colour"), "{error}");
+        assert!(error.to_string().contains("line 2: unknown field `colour`"), "{error}");
     }
 
     #[test]
