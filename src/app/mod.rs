@@ -163,8 +163,8 @@ fn runner(
     Runner {
         store: store.clone(),
         artifacts: artifacts.clone(),
+        prepare: Arc::new(Preparation::new(catalog, worker.clone())),
         worker,
-        prepare: Arc::new(Preparation::new(catalog)),
         server_id: data.server_id().to_owned(),
         timing: LeaseTiming::default(),
     }

@@ -51,6 +51,10 @@ pub trait Backend: Send + 'static {
     fn available_bytes(&self) -> Option<usize> {
         None
     }
+    /// Bytes this process has allocated there, where that is known.
+    fn resident_bytes(&self) -> Option<usize> {
+        None
+    }
     /// A matrix with these values.
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> Self::Rows;
     /// A matrix with these values, only ever to be read: a device that can read them where they are

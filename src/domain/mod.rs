@@ -13,7 +13,7 @@ pub mod serving;
 pub mod training;
 
 pub use adapter::{AdapterSite, AdapterWeights, SavedModule};
-pub use base::{BaseInfo, ModuleShape, WeightFormat};
+pub use base::{BaseInfo, ModuleShape, TrainingCost, WeightFormat};
 pub use generation::{FinishReason, GenerationRequest, PromptToken, SampledToken, TokenLogprob};
 pub use ids::{AdapterId, CheckpointId, EventId, FileId, JobId};
 pub use job::JobStatus;
@@ -21,6 +21,6 @@ pub use picture::{Picture, PlacedPicture, VisionInfo};
 pub use sampling::SamplingParams;
 pub use serving::{KvFormat, Speculation};
 pub use training::{
-    BatchLimits, EarlyStopping, Example, Hyperparameters, IGNORE_INDEX, LoraSpec, LrScheduler,
-    OptimizerKind, ServedCheck, TrainMetrics,
+    BatchLimits, EarlyStopping, Example, Hyperparameters, IGNORE_INDEX, LoraSpec,
+    LossNormalization, LrScheduler, OptimizerKind, ServedCheck, Survey, TrainMetrics,
 };

@@ -3,6 +3,7 @@
 mod events;
 mod fields;
 mod follow;
+mod forecast;
 mod heartbeat;
 mod hyperparameters;
 mod insist;
@@ -18,6 +19,7 @@ mod service;
 mod spec;
 
 pub use fields::{InvalidKind, InvalidRequest};
+pub use forecast::Forecast;
 pub use heartbeat::LeaseTiming;
 pub use hyperparameters::{RequestedHyperparameters, shown as shown_hyperparameters};
 pub use preflight::Preflight;

@@ -12,6 +12,7 @@ mod batch;
 mod build;
 mod checkpoint;
 mod config;
+mod cost;
 mod decoder;
 mod dora;
 mod error;

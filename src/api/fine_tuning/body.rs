@@ -85,6 +85,9 @@ pub struct SupervisedHyperparameters {
     max_steps: Option<u64>,
     /// Tokens; longer examples are cut.
     max_seq_length: Option<u64>,
+    /// What a token's loss is divided by: labels of the whole accumulation `window`, the default, or
+    /// of its `micro_batch`, and the means averaged.
+    loss_normalization: Option<String>,
     packing: Option<bool>,
     shuffle: Option<bool>,
     /// `completion` or `all`.

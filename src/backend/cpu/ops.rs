@@ -41,10 +41,15 @@ impl Backend for CpuBackend {
 
     fn trim(&mut self) {
         self.free = FreeList::default();
+        memory::give_back();
     }
 
     fn available_bytes(&self) -> Option<usize> {
         memory::available_bytes()
+    }
+
+    fn resident_bytes(&self) -> Option<usize> {
+        memory::resident_bytes()
     }
 
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> CpuRows {
