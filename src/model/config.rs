@@ -27,6 +27,8 @@ pub struct DecoderConfig {
     pub attention_scale: f32,
     pub attention_softcap: Option<f32>,
     pub clip_qkv: Option<f32>,
+    /// The norms on q and k, where there are any, are over all heads together, not over each.
+    pub qk_norm_whole: bool,
     pub alibi: Option<Vec<f32>>,
     pub layers: Vec<LayerConfig>,
     /// Multiplies embeddings: √d in Gemma, 1 elsewhere.

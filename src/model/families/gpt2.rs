@@ -27,6 +27,7 @@ pub fn gpt2(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
         attention_scale: if scaled { (head_dim as f32).powf(-0.5) } else { 1.0 },
         attention_softcap: None,
         clip_qkv: None,
+        qk_norm_whole: false,
         alibi: None,
         layers: alike(fields.usize("n_layer")?, None, Vec::new()),
         embedding_scale: 1.0,

@@ -92,6 +92,7 @@ pub fn without_rope(
         attention_scale: (head_dim as f32).powf(-0.5),
         attention_softcap: None,
         clip_qkv: None,
+        qk_norm_whole: false,
         alibi: None,
         layers: alike(fields.usize("num_hidden_layers")?, None, Vec::new()),
         embedding_scale: 1.0,

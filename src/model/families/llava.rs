@@ -141,6 +141,7 @@ fn clip(fields: &Fields<'_>, layers: usize, tokens: usize) -> Result<DecoderConf
         attention_scale: (head_dim as f32).powf(-0.5),
         attention_softcap: None,
         clip_qkv: None,
+        qk_norm_whole: false,
         alibi: None,
         layers: alike(layers, None, Vec::new()),
         embedding_scale: 1.0,
