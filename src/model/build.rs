@@ -292,11 +292,12 @@ impl<'a, B: Backend> Builder<'a, B> {
 }
 
 fn attention(config: &DecoderConfig, index: usize) -> AttentionSpec {
+    let divisor = if config.attention_scale_by_layer { (index + 1) as f32 } else { 1.0 };
     AttentionSpec {
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
-        scale: config.attention_scale,
+        scale: config.attention_scale / divisor,
         window: config.layers[index].window,
         softcap: config.attention_softcap,
         alibi: config.alibi.clone(),

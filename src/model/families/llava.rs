@@ -139,6 +139,7 @@ fn clip(fields: &Fields<'_>, layers: usize, tokens: usize) -> Result<DecoderConf
         activation: activation(fields, "hidden_act", Activation::QuickGelu)?,
         gated: false,
         attention_scale: (head_dim as f32).powf(-0.5),
+        attention_scale_by_layer: false,
         attention_softcap: None,
         clip_qkv: None,
         qk_norm_whole: false,

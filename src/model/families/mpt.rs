@@ -25,6 +25,7 @@ pub fn mpt(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
         activation: crate::backend::Activation::Gelu,
         gated: false,
         attention_scale: attention.scale.unwrap_or((head_dim as f32).powf(-0.5)),
+        attention_scale_by_layer: false,
         attention_softcap: None,
         clip_qkv: attention.clip,
         qk_norm_whole: true,
@@ -90,9 +91,9 @@ fn attention(fields: &Fields<'_>, heads: usize) -> Result<Attention, ModelError>
     })
 }
 
+/// `learned_pos_emb` is no variant: beside ALiBi it means nothing, and most files say `true`.
 fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
     fields.only("no_bias", &[json!(true)])?;
-    fields.only("learned_pos_emb", &[json!(false)])?;
     fields.only("embedding_fraction", &[json!(1.0), json!(1)])?;
     fields.only("norm_type", &[json!("low_precision_layernorm"), json!("layernorm")])?;
     let ffn = fields.object("ffn_config")?;

@@ -107,6 +107,9 @@ fn check(config: &DecoderConfig, architecture: &str) -> Result<(), ModelError> {
     if !architecture.starts_with("gemma") && config.attention_scale != usual {
         return Err(not_exportable("the attention scale", config.attention_scale));
     }
+    if config.attention_scale_by_layer {
+        return Err(not_exportable("the attention scale", "by layer"));
+    }
     if config.logit_scale != 1.0 {
         return Err(not_exportable("the logit scale", config.logit_scale));
     }
