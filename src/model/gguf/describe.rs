@@ -181,6 +181,6 @@ fn positions(
     Ok(())
 }
 
-fn not_exportable(key: &str, value: impl ToString) -> ModelError {
+pub(super) fn not_exportable(key: &str, value: impl ToString) -> ModelError {
     ModelError::NotExportable { key: key.to_owned(), value: value.to_string() }
 }
