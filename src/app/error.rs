@@ -29,6 +29,8 @@ pub enum AppError {
     Pictures { model: String, source: PictureConfigError },
     #[error("the adapter `{name}` cannot be registered: {source}")]
     Adapter { name: String, source: Box<CatalogError> },
+    #[error("the adapter `{name}` in {folder} cannot be used: {source}")]
+    GgufAdapter { name: String, folder: PathBuf, source: ModelError },
     #[error("`--adapter {name}` names the base model `{base}`, which is not served")]
     AdapterBase { name: String, base: String },
     #[error(
@@ -51,6 +53,7 @@ impl AppError {
             | Self::Text { .. }
             | Self::Pictures { .. }
             | Self::Adapter { .. }
+            | Self::GgufAdapter { .. }
             | Self::AdapterBase { .. } => 78,
             Self::DeviceLost => 70,
             Self::Artifacts(_)
@@ -72,6 +75,8 @@ pub enum ConvertError {
     Kind { name: String, gguf: bool },
     #[error("cannot write {path}: {source}")]
     Write { path: PathBuf, source: std::io::Error },
+    #[error("`--adapter-only` writes an adapter; name it with `--adapter`")]
+    NoAdapter,
     #[error("cannot read the adapter {folder}: {source}")]
     Adapter { folder: PathBuf, source: std::io::Error },
     #[error(transparent)]
@@ -86,7 +91,7 @@ impl ConvertError {
     /// 2 for a request that makes no sense, 78 for files that cannot be used, 1 for the rest.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Exists(_) | Self::Kind { .. } => 2,
+            Self::Exists(_) | Self::Kind { .. } | Self::NoAdapter => 2,
             Self::Write { .. } | Self::Model(ModelError::Write { .. }) => 1,
             Self::Adapter { .. } | Self::Peft(_) | Self::Model(_) | Self::Text(_) => 78,
         }

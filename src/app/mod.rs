@@ -24,10 +24,11 @@ mod bases;
 mod convert;
 mod error;
 mod export;
+mod gguf_adapter;
 mod signals;
 
 pub use bases::source as base_source;
-pub use convert::{Comparison, Conversion, Converted, convert};
+pub use convert::{Comparison, Conversion, Converted, convert, convert_adapter};
 pub use error::{AppError, ConvertError};
 use signals::StopSignals;
 

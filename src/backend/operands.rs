@@ -116,7 +116,8 @@ pub struct HeadsSpec<R> {
     pub head_dim: usize,
     /// MPT's `clip_qkv`.
     pub clip: Option<f32>,
-    /// Per-head norm of q and of k (weight `(1, hd)`), before RoPE.
+    /// Norm of q and of k before RoPE: of each head where the weight is `(1, hd)`, of all heads
+    /// together where it is `(1, h · hd)` (MPT's `qk_ln`).
     pub q_norm: Option<Norm<R>>,
     pub k_norm: Option<Norm<R>>,
     /// Angle per position for each of the `hd / 2` pairs (half rotation, as Hugging Face); empty:

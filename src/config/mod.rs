@@ -58,7 +58,7 @@ pub struct Config {
     /// Memory for keys and values of all sequences, in MiB, shared by the base models.
     pub kv_cache_mib: usize,
     /// How keys and values are held.
-    pub kv_cache_dtype: KvFormat,
+    pub kv_cache_dtype: Option<KvFormat>,
     /// Memory for resident adapters, in MiB, shared by the base models.
     pub adapter_cache_mib: usize,
     /// Tokens of one forward pass.

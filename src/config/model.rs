@@ -50,6 +50,7 @@ pub struct ModelOption {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdapterOption {
     pub name: String,
+    /// A PEFT folder, or a GGUF file.
     pub folder: PathBuf,
     /// The base it belongs to; `None`: the first one.
     pub base: Option<String>,
@@ -196,7 +197,7 @@ impl AdapterOption {
     /// Reads one `--adapter` value.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`] if it is not `NAME=DIR[@BASE]` or the folder has no adapter.
+    /// [`ConfigError::Invalid`] if it is not `NAME=DIR[@BASE]` or there is no adapter.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let wrong = |reason: &str| invalid("--adapter", text, reason);
         let (name, rest) =
@@ -206,7 +207,11 @@ impl AdapterOption {
             _ => (rest, None),
         };
         let folder = PathBuf::from(folder);
-        if !folder.join("adapter_config.json").is_file() {
+        let gguf = folder.extension().is_some_and(|extension| extension == "gguf");
+        if gguf && !folder.is_file() {
+            return Err(wrong("there is no such file"));
+        }
+        if !gguf && !folder.join("adapter_config.json").is_file() {
             return Err(wrong("there is no `adapter_config.json` in that folder"));
         }
         Ok(Self { name: name.to_owned(), folder, base })

@@ -66,9 +66,9 @@ pub struct ServeOptions {
     /// Memory for keys and values, in MiB, shared by the base models [default: 512].
     #[arg(long, env = "TANDEM_KV_CACHE_MIB", value_name = "MIB")]
     pub kv_cache_mib: Option<usize>,
-    /// How keys and values are held; bf16 and int8 hold two and four times as many tokens as f32
-    /// [default: bf16].
-    #[arg(long, env = "TANDEM_KV_CACHE_DTYPE", value_name = "bf16|f32|int8")]
+    /// How keys and values are held; bf16 and int8 hold two and four times as many tokens as f32.
+    /// `auto` is f32 beside weights held in f32, else bf16 [default: auto].
+    #[arg(long, env = "TANDEM_KV_CACHE_DTYPE", value_name = "auto|bf16|f32|int8")]
     pub kv_cache_dtype: Option<String>,
     /// Memory for resident adapters, in MiB, shared by the base models [default: 512].
     #[arg(long, env = "TANDEM_ADAPTER_CACHE_MIB", value_name = "MIB")]
@@ -138,7 +138,7 @@ impl ServeOptions {
             kv_cache_dtype: one_of(
                 "--kv-cache-dtype",
                 self.kv_cache_dtype.or(file.kv_cache_dtype),
-                KvFormat::ALL,
+                KvFormat::CHOICES,
             )?,
             adapter_cache_mib: at_least_one(
                 "--adapter-cache-mib",

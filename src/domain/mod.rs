@@ -8,6 +8,7 @@ pub mod generation;
 pub mod ids;
 pub mod job;
 pub mod picture;
+mod recipe;
 pub mod sampling;
 pub mod serving;
 pub mod training;
@@ -18,6 +19,7 @@ pub use generation::{FinishReason, GenerationRequest, PromptToken, SampledToken,
 pub use ids::{AdapterId, CheckpointId, EventId, FileId, JobId};
 pub use job::JobStatus;
 pub use picture::{Picture, PlacedPicture, VisionInfo};
+pub use recipe::{RECIPES, Recipe};
 pub use sampling::SamplingParams;
 pub use serving::{KvFormat, Speculation};
 pub use training::{

@@ -1,5 +1,7 @@
 //! What an operator decides about how answers are computed.
 
+use super::WeightFormat;
+
 /// Whether a step may check guessed tokens, several of one answer at once. The answers are the
 /// same either way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +30,16 @@ pub enum KvFormat {
 }
 
 impl KvFormat {
-    /// Every choice, by the word that names it.
-    pub const ALL: [(&'static str, Self); 3] =
-        [("bf16", Self::Bf16), ("f32", Self::F32), ("int8", Self::Int8)];
+    /// Every choice, by the word that names it; `auto` is [`KvFormat::beside`].
+    pub const CHOICES: [(&'static str, Option<Self>); 4] = [
+        ("auto", None),
+        ("bf16", Some(Self::Bf16)),
+        ("f32", Some(Self::F32)),
+        ("int8", Some(Self::Int8)),
+    ];
+
+    /// As exact as the weights are, and no more.
+    pub fn beside(weights: WeightFormat) -> Self {
+        if weights == WeightFormat::F32 { Self::F32 } else { Self::Bf16 }
+    }
 }

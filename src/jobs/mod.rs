@@ -11,6 +11,7 @@ mod metrics;
 mod preflight;
 mod preparation;
 mod prepare;
+mod recipe;
 mod record;
 mod request;
 mod runner;

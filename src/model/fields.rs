@@ -51,9 +51,12 @@ impl<'a> Fields<'a> {
 
     /// A positive whole number.
     pub fn optional_usize(&self, key: &str) -> Result<Option<usize>, ModelError> {
-        // Bounded so that products of two sizes cannot overflow.
-        let whole = |value: &Value| value.as_u64().filter(|n| (1..1 << 31).contains(n));
-        self.typed(key, "a positive whole number", |value| whole(value).map(|n| n as usize))
+        self.typed(key, "a positive whole number", |value| whole(value).filter(|&n| n > 0))
+    }
+
+    /// A whole number, or 0.
+    pub fn optional_count(&self, key: &str) -> Result<Option<usize>, ModelError> {
+        self.typed(key, "a whole number", whole)
     }
 
     pub fn f32(&self, key: &str) -> Result<f32, ModelError> {
@@ -137,4 +140,9 @@ impl<'a> Fields<'a> {
     fn full(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
+}
+
+/// Bounded so that products of two sizes cannot overflow.
+fn whole(value: &Value) -> Option<usize> {
+    value.as_u64().filter(|&n| n < 1 << 31).map(|n| n as usize)
 }

@@ -107,6 +107,9 @@ fn check(config: &DecoderConfig, architecture: &str) -> Result<(), ModelError> {
     if !architecture.starts_with("gemma") && config.attention_scale != usual {
         return Err(not_exportable("the attention scale", config.attention_scale));
     }
+    if config.attention_scale_by_layer {
+        return Err(not_exportable("the attention scale", "by layer"));
+    }
     if config.logit_scale != 1.0 {
         return Err(not_exportable("the logit scale", config.logit_scale));
     }
@@ -178,6 +181,6 @@ fn positions(
     Ok(())
 }
 
-fn not_exportable(key: &str, value: impl ToString) -> ModelError {
+pub(super) fn not_exportable(key: &str, value: impl ToString) -> ModelError {
     ModelError::NotExportable { key: key.to_owned(), value: value.to_string() }
 }

@@ -56,7 +56,7 @@ fn assert_company_does_not_show<B: Backend>(
     kv_format: KvFormat,
     make: impl Fn() -> B,
 ) {
-    let roomy = || WorkerSettings { kv_format, ..roomy() };
+    let roomy = || WorkerSettings { kv_format: Some(kv_format), ..roomy() };
     let adapters = adapters();
     let mut dice = Dice::new(1);
     let asks: Vec<_> = (0..count).map(|_| dice.request(&adapters)).collect();
