@@ -17,6 +17,10 @@
 //! everything its work needs, so the device thread asks nobody anything.
 //! `tests/architecture.rs` holds each module to this picture.
 
+// The emulated GPU of the tests stands outside and inside of the library.
+#[cfg(test)]
+extern crate self as tandem;
+
 pub mod api;
 pub mod app;
 pub mod artifacts;
