@@ -2,7 +2,8 @@
 //! user's machine at first use.
 //!
 //! - [`machine`]: what the backend asks of a GPU; [`driver`] is the machine that has one.
-//! - [`source`]: the kernel files and their forms.
+//! - [`source`]: the kernel files and their forms; [`compiler`], [`libraries`]: how they become
+//!   machine code.
 //! - [`memory`], [`tables`]: matrices, the memory they are recycled through, small tables of the host.
 //! - [`weight`]: frozen weights in their formats; [`cache`]: blocks of keys and values.
 //! - [`products`], [`adapters`], [`heads`], [`attention`], [`moments`]: how operations are launched.
@@ -14,10 +15,13 @@
 mod adapters;
 mod attention;
 mod cache;
+pub mod compiler;
+pub mod driver;
 #[cfg(test)]
 #[path = "../../tests/support/emulator/mod.rs"]
-pub(super) mod emulator;
+pub(crate) mod emulator;
 mod heads;
+mod libraries;
 pub mod machine;
 mod memory;
 mod moments;

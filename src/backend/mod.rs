@@ -17,6 +17,8 @@ use std::ops::Range;
 
 pub mod cpu;
 pub mod cuda;
+#[cfg(test)]
+pub(crate) use cuda::emulator;
 mod one_by_one;
 mod operands;
 pub mod reference;

@@ -5,7 +5,7 @@ mod products;
 mod rows;
 
 use crate::backend::cpu::CpuBackend;
-use crate::backend::cuda::emulator;
+use crate::backend::emulator;
 use crate::backend::reference::ReferenceBackend;
 use crate::backend::{Backend, Norm, NormKind};
 use crate::kernels::testing::{Seeded, every_cpu};

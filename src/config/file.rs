@@ -17,6 +17,7 @@ pub(super) struct ConfigFile {
     pub listen: Option<String>,
     pub data: Option<PathBuf>,
     pub device: Option<String>,
+    pub cuda_libraries: Option<PathBuf>,
     pub api_key: Vec<String>,
     pub organization: Option<String>,
     pub adapter_root: Option<PathBuf>,
