@@ -77,11 +77,11 @@ static float __attribute__((noinline, unused)) exchange(float value, unsigned la
 /* Runs the threads of a warp until each has ended or waits for the block. */
 static int run_warp(unsigned first, unsigned end) {
     for (;;) {
-        /* Threads that have begun lie on fibers of their own; the rest begin on the next free one. */
-        for (unsigned f = 0; f < MOST_THREADS; f++)
-            if (thread_of[f] >= first && thread_of[f] < end && state[thread_of[f]] == READY) switch_to(f);
+        /* Threads that have begun lie on fibers of the warp; the rest begin on its next free one. */
+        for (unsigned f = first; f < end; f++)
+            if (thread_of[f] != MOST_THREADS && state[thread_of[f]] == READY) switch_to(f);
         while (next < end) {
-            unsigned f = 0;
+            unsigned f = first;
             while (thread_of[f] != MOST_THREADS) f++;
             thread_of[f] = first;
             switch_to(f);
