@@ -55,6 +55,7 @@ pub fn cuda(cuda: &Cuda) -> String {
         Some(reason) => writeln!(out, "auto          CPU, since {reason}"),
         None => writeln!(out, "auto          cuda:0"),
     };
+    out += "GPU kernels   sm_75 and newer; checked on an emulator, not yet run on a GPU\n";
     out
 }
 

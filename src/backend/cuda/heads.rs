@@ -7,8 +7,6 @@ use crate::backend::{HeadsSpec, Norm, NormKind};
 
 /// Members of `HeadsArgs`.
 const WORDS: usize = 21;
-/// Values of a head that its warp can hold.
-const MOST_HEAD_DIM: usize = 512;
 
 /// Kind (0: none), epsilon, weight and bias of a norm of heads.
 fn norm_words(norm: Option<&Norm<CudaRows>>, head_dim: usize) -> [u64; 4] {
@@ -32,7 +30,6 @@ impl CudaBackend {
     ) -> [u64; WORDS] {
         let &HeadsSpec { heads, kv_heads, head_dim, .. } = spec;
         let t = positions.len();
-        assert!(head_dim <= MOST_HEAD_DIM, "heads have at most {MOST_HEAD_DIM} values on a GPU");
         assert_eq!((qkv.rows, qkv.width), (t, (heads + 2 * kv_heads) * head_dim));
         for (part, heads) in parts.into_iter().zip([heads, kv_heads, kv_heads]) {
             assert_eq!((part.rows, part.width), (t, heads * head_dim), "a part has all its heads");

@@ -68,6 +68,7 @@ DEVICE float score(const Attention *a, float product, int head, int distance, fl
 
 DEVICE float dot(const float *x, const float *y, int count) {
     float sum = 0.0f;
+#pragma unroll 4
     for (int c = 0; c < count; c++) sum = fmaf(x[c], y[c], sum);
     return sum;
 }

@@ -141,6 +141,7 @@ KERNEL(attention, AttentionArgs) {
                 int at = c * 32 + lane;
                 if (at >= hd) continue;
                 float sum = s.values[c] * grown;
+#pragma unroll 4
                 for (int j = 0; j < TILE; j++) sum = fmaf(weights[warp][j], tile[j * (hd + 1) + at], sum);
                 s.values[c] = sum;
             }

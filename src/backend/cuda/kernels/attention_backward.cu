@@ -67,6 +67,7 @@ KERNEL(attention_dq, BackwardArgs) {
         for (int c = 0; c < LANE_VALUES; c++) {
             int at = c * 32 + lane;
             if (at >= hd) continue;
+#pragma unroll 4
             for (int j = 0; j < TILE; j++) dq[c] = fmaf(slopes[warp][j], tile[j * (hd + 1) + at], dq[c]);
         }
     }
@@ -117,6 +118,7 @@ KERNEL(attention_dkv, BackwardArgs) {
             for (int c = 0; c < LANE_VALUES; c++) {
                 int at = c * 32 + lane;
                 if (at >= hd) continue;
+#pragma unroll 4
                 for (int j = 0; j < TILE; j++) dv[c] = fmaf(weights[warp][j], tile[j * (hd + 1) + at], dv[c]);
             }
             __syncthreads();
@@ -126,6 +128,7 @@ KERNEL(attention_dkv, BackwardArgs) {
             for (int c = 0; c < LANE_VALUES; c++) {
                 int at = c * 32 + lane;
                 if (at >= hd) continue;
+#pragma unroll 4
                 for (int j = 0; j < TILE; j++) dk[c] = fmaf(slopes[warp][j], tile[j * (hd + 1) + at], dk[c]);
             }
         }

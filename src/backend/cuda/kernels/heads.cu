@@ -17,8 +17,6 @@ typedef struct {
     float *q, *k, *v;
 } HeadsArgs;
 
-#define MOST_LANE_VALUES 16
-
 typedef struct {
     i64 row;
     int head;
@@ -52,6 +50,14 @@ DEVICE float clipped(float x, double clip) {
     return fminf(fmaxf(x, -limit), limit);
 }
 
+/* Cosine and sine of the pair that value c of a head belongs to. */
+DEVICE void turn_of(const HeadsArgs *a, i64 row, int c, float *sine, float *cosine) {
+    int pair = c < a->pairs ? c : c - (int)a->pairs;
+    sincosf((float)a->positions[row] * a->frequencies[pair], sine, cosine);
+    *sine *= (float)a->rope_scale;
+    *cosine *= (float)a->rope_scale;
+}
+
 /* Mean and reciprocal deviation of the clipped values of a head. */
 DEVICE void head_moments(const HeadsArgs *a, const Head *h, const float *x, float *mean, float *rstd) {
     float sum = 0.0f, squares = 0.0f;
@@ -83,9 +89,8 @@ KERNEL(heads, HeadsArgs) {
     for (int c = lane_of(); c < a.head_dim; c += 32) {
         float value = head_value(&a, &h, x, c, mean, rstd);
         if (c < 2 * pairs) {
-            int pair = c < pairs ? c : c - pairs;
-            float angle = (float)a.positions[h.row] * a.frequencies[pair], scale = (float)a.rope_scale;
-            float sine = sinf(angle) * scale, cosine = cosf(angle) * scale;
+            float sine, cosine;
+            turn_of(&a, h.row, c, &sine, &cosine);
             float other = head_value(&a, &h, x, c < pairs ? c + pairs : c - pairs, mean, rstd);
             value = c < pairs ? value * cosine - other * sine : value * cosine + other * sine;
         }
@@ -94,7 +99,8 @@ KERNEL(heads, HeadsArgs) {
 }
 
 /* Top down: RoPE turned back, the norm at the clipped values, zero where the clip cut. Here q, k and v
- * are their gradients, and d is the gradient of the projection, overwritten. */
+ * are their gradients, and d is the gradient of the projection, overwritten; each lane finds there what
+ * it left between the two passes. */
 typedef struct {
     HeadsArgs forward;
     float *d;
@@ -110,16 +116,12 @@ KERNEL(heads_backward, HeadsBackwardArgs) {
     float mean = 0.0f, rstd = 1.0f;
     if (h.kind != 0) head_moments(f, &h, x, &mean, &rstd);
     int pairs = h.part == 2 ? 0 : (int)f->pairs;
-    float sum = 0.0f, sum_x = 0.0f, back[MOST_LANE_VALUES];
-#pragma unroll
-    for (int i = 0; i < MOST_LANE_VALUES; i++) {
-        int c = lane_of() + 32 * i;
-        if (c >= f->head_dim) continue;
+    float sum = 0.0f, sum_x = 0.0f;
+    for (int c = lane_of(); c < f->head_dim; c += 32) {
         float value = h.to[c];
         if (c < 2 * pairs) {
-            int pair = c < pairs ? c : c - pairs;
-            float angle = (float)f->positions[h.row] * f->frequencies[pair], scale = (float)f->rope_scale;
-            float sine = sinf(angle) * scale, cosine = cosf(angle) * scale;
+            float sine, cosine;
+            turn_of(f, h.row, c, &sine, &cosine);
             float other = h.to[c < pairs ? c + pairs : c - pairs];
             value = c < pairs ? value * cosine + other * sine : value * cosine - other * sine;
         }
@@ -128,16 +130,13 @@ KERNEL(heads_backward, HeadsBackwardArgs) {
             sum += value;
             sum_x = fmaf(value, (clipped(x[c], f->clip) - mean) * rstd, sum_x);
         }
-        back[i] = value;
+        d[c] = value;
     }
     float mean_g = 0.0f, mean_gx = 0.0f;
     if (h.kind == 2) mean_g = warp_sum(sum) / (float)f->head_dim;
     if (h.kind != 0) mean_gx = warp_sum(sum_x) / (float)f->head_dim;
-#pragma unroll
-    for (int i = 0; i < MOST_LANE_VALUES; i++) {
-        int c = lane_of() + 32 * i;
-        if (c >= f->head_dim) continue;
-        float value = back[i];
+    for (int c = lane_of(); c < f->head_dim; c += 32) {
+        float value = d[c];
         if (h.kind != 0) {
             float x_hat = (clipped(x[c], f->clip) - mean) * rstd;
             value = rstd * (value - mean_g - x_hat * mean_gx);
