@@ -20,6 +20,8 @@ use tandem::train::{
     Decay, Evaluation, Optimizer, Run, TrainEvent, TrainRequest, TrainSnapshot, schedule,
 };
 
+use crate::support::emulator;
+
 fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
 }
@@ -657,6 +659,11 @@ fn dora_and_whole_modules_are_trained_kept_and_served_as_trained() {
 #[test]
 fn a_run_follows_the_reference_trajectories_on_the_cpu_backend() {
     follows_the_references(&mut CpuBackend::new(2));
+}
+
+#[test]
+fn a_run_follows_the_reference_trajectory_on_the_emulated_cuda_backend() {
+    follows_the_reference(&mut emulator::cuda());
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::artifacts::ArtifactError;
+use crate::backend::cuda::driver::Unusable;
 use crate::catalog::CatalogError;
 use crate::model::ModelError;
 use crate::peft::PeftError;
@@ -33,6 +34,8 @@ pub enum AppError {
     GgufAdapter { name: String, folder: PathBuf, source: ModelError },
     #[error("`--adapter {name}` names the base model `{base}`, which is not served")]
     AdapterBase { name: String, base: String },
+    #[error("`--device` names a GPU that cannot be used: {0}")]
+    Device(#[from] Unusable),
     #[error(
         "the device thread ended unexpectedly; the log says why, and a restart resumes the jobs"
     )]
@@ -46,7 +49,7 @@ pub enum AppError {
 }
 
 impl AppError {
-    /// 78 for model and adapter files, 70 for a lost device, 1 for the rest.
+    /// 78 for model and adapter files and a GPU that cannot be used, 70 for a lost device, 1 for the rest.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Model(_)
@@ -54,7 +57,8 @@ impl AppError {
             | Self::Pictures { .. }
             | Self::Adapter { .. }
             | Self::GgufAdapter { .. }
-            | Self::AdapterBase { .. } => 78,
+            | Self::AdapterBase { .. }
+            | Self::Device(_) => 78,
             Self::DeviceLost => 70,
             Self::Artifacts(_)
             | Self::Store(_)

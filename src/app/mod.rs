@@ -22,6 +22,7 @@ use crate::worker::{Worker, WorkerHandle};
 mod adapters;
 mod bases;
 mod convert;
+mod device;
 mod error;
 mod export;
 mod gguf_adapter;

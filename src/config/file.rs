@@ -19,6 +19,7 @@ pub(super) struct ConfigFile {
     pub listen: Option<String>,
     pub data: Option<PathBuf>,
     pub device: Option<String>,
+    pub cuda_libraries: Option<PathBuf>,
     #[serde(deserialize_with = "one_or_more")]
     pub api_key: Vec<String>,
     pub organization: Option<String>,

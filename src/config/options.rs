@@ -39,9 +39,14 @@ pub struct ServeOptions {
     /// Folder for everything that must survive a restart [default: ./tandem-data].
     #[arg(long, env = "TANDEM_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Where to compute [default: auto].
-    #[arg(long, env = "TANDEM_DEVICE", value_name = "auto|cpu")]
+    /// Where to compute: the first GPU that can be used, else the CPU; the CPU; GPU number N
+    /// [default: auto].
+    #[arg(long, env = "TANDEM_DEVICE", value_name = "auto|cpu|cuda:N")]
     pub device: Option<String>,
+    /// Folder of NVIDIA's libnvrtc: of a CUDA toolkit or a Python environment [default: wherever it
+    /// is found].
+    #[arg(long, env = "TANDEM_CUDA_LIBRARIES", value_name = "DIR")]
+    pub cuda_libraries: Option<PathBuf>,
     /// TOML file with any of these settings.
     #[arg(long, env = "TANDEM_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -126,6 +131,7 @@ impl ServeOptions {
             storage: storage(self.storage.or(file.storage), &data)?,
             listen: listen(self.listen.or(file.listen))?,
             device: device(self.device.or(file.device))?,
+            cuda_libraries: self.cuda_libraries.or(file.cuda_libraries),
             api_keys: api_keys(first_named(self.api_key, file.api_key))?,
             organization: organization(self.organization.or(file.organization))?,
             adapter_root: self.adapter_root.or(file.adapter_root),
@@ -240,13 +246,15 @@ fn listen(value: Option<String>) -> Result<SocketAddr, ConfigError> {
 }
 
 fn device(value: Option<String>) -> Result<Device, ConfigError> {
+    let reason = "it must be auto, cpu, or cuda:N with the number of a GPU, counted from 0";
     match value.as_deref() {
         None | Some("auto") => Ok(Device::Auto),
         Some("cpu") => Ok(Device::Cpu),
-        Some(other) if other.starts_with("cuda") => {
-            Err(invalid("--device", other, "CUDA devices are not built yet; use cpu or auto"))
+        Some("cuda") => Ok(Device::Cuda(0)),
+        Some(other) => {
+            let number = other.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+            number.map(Device::Cuda).ok_or_else(|| invalid("--device", other, reason))
         }
-        Some(other) => Err(invalid("--device", other, "it is neither auto nor cpu")),
     }
 }
 
@@ -350,7 +358,7 @@ mod tests {
         for options in [
             ServeOptions { listen: Some("nonsense".into()), ..Default::default() },
             ServeOptions { threads: Some(0), ..Default::default() },
-            ServeOptions { device: Some("cuda:0".into()), ..Default::default() },
+            ServeOptions { device: Some("cuda:first".into()), ..Default::default() },
             ServeOptions { database: Some("mysql://x".into()), ..Default::default() },
             ServeOptions { storage: Some("s3://bucket".into()), ..Default::default() },
             ServeOptions { model: vec!["demo".into(), "demo".into()], ..Default::default() },

@@ -20,7 +20,7 @@ impl Speculation {
 }
 
 /// How keys and values are held in the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KvFormat {
     F32,
     /// Half the bytes; each number is rounded to 8 bits of mantissa.

@@ -8,6 +8,7 @@ use super::harness::{
 };
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
+use crate::backend::emulator;
 use crate::backend::reference::ReferenceBackend;
 use crate::domain::{
     AdapterWeights, FinishReason, GenerationRequest, KvFormat, SamplingParams, Speculation,
@@ -112,6 +113,12 @@ fn a_request_in_any_company_answers_as_it_does_alone_on_the_cpu_in_every_format(
         let base = tiny_as(format);
         assert_company_does_not_show(40, &base, kv_format, || CpuBackend::new(2));
     }
+}
+
+#[test]
+fn a_request_in_any_company_answers_as_it_does_alone_on_the_emulated_cuda_backend() {
+    let base = tiny_as(WeightFormat::Q4_0);
+    assert_company_does_not_show(8, &base, KvFormat::Int8, emulator::cuda);
 }
 
 #[test]

@@ -1,0 +1,56 @@
+//! Where the server computes: the GPU that was asked for, the first that can be used, or the CPU.
+
+use crate::backend::cpu::CpuBackend;
+use crate::backend::cuda::CudaBackend;
+use crate::backend::cuda::driver::{Driver, DriverOptions, Unusable};
+use crate::config::{Config, Device};
+use crate::worker::{self, BaseSource, StartError, Worker, WorkerHandle, WorkerSettings};
+
+/// A device that was found fit.
+pub(super) enum Chosen {
+    Cpu { threads: usize },
+    Gpu(Box<Driver>),
+}
+
+/// The device the configuration asks for.
+///
+/// # Errors
+/// Why the GPU that was named cannot be used.
+pub(super) fn choose(config: &Config) -> Result<Chosen, Unusable> {
+    let cpu = Chosen::Cpu { threads: config.threads };
+    let cache = Some(config.data.join("cuda"));
+    let options = DriverOptions { libraries: config.cuda_libraries.clone(), cache };
+    match config.device {
+        Device::Cpu => Ok(cpu),
+        Device::Cuda(ordinal) => Driver::open(ordinal, &options).map(gpu),
+        Device::Auto => Ok(Driver::open(0, &options).map(gpu).unwrap_or_else(|reason| {
+            tracing::info!(%reason, "computing on the CPU");
+            cpu
+        })),
+    }
+}
+
+fn gpu(driver: Driver) -> Chosen {
+    let (ordinal, name) = (driver.gpu.ordinal, &driver.gpu.name);
+    tracing::info!(%name, "computing on cuda:{ordinal}");
+    Chosen::Gpu(Box::new(driver))
+}
+
+impl Chosen {
+    /// Loads the base models there and starts the device thread.
+    ///
+    /// # Errors
+    /// As [`worker::start`].
+    pub fn start(
+        self,
+        bases: Vec<BaseSource>,
+        settings: WorkerSettings,
+    ) -> Result<(WorkerHandle, Worker), StartError> {
+        match self {
+            Self::Cpu { threads } => {
+                worker::start(move || CpuBackend::new(threads), bases, settings)
+            }
+            Self::Gpu(driver) => worker::start(move || CudaBackend::new(driver), bases, settings),
+        }
+    }
+}
