@@ -16,9 +16,7 @@ use tandem::domain::{
 use tandem::model::{
     LoadOptions, MicroBatch, MicroBatchOptions, Model, ModelSource, Parameter, TrainBatch, Trainee,
 };
-use tandem::train::{
-    Decay, Evaluation, Optimizer, Run, TrainEvent, TrainRequest, TrainSnapshot, schedule,
-};
+use tandem::train::{Evaluation, Run, TrainEvent, TrainRequest, TrainSnapshot};
 
 fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
