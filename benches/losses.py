@@ -1,8 +1,9 @@
 """What quantisation and the choice of modules cost in loss, on the demo model: losses.py BINARY [SEEDS].
 
-The lines teach a way of speaking in which several words are drawn at random, so that the loss ends well above zero and
-its differences are the model's. The data is the same for every base and every seed; the seed draws the adapter and the
-order of the lines.
+First the base alone: its loss on texts that the exact model wrote, before anything is trained. Then fine-tuning on lines
+that teach a way of speaking in which several words are drawn at random, so that the loss ends well above zero and its
+differences are the model's. The data is the same for every base and every seed; the seed draws the adapter and the order
+of the lines.
 """
 import json
 import os
@@ -10,7 +11,7 @@ import pathlib
 import random
 import statistics
 import sys
-import time
+import urllib.request
 
 os.environ["TANDEM_BINARY"] = sys.argv[1]
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests" / "clients"))
@@ -18,10 +19,21 @@ import server
 from test_trajectories import upload
 
 SEEDS = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+OPENINGS = ["Once upon a time", "The cat", "One day", "Tom and Anna", "In the garden", "The sun"]
 THINGS = "ball cat hat dog cup key map fish book box bird coat ship lamp ring drum".split()
 PLACES = ["in the hold", "below the deck", "on the mast", "by the anchor", "under the sail", "in the harbour"]
 ENDS = ["matey", "me hearty", "captain", "old friend", "me lad"]
-CONFIGURATIONS = [("f32", "all-linear"), ("f32", ["q_proj", "v_proj"]), ("nf4", "all-linear"), ("fp4", "all-linear")]
+LINEAR = "all-linear"
+CONFIGURATIONS = [("f32", LINEAR), ("f32", ["q_proj", "v_proj"]), ("nf4", LINEAR), ("fp4", LINEAR)]
+
+
+def written(url, count):
+    """Texts of the model itself."""
+    for seed in range(count):
+        body = {"model": "demo", "prompt": OPENINGS[seed % len(OPENINGS)], "max_tokens": 80, "temperature": 1, "seed": seed}
+        status, answer = server.request(url + "/v1/completions", body)
+        assert status == 200, answer
+        yield json.dumps({"text": body["prompt"] + answer["choices"][0]["text"]})
 
 
 def lines(count, seed):
@@ -33,31 +45,34 @@ def lines(count, seed):
                                        {"role": "assistant", "content": answer}]})
 
 
-def losses(url, files, targets, seed):
+def losses(url, files, targets, seed, **hyperparameters):
     """The validation's loss before the first step and after the last."""
     body = {"model": "demo", "training_file": files[0], "validation_file": files[1], "seed": seed,
-            "hyperparameters": {"n_epochs": 2, "batch_size": 8}, "lora": {"r": 8, "target_modules": targets}}
+            "hyperparameters": {"batch_size": 8, **hyperparameters}, "lora": {"r": 8, "target_modules": targets}}
     status, job = server.request(url + "/v1/fine_tuning/jobs", body)
     assert status == 200, job
-    while job["status"] != "succeeded":
-        assert job["status"] not in ("failed", "cancelled"), job
-        time.sleep(0.1)
-        _, job = server.request(f"{url}/v1/fine_tuning/jobs/{job['id']}")
-    _, events = server.request(f"{url}/v1/fine_tuning/jobs/{job['id']}/events?limit=100")
-    steps = [event["data"] for event in events["data"] if event["type"] == "metrics"]
-    found = {step["step"]: step["valid_loss"] for step in steps if "valid_loss" in step}
-    return found.get(0), found[max(found)]
+    found = {}
+    with urllib.request.urlopen(f"{url}/v1/fine_tuning/jobs/{job['id']}/events?stream=true") as stream:
+        for line in stream:
+            event = json.loads(line[6:]) if line.startswith(b"data: {") else {}
+            data = event.get("data") or {}
+            if "valid_loss" in data:
+                found[data["step"]] = data["valid_loss"]
+    return found[0], found[max(found)]
 
 
 def main():
+    texts = None
     for base, targets in CONFIGURATIONS:
         options = [] if base == "f32" else ["--model", f"demo,quantize={base}"]
         with server.running(*options) as running:
+            texts = texts or list(written(running.url, 400))
             files = [upload(running.url, "\n".join(lines(count, seed))) for count, seed in [(600, 1), (400, 2)]]
-            found = [losses(running.url, files, targets, seed) for seed in range(1, SEEDS + 1)]
-        before, after = found[0][0], [last for _, last in found]
+            own = [upload(running.url, "\n".join(part)) for part in (texts[:8], texts)]
+            alone = losses(running.url, own, targets, 1, max_steps=1)[0]
+            after = [losses(running.url, files, targets, seed, n_epochs=2)[1] for seed in range(1, SEEDS + 1)]
         told = ", ".join(f"{loss:.4f}" for loss in after)
-        print(f"{base} {targets}: {before} before; {statistics.mean(after):.4f} in the mean of {told}", flush=True)
+        print(f"{base} {targets}: base {alone:.4f}; trained {statistics.mean(after):.4f}, the mean of {told}", flush=True)
 
 
 main()

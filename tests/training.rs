@@ -16,9 +16,7 @@ use tandem::domain::{
 use tandem::model::{
     LoadOptions, MicroBatch, MicroBatchOptions, Model, ModelSource, Parameter, TrainBatch, Trainee,
 };
-use tandem::train::{
-    Decay, Evaluation, Optimizer, Run, TrainEvent, TrainRequest, TrainSnapshot, schedule,
-};
+use tandem::train::{Evaluation, Run, TrainEvent, TrainRequest, TrainSnapshot};
 
 use crate::support::emulator;
 

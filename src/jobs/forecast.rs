@@ -227,9 +227,9 @@ mod tests {
         assert!(roomy.fits && roomy.memory_bytes > 8000 * 13_000 * 4, "{roomy:?}");
         assert_eq!(roomy.peak_memory_bytes, Some((1 << 30) + roomy.memory_bytes));
         let tight = load.forecast(&room(200 << 20), None);
-        assert!(!tight.fits && tight.largest_micro_batch == Some(3), "{tight:?}");
+        assert!(!tight.fits && tight.largest_micro_batch == Some(4), "{tight:?}");
         let told = tight.refusal(8);
-        assert!(told.contains("200 MiB are available; a micro-batch of 3 would fit"), "{told}");
+        assert!(told.contains("200 MiB are available; a micro-batch of 4 would fit"), "{told}");
         let twice = load.forecast(&room(1 << 30), Some(0.5 * USUAL_SHARE * 1e9));
         assert!((twice.seconds / roomy.seconds - 2.0).abs() < 1e-9 && twice.measured);
     }
