@@ -107,7 +107,7 @@ mod tests {
         );
         assert_eq!((asked.batch_size, asked.max_grad_norm), (Some(4), Some(0.3)));
         assert!(asked.train_on_all && request.quantization.is_none());
-        assert_eq!(request.lora.shown()["r"], 8);
+        assert_eq!(request.lora.shown(None)["r"], 8);
     }
 
     #[test]
