@@ -23,8 +23,8 @@ pub struct ServeOptions {
         value_delimiter = ' '
     )]
     pub model: Vec<String>,
-    /// PEFT adapter to register at start; repeatable.
-    #[arg(long, env = "TANDEM_ADAPTER", value_name = "NAME=DIR[@BASE]", value_delimiter = ' ')]
+    /// Adapter to register at start, a PEFT folder or a GGUF file; repeatable.
+    #[arg(long, env = "TANDEM_ADAPTER", value_name = "NAME=PATH[@BASE]", value_delimiter = ' ')]
     pub adapter: Vec<String>,
     /// Where jobs and files are recorded, `sqlite://PATH` or `postgres://…` [default: an SQLite file
     /// in the data folder].

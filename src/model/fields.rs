@@ -59,6 +59,16 @@ impl<'a> Fields<'a> {
         self.typed(key, "a whole number", whole)
     }
 
+    /// Of what memory is taken for before a tensor is looked for: layers, heads, the size of a head.
+    pub fn small(&self, key: &str) -> Result<usize, ModelError> {
+        const MOST: usize = 1 << 14;
+        let value = self.usize(key)?;
+        match value <= MOST {
+            true => Ok(value),
+            false => Err(self.bad(key, "a whole number from 1 to 16384", value)),
+        }
+    }
+
     pub fn f32(&self, key: &str) -> Result<f32, ModelError> {
         self.required(key, self.optional_f32(key)?)
     }
@@ -113,6 +123,11 @@ impl<'a> Fields<'a> {
 
     pub fn unsupported(&self, key: &str, value: impl ToString) -> ModelError {
         ModelError::Unsupported { key: self.full(key), value: value.to_string() }
+    }
+
+    /// `key` stands for something that does not exist or does not fit.
+    pub fn bad(&self, key: &str, expected: &'static str, found: impl ToString) -> ModelError {
+        ModelError::BadValue { key: self.full(key), expected, found: found.to_string() }
     }
 
     pub fn missing(&self, key: &str) -> ModelError {

@@ -6,7 +6,7 @@ use crate::model::config::{LinearConfig, Names};
 
 pub fn gpt2(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     fields.only("add_cross_attention", &[json!(false)])?;
-    let (hidden_size, heads) = (fields.usize("n_embd")?, fields.usize("n_head")?);
+    let (hidden_size, heads) = (fields.usize("n_embd")?, fields.small("n_head")?);
     let head_dim = head_dim(fields, hidden_size, heads)?;
     let intermediate_size = fields.optional_usize("n_inner")?.unwrap_or(4 * hidden_size);
     let scaled = fields.bool("scale_attn_weights", true)?;
@@ -29,7 +29,7 @@ pub fn gpt2(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
         clip_qkv: None,
         qk_norm_whole: false,
         alibi: None,
-        layers: alike(fields.usize("n_layer")?, None, Vec::new()),
+        layers: alike(fields.small("n_layer")?, None, Vec::new()),
         embedding_scale: 1.0,
         logit_scale: 1.0,
         logit_softcap: None,

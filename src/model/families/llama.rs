@@ -72,7 +72,7 @@ pub fn without_rope(
     o_bias: bool,
     activation: &str,
 ) -> Result<DecoderConfig, ModelError> {
-    let (hidden_size, heads) = (fields.usize("hidden_size")?, fields.usize("num_attention_heads")?);
+    let (hidden_size, heads) = (fields.usize("hidden_size")?, fields.small("num_attention_heads")?);
     let kv_heads = fields.optional_usize("num_key_value_heads")?.unwrap_or(heads);
     let head_dim = head_dim(fields, hidden_size, heads)?;
     let intermediate_size = fields.usize("intermediate_size")?;
@@ -95,7 +95,7 @@ pub fn without_rope(
         clip_qkv: None,
         qk_norm_whole: false,
         alibi: None,
-        layers: alike(fields.usize("num_hidden_layers")?, None, Vec::new()),
+        layers: alike(fields.small("num_hidden_layers")?, None, Vec::new()),
         embedding_scale: 1.0,
         logit_scale: 1.0,
         logit_softcap: None,

@@ -6,7 +6,7 @@ use crate::model::config::{LinearConfig, Names};
 
 pub fn mpt(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     refuse_variants(fields)?;
-    let (hidden_size, heads) = (fields.usize("d_model")?, fields.usize("n_heads")?);
+    let (hidden_size, heads) = (fields.usize("d_model")?, fields.small("n_heads")?);
     let head_dim = head_dim(fields, hidden_size, heads)?;
     let attention = attention(fields, heads)?;
     let ratio = fields.optional_usize("expansion_ratio")?.unwrap_or(4);
@@ -30,7 +30,7 @@ pub fn mpt(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
         clip_qkv: attention.clip,
         qk_norm_whole: true,
         alibi: Some(attention.slopes),
-        layers: alike(fields.usize("n_layers")?, None, Vec::new()),
+        layers: alike(fields.small("n_layers")?, None, Vec::new()),
         embedding_scale: 1.0,
         logit_scale: logit_scale(fields, hidden_size)?,
         logit_softcap: None,
@@ -80,6 +80,7 @@ fn attention(fields: &Fields<'_>, heads: usize) -> Result<Attention, ModelError>
     for key in ["prefix_lm", "qk_gn", "rope", "attn_uses_sequence_id"] {
         attention.only(key, &[json!(false)])?;
     }
+    refuse_unknown(&attention)?;
     attention.only("sliding_window_size", &[json!(-1)])?;
     let max = attention.optional_f32("alibi_bias_max")?.unwrap_or(8.0);
     Ok(Attention {
@@ -89,6 +90,27 @@ fn attention(fields: &Fields<'_>, heads: usize) -> Result<Attention, ModelError>
         norm: attention.bool("qk_ln", false)?,
         scale: attention.optional_f32("softmax_scale")?,
     })
+}
+
+/// Refuses an option of attention that is not known here and is on. Files also keep what has nothing
+/// to do with attention in that place.
+fn refuse_unknown(attention: &Fields<'_>) -> Result<(), ModelError> {
+    const KNOWN: [&str; 7] = [
+        "attn_impl",
+        "attn_pdrop",
+        "attn_type",
+        "attn_uses_sequence_id",
+        "qk_ln",
+        "qk_gn",
+        "alibi_bias_max",
+    ];
+    const KINDS: [&str; 4] = ["attn_", "qk_", "alibi_", "attention_"];
+    let off = [json!(false), json!(0), json!(0.0), json!("")];
+    let all = attention.to_map();
+    let unknown = all.keys().filter(|key| {
+        KINDS.iter().any(|kind| key.starts_with(kind)) && !KNOWN.contains(&key.as_str())
+    });
+    unknown.map(String::as_str).try_for_each(|key| attention.only(key, &off))
 }
 
 /// `learned_pos_emb` is no variant: beside ALiBi it means nothing, and most files say `true`.

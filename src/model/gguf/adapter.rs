@@ -148,6 +148,8 @@ pub fn write_adapter(
 /// interleaved.
 fn stored_b(site: &AdapterSite, alpha: f32, heads: Option<usize>) -> Vec<u8> {
     let rest = if alpha == 0.0 { site.scaling } else { site.scaling * site.r as f32 / alpha };
+    // Divided and multiplied again, a scaling may be off by its last bit.
+    let rest = if (rest - 1.0).abs() < 1e-6 { 1.0 } else { rest };
     let b: Vec<f32> = site.b.iter().map(|value| value * rest).collect();
     let bytes = bytemuck::cast_slice(&b);
     match heads {
