@@ -9,8 +9,9 @@
 //! - [`products`], [`adapters`], [`heads`], [`attention`], [`moments`]: how operations are launched.
 //! - [`ops`]: the [`Backend`](super::Backend) implementation.
 //!
-//! Weights stay packed and are dequantised in registers; activations and sums are `f32`. Work is
-//! done in the order it is asked for, on one stream.
+//! Weights stay packed and are dequantised in registers; activations and sums are `f32`, but
+//! products with weights of at most 16 bits are formed in bf16 where there are tensor cores. Work
+//! is done in the order it is asked for, on one stream.
 
 mod adapters;
 mod attention;

@@ -72,7 +72,8 @@ pub fn compile(libraries: Option<&Path>, names: &[String]) -> Result<Vec<Compile
     };
     let architectures: Vec<u32> = names.iter().map(architecture).collect::<Result<_, _>>()?;
     let compiler = Compiler::open(libraries)?;
-    let all = architectures.iter().flat_map(|&to| Module::all().into_iter().map(move |m| (m, to)));
+    let all =
+        architectures.iter().flat_map(|&to| Module::all(to).into_iter().map(move |m| (m, to)));
     in_parallel(&all.collect::<Vec<_>>(), |&(module, to)| one(compiler, module, to))
 }
 

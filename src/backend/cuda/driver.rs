@@ -14,7 +14,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 
 use super::compiler::{Compiler, CompilerError};
 use super::machine::{Address, Launch, Machine, MachineError, THREADS};
-use super::source::Module;
+use super::source::{Module, TENSOR_CORES};
 
 /// Compute capability of the oldest GPU the kernels are compiled for.
 const OLDEST: u32 = 75;
@@ -306,6 +306,10 @@ impl Machine for Driver {
             result::launch_kernel(function, grid, block, 0, ptr::null_mut(), &mut params)
         };
         call("cuLaunchKernel", launched)
+    }
+
+    fn has_tensor_cores(&self) -> bool {
+        self.target >= TENSOR_CORES
     }
 
     fn free_bytes(&self) -> Option<usize> {
