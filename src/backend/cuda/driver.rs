@@ -51,6 +51,8 @@ pub enum Unusable {
          a newer driver, or the Python package nvidia-cuda-nvrtc-cu{driver}"
     )]
     Older { driver: i32, compiler: i32 },
+    #[error("{name} failed its trial: {reason}")]
+    Trial { name: String, reason: String },
     #[error("{name} (sm_{architecture}) is unknown to the run-time compiler; install a newer one")]
     Unknown { name: String, architecture: u32 },
 }
