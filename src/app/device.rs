@@ -9,7 +9,7 @@ use crate::worker::{self, BaseSource, StartError, Worker, WorkerHandle, WorkerSe
 /// A device that was found fit.
 pub(super) enum Chosen {
     Cpu { threads: usize },
-    Gpu(Box<Driver>),
+    Gpu(Box<CudaBackend>),
 }
 
 /// The device the configuration asks for.
@@ -22,18 +22,24 @@ pub(super) fn choose(config: &Config) -> Result<Chosen, Unusable> {
     let options = DriverOptions { libraries: config.cuda_libraries.clone(), cache };
     match config.device {
         Device::Cpu => Ok(cpu),
-        Device::Cuda(ordinal) => Driver::open(ordinal, &options).map(gpu),
-        Device::Auto => Ok(Driver::open(0, &options).map(gpu).unwrap_or_else(|reason| {
+        Device::Cuda(ordinal) => gpu(ordinal, &options),
+        Device::Auto => Ok(gpu(0, &options).unwrap_or_else(|reason| {
             tracing::info!(%reason, "computing on the CPU");
             cpu
         })),
     }
 }
 
-fn gpu(driver: Driver) -> Chosen {
-    let (ordinal, name) = (driver.gpu.ordinal, &driver.gpu.name);
+/// A GPU that was found to compute what it should.
+fn gpu(ordinal: usize, options: &DriverOptions) -> Result<Chosen, Unusable> {
+    let driver = Driver::open(ordinal, options)?;
+    let name = driver.gpu.name.clone();
+    let mut backend = CudaBackend::new(Box::new(driver));
+    if let Err(reason) = backend.prove() {
+        return Err(Unusable::Trial { name, reason });
+    }
     tracing::info!(%name, "computing on cuda:{ordinal}");
-    Chosen::Gpu(Box::new(driver))
+    Ok(Chosen::Gpu(Box::new(backend)))
 }
 
 impl Chosen {
@@ -50,7 +56,7 @@ impl Chosen {
             Self::Cpu { threads } => {
                 worker::start(move || CpuBackend::new(threads), bases, settings)
             }
-            Self::Gpu(driver) => worker::start(move || CudaBackend::new(driver), bases, settings),
+            Self::Gpu(backend) => worker::start(move || *backend, bases, settings),
         }
     }
 }

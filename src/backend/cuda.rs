@@ -7,10 +7,12 @@
 //! - [`memory`], [`tables`]: matrices, the memory they are recycled through, small tables of the host.
 //! - [`weight`]: frozen weights in their formats; [`cache`]: blocks of keys and values.
 //! - [`products`], [`adapters`], [`heads`], [`attention`], [`moments`]: how operations are launched.
+//! - [`trial`]: what a GPU must compute right before it is used.
 //! - [`ops`]: the [`Backend`](super::Backend) implementation.
 //!
-//! Weights stay packed and are dequantised in registers; activations and sums are `f32`. Work is
-//! done in the order it is asked for, on one stream.
+//! Weights stay packed and are dequantised in registers; activations and sums are `f32`, but
+//! products with bf16, 8-bit and 4-bit weights are formed in bf16 where there are tensor cores.
+//! Work is done in the order it is asked for, on one stream.
 
 mod adapters;
 mod attention;
@@ -29,6 +31,7 @@ mod ops;
 mod products;
 pub mod source;
 mod tables;
+mod trial;
 mod weight;
 
 use std::sync::Arc;

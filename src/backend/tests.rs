@@ -21,9 +21,10 @@ fn agree(tolerance: f32, case: impl Case) {
             close(found, expected, tolerance, &format!("{cpu:?}, output {i}"));
         }
     }
-    let found = case.run(&mut emulator::cuda());
-    for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
-        close(found, expected, tolerance, &format!("emulated CUDA, output {i}"));
+    for b in &mut [emulator::cuda(), emulator::cuda_without_tensor_cores()] {
+        for (i, (found, expected)) in case.run(b).iter().zip(&expected).enumerate() {
+            close(found, expected, tolerance, &format!("emulated CUDA, output {i}"));
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::backend::cuda::CudaBackend;
 use crate::backend::cuda::compiler::{Compiler, CompilerError};
 use crate::backend::cuda::driver::{Driver, DriverOptions, gpus};
 use crate::backend::cuda::source::Module;
@@ -57,7 +58,10 @@ pub fn find(libraries: Option<&Path>) -> Cuda {
     };
     let gpus = gpus().map(|gpus| gpus.iter().map(found).collect()).unwrap_or_default();
     let options = DriverOptions { libraries: libraries.map(Path::to_owned), cache: None };
-    let unusable = Driver::open(0, &options).err().map(|reason| reason.to_string());
+    let unusable = match Driver::open(0, &options) {
+        Ok(driver) => CudaBackend::new(Box::new(driver)).prove().err(),
+        Err(reason) => Some(reason.to_string()),
+    };
     Cuda { gpus, unusable }
 }
 
@@ -72,7 +76,8 @@ pub fn compile(libraries: Option<&Path>, names: &[String]) -> Result<Vec<Compile
     };
     let architectures: Vec<u32> = names.iter().map(architecture).collect::<Result<_, _>>()?;
     let compiler = Compiler::open(libraries)?;
-    let all = architectures.iter().flat_map(|&to| Module::all().into_iter().map(move |m| (m, to)));
+    let all =
+        architectures.iter().flat_map(|&to| Module::all(to).into_iter().map(move |m| (m, to)));
     in_parallel(&all.collect::<Vec<_>>(), |&(module, to)| one(compiler, module, to))
 }
 

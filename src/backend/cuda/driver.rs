@@ -14,7 +14,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 
 use super::compiler::{Compiler, CompilerError};
 use super::machine::{Address, Launch, Machine, MachineError, THREADS};
-use super::source::Module;
+use super::source::{Module, TENSOR_CORES};
 
 /// Compute capability of the oldest GPU the kernels are compiled for.
 const OLDEST: u32 = 75;
@@ -51,6 +51,8 @@ pub enum Unusable {
          a newer driver, or the Python package nvidia-cuda-nvrtc-cu{driver}"
     )]
     Older { driver: i32, compiler: i32 },
+    #[error("{name} failed its trial: {reason}")]
+    Trial { name: String, reason: String },
     #[error("{name} (sm_{architecture}) is unknown to the run-time compiler; install a newer one")]
     Unknown { name: String, architecture: u32 },
 }
@@ -306,6 +308,10 @@ impl Machine for Driver {
             result::launch_kernel(function, grid, block, 0, ptr::null_mut(), &mut params)
         };
         call("cuLaunchKernel", launched)
+    }
+
+    fn has_tensor_cores(&self) -> bool {
+        self.target >= TENSOR_CORES
     }
 
     fn free_bytes(&self) -> Option<usize> {

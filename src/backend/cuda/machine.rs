@@ -70,6 +70,8 @@ pub trait Machine: Send + 'static {
     /// # Errors
     /// If it cannot be compiled or the device has failed.
     fn launch(&self, launch: Launch<'_>) -> Result<(), MachineError>;
+    /// Whether it has tensor cores that multiply bf16.
+    fn has_tensor_cores(&self) -> bool;
     /// Bytes that are not allocated, where that is known.
     fn free_bytes(&self) -> Option<usize>;
 }

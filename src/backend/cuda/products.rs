@@ -10,6 +10,10 @@ const FEW_ROWS: usize = 8;
 const FEW: usize = 4;
 /// Outputs of such a block.
 const FEW_OUTPUTS: usize = 32;
+/// The same on tensor cores, and what one `mma` takes.
+const FEW_TENSOR_ROWS: usize = 32;
+const MMA_ROWS: usize = 16;
+const MMA_OUTPUTS: usize = 8;
 /// Rows and columns of the tile of a block that works on many.
 pub(super) const TILE: usize = 64;
 
@@ -72,7 +76,16 @@ impl CudaBackend {
             finish.add.into(),
         ]);
         let module = Module::Product(layout);
-        if x.rows <= FEW_ROWS {
+        if self.on_tensor_cores(layout) {
+            let module = Module::Tensor(layout);
+            if x.rows <= FEW_TENSOR_ROWS {
+                let grid = [n.div_ceil(MMA_OUTPUTS), x.rows.div_ceil(MMA_ROWS)];
+                self.launch(module, "tensor_few", grid, &args);
+            } else {
+                let grid = [n.div_ceil(TILE), x.rows.div_ceil(TILE)];
+                self.launch(module, "tensor_many", grid, &args);
+            }
+        } else if x.rows <= FEW_ROWS {
             let grid = [n.div_ceil(FEW_OUTPUTS), x.rows.div_ceil(FEW)];
             self.launch(module, "product_few", grid, &args);
         } else {
@@ -107,7 +120,17 @@ impl CudaBackend {
             add.into(),
         ]);
         let grid = [k.div_ceil(TILE), dy.rows.div_ceil(TILE)];
-        self.launch(Module::Product(layout), "product_transposed", grid, &args);
+        if self.on_tensor_cores(layout) {
+            self.launch(Module::Tensor(layout), "tensor_transposed", grid, &args);
+        } else {
+            self.launch(Module::Product(layout), "product_transposed", grid, &args);
+        }
+    }
+
+    /// Whether products with such a weight are formed on tensor cores: all of them or none, so that
+    /// a row has the same bits in every batch.
+    fn on_tensor_cores(&self, layout: Layout) -> bool {
+        layout.computes_in_bf16() && self.machine.has_tensor_cores()
     }
 
     /// `dw (n, k) += alpha · dy[:, at..at+n]ᵀ x`.

@@ -2,6 +2,9 @@
 
 use crate::backend::{KvFormat, WeightFormat};
 
+/// The first architecture whose tensor cores multiply bf16.
+pub const TENSOR_CORES: u32 = 80;
+
 const PRELUDE: &str = include_str!("kernels/prelude.cu");
 const WEIGHT: &str = include_str!("kernels/weight.cu");
 const ATTEND: &str = include_str!("kernels/attend.cu");
@@ -11,6 +14,8 @@ const ATTEND: &str = include_str!("kernels/attend.cu");
 pub enum Module {
     /// Products with a weight that lies so.
     Product(Layout),
+    /// Products on tensor cores, in bf16, with a weight that lies so.
+    Tensor(Layout),
     /// Attention over keys and values that lie so, and their cache.
     Attention(KvFormat),
     AttentionBackward,
@@ -49,6 +54,12 @@ impl Layout {
         Self::Q4K,
     ];
 
+    /// Whether products are formed in bf16 where there are tensor cores: not where a weight is held
+    /// more exactly than that.
+    pub fn computes_in_bf16(self) -> bool {
+        !matches!(self, Self::F32 | Self::F16)
+    }
+
     /// Of a format; NF4 and FP4 differ in their levels alone.
     pub fn of(format: WeightFormat) -> Self {
         match format {
@@ -69,8 +80,8 @@ impl Layout {
 }
 
 impl Module {
-    /// Every form of every file.
-    pub fn all() -> Vec<Self> {
+    /// Every form of every file that a GPU of this architecture runs; 75 is sm_75.
+    pub fn all(architecture: u32) -> Vec<Self> {
         let kv_formats = [KvFormat::F32, KvFormat::Bf16, KvFormat::Int8];
         let single = [
             Self::AttentionBackward,
@@ -82,7 +93,9 @@ impl Module {
             Self::Norm,
             Self::Rows,
         ];
-        let products = Layout::ALL.map(Self::Product).into_iter();
+        let rounded = Layout::ALL.into_iter().filter(|layout| layout.computes_in_bf16());
+        let tensor = rounded.filter(|_| architecture >= TENSOR_CORES).map(Self::Tensor);
+        let products = Layout::ALL.map(Self::Product).into_iter().chain(tensor);
         products.chain(kv_formats.map(Self::Attention)).chain(single).collect()
     }
 
@@ -90,6 +103,7 @@ impl Module {
     pub fn name(self) -> &'static str {
         match self {
             Self::Product(_) => "product",
+            Self::Tensor(_) => "tensor",
             Self::Attention(_) => "attention",
             Self::AttentionBackward => "attention_backward",
             Self::Gradient => "gradient",
@@ -105,12 +119,15 @@ impl Module {
     /// The text to be compiled: C without includes.
     pub fn text(self) -> String {
         let choice = match self {
-            Self::Product(layout) => format!("#define FORMAT {}\n", layout as u8),
+            Self::Product(layout) | Self::Tensor(layout) => {
+                format!("#define FORMAT {}\n", layout as u8)
+            }
             Self::Attention(format) => format!("#define KV {}\n", kv_number(format)),
             _ => String::new(),
         };
         let (shared, own) = match self {
             Self::Product(_) => (WEIGHT, include_str!("kernels/product.cu")),
+            Self::Tensor(_) => (WEIGHT, include_str!("kernels/tensor.cu")),
             Self::Attention(_) => (ATTEND, include_str!("kernels/attention.cu")),
             Self::AttentionBackward => (ATTEND, include_str!("kernels/attention_backward.cu")),
             Self::Gradient => ("", include_str!("kernels/gradient.cu")),

@@ -189,7 +189,9 @@ fn a_row_alone_has_the_bits_it_has_in_a_batch() {
         let (whole, part) = (&mut CpuBackend::on(cpu, 2), &mut CpuBackend::on(cpu, 1));
         assert_company_does_not_show(whole, part, &format!("{cpu:?}"));
     }
-    assert_company_does_not_show(&mut emulator::cuda(), &mut emulator::cuda(), "emulated CUDA");
+    for make in [emulator::cuda, emulator::cuda_without_tensor_cores] {
+        assert_company_does_not_show(&mut make(), &mut make(), "emulated CUDA");
+    }
 }
 
 #[test]

@@ -23,8 +23,14 @@ const FENCE: usize = 256;
 const UNWRITTEN: u8 = 0xff;
 const FENCED: u8 = 0xa5;
 
-/// The CUDA backend on the emulator.
+/// The CUDA backend on the emulator of a GPU with tensor cores.
 pub fn cuda() -> CudaBackend {
+    CudaBackend::new(Box::new(Emulator { tensor_cores: true, allocated: Mutex::default() }))
+}
+
+/// The same without, as before sm_80.
+#[allow(dead_code)] // the backend's own tests use it
+pub fn cuda_without_tensor_cores() -> CudaBackend {
     CudaBackend::new(Box::new(Emulator::default()))
 }
 
@@ -33,6 +39,7 @@ pub fn cuda() -> CudaBackend {
 pub struct Emulator {
     /// Bytes by address.
     allocated: Mutex<BTreeMap<Address, usize>>,
+    tensor_cores: bool,
 }
 
 fn layout(bytes: usize) -> Layout {
@@ -142,6 +149,10 @@ impl Machine for Emulator {
         };
         assert_eq!(deadlock, 0, "{kernel}: the threads of a warp wait for different things");
         Ok(())
+    }
+
+    fn has_tensor_cores(&self) -> bool {
+        self.tensor_cores
     }
 
     fn free_bytes(&self) -> Option<usize> {

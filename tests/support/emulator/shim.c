@@ -74,6 +74,17 @@ static float __attribute__((noinline, unused)) exchange(float value, unsigned la
 #define WARP_XOR(value, mask) exchange(value, (threadIdx.x & 31) ^ (unsigned)(mask))
 #define WARP_READ(value, lane) exchange(value, (unsigned)(lane))
 
+/* Leaves six words in this thread's place and waits for the warp; which half of the place they lie in. */
+static unsigned __attribute__((noinline, unused)) meet(unsigned (*places)[MOST_THREADS][6], const unsigned *four,
+                                                       const unsigned *two) {
+    unsigned thread = threadIdx.x, half = turn[thread]++ & 1;
+    memcpy(places[half][thread], four, 4 * sizeof *four);
+    memcpy(places[half][thread] + 4, two, 2 * sizeof *two);
+    await_others(AT_WARP);
+    return half;
+}
+#define MEET(places, four, two) meet(places, four, two)
+
 /* Runs the threads of a warp until each has ended or waits for the block. */
 static int run_warp(unsigned first, unsigned end) {
     for (;;) {
