@@ -6,17 +6,22 @@ use super::{CudaBackend, CudaRows, float};
 use crate::backend::{HeadsSpec, Norm, NormKind};
 
 /// Members of `HeadsArgs`.
-const WORDS: usize = 21;
+const WORDS: usize = 23;
 
-/// Kind (0: none), epsilon, weight and bias of a norm of heads.
-fn norm_words(norm: Option<&Norm<CudaRows>>, head_dim: usize) -> [u64; 4] {
-    let Some(norm) = norm else { return [0; 4] };
-    assert_eq!(norm.weight.len(), head_dim, "one weight per value of a head");
+/// Kind (0: none), values normed together, epsilon, weight and bias of a norm of heads.
+fn norm_words(norm: Option<&Norm<CudaRows>>, heads: usize, head_dim: usize) -> [u64; 5] {
+    let Some(norm) = norm else { return [0, head_dim as u64, 0, 0, 0] };
+    let group = norm.weight.len();
+    assert!(
+        [head_dim, heads * head_dim].contains(&group),
+        "a weight per value of a head, or of all"
+    );
     let kind = match norm.kind {
         NormKind::Rms => 1,
         NormKind::Layer => 2,
     };
-    [kind, float(norm.eps), norm.weight.at(), norm.bias.as_ref().map_or(0, CudaRows::at)]
+    let bias = norm.bias.as_ref().map_or(0, CudaRows::at);
+    [kind, group as u64, float(norm.eps), norm.weight.at(), bias]
 }
 
 impl CudaBackend {
@@ -34,17 +39,20 @@ impl CudaBackend {
         for (part, heads) in parts.into_iter().zip([heads, kv_heads, kv_heads]) {
             assert_eq!((part.rows, part.width), (t, heads * head_dim), "a part has all its heads");
         }
-        let [q_kind, q_eps, q_weight, q_bias] = norm_words(spec.q_norm.as_ref(), head_dim);
-        let [k_kind, k_eps, k_weight, k_bias] = norm_words(spec.k_norm.as_ref(), head_dim);
+        let [q_kind, q_group, q_eps, q_weight, q_bias] =
+            norm_words(spec.q_norm.as_ref(), heads, head_dim);
+        let [k_kind, k_group, k_eps, k_weight, k_bias] =
+            norm_words(spec.k_norm.as_ref(), kv_heads, head_dim);
         let pairs = spec.rope_frequencies.len();
         assert!(2 * pairs <= head_dim, "a head has two values per frequency");
         let frequencies = if pairs == 0 { 0 } else { self.table(&spec.rope_frequencies) };
         let [q, k, v] = parts.map(CudaRows::at);
         let clip = float(spec.clip.unwrap_or(f32::INFINITY));
         let shape = [t, heads, kv_heads, head_dim].map(|count| count as u64);
-        let norms = [q_kind, k_kind, q_eps, k_eps, q_weight, k_weight, q_bias, k_bias];
+        let groups = [q_kind, k_kind, q_group, k_group];
+        let norms = [q_eps, k_eps, q_weight, k_weight, q_bias, k_bias];
         let rope = [frequencies, pairs as u64, float(spec.rope_scale), self.table(positions)];
-        let words = [&[qkv.at()][..], &shape, &[clip], &norms, &rope, &[q, k, v]].concat();
+        let words = [&[qkv.at()][..], &shape, &[clip], &groups, &norms, &rope, &[q, k, v]].concat();
         words.try_into().expect("as many as the kernel's struct has members")
     }
 

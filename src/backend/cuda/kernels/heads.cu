@@ -1,4 +1,5 @@
-/* A raw projection (t, (h + 2 kv) hd) into q, k and v: clip, split, norm of each head, RoPE; and back.
+/* A raw projection (t, (h + 2 kv) hd) into q, k and v: clip, split, norm of each head or of all
+ * together, RoPE; and back.
  * A warp per head of a row. Grid: t · (h + 2 kv) / WARPS. */
 
 typedef struct {
@@ -6,8 +7,8 @@ typedef struct {
     i64 rows, heads, kv_heads, head_dim;
     /* Infinite: no clip. */
     double clip;
-    /* Of each kind: 0 none, 1 RMS, 2 layer. */
-    i64 q_kind, k_kind;
+    /* Of each kind: 0 none, 1 RMS, 2 layer; over so many values: those of a head, or of all heads. */
+    i64 q_kind, k_kind, q_group, k_group;
     double q_eps, k_eps;
     const float *q_weight, *k_weight, *q_bias, *k_bias;
     const float *frequencies;
@@ -23,6 +24,8 @@ typedef struct {
     /* 0 q, 1 k, 2 v. */
     int part;
     int kind;
+    /* Values that are normed together, and which of them is this head's first. */
+    int group, at;
     float eps;
     const float *weight, *bias;
     float *to;
@@ -39,6 +42,8 @@ DEVICE Head head_of(const HeadsArgs *a, i64 index) {
     i64 width = (h.part == 0 ? a->heads : a->kv_heads) * a->head_dim;
     h.to = to + h.row * width + mine * a->head_dim;
     h.kind = h.part == 2 ? 0 : (int)(h.part == 0 ? a->q_kind : a->k_kind);
+    h.group = (int)(h.part == 0 ? a->q_group : h.part == 1 ? a->k_group : a->head_dim);
+    h.at = h.group == a->head_dim ? 0 : (int)(mine * a->head_dim);
     h.eps = (float)(h.part == 0 ? a->q_eps : a->k_eps);
     h.weight = h.part == 0 ? a->q_weight : a->k_weight;
     h.bias = h.part == 0 ? a->q_bias : a->k_bias;
@@ -58,24 +63,25 @@ DEVICE void turn_of(const HeadsArgs *a, i64 row, int c, float *sine, float *cosi
     *cosine *= (float)a->rope_scale;
 }
 
-/* Mean and reciprocal deviation of the clipped values of a head. */
+/* Mean and reciprocal deviation of the clipped values that are normed with those of a head, at x. */
 DEVICE void head_moments(const HeadsArgs *a, const Head *h, const float *x, float *mean, float *rstd) {
     float sum = 0.0f, squares = 0.0f;
+    x -= h->at;
     if (h->kind == 2)
-        for (int c = lane_of(); c < a->head_dim; c += 32) sum += clipped(x[c], a->clip);
-    *mean = h->kind == 2 ? warp_sum(sum) / (float)a->head_dim : 0.0f;
-    for (int c = lane_of(); c < a->head_dim; c += 32) {
+        for (int c = lane_of(); c < h->group; c += 32) sum += clipped(x[c], a->clip);
+    *mean = h->kind == 2 ? warp_sum(sum) / (float)h->group : 0.0f;
+    for (int c = lane_of(); c < h->group; c += 32) {
         float off = clipped(x[c], a->clip) - *mean;
         squares = fmaf(off, off, squares);
     }
-    *rstd = 1.0f / sqrtf(warp_sum(squares) / (float)a->head_dim + h->eps);
+    *rstd = 1.0f / sqrtf(warp_sum(squares) / (float)h->group + h->eps);
 }
 
 DEVICE float head_value(const HeadsArgs *a, const Head *h, const float *x, int c, float mean, float rstd) {
     float value = clipped(x[c], a->clip);
     if (h->kind == 0) return value;
-    value = (value - mean) * rstd * h->weight[c];
-    return h->bias ? value + h->bias[c] : value;
+    value = (value - mean) * rstd * h->weight[h->at + c];
+    return h->bias ? value + h->bias[h->at + c] : value;
 }
 
 KERNEL(heads, HeadsArgs) {
@@ -98,9 +104,22 @@ KERNEL(heads, HeadsArgs) {
     }
 }
 
+/* The gradient at value i of those that are normed together, RoPE turned back, times the weight. */
+DEVICE float head_gradient(const HeadsArgs *a, const Head *h, int i) {
+    int c = i % (int)a->head_dim, pairs = h->part == 2 ? 0 : (int)a->pairs;
+    const float *g = h->to + (i - h->at - c);
+    float value = g[c];
+    if (c < 2 * pairs) {
+        float sine, cosine, other = g[c < pairs ? c + pairs : c - pairs];
+        turn_of(a, h->row, c, &sine, &cosine);
+        value = c < pairs ? value * cosine + other * sine : value * cosine - other * sine;
+    }
+    return h->kind != 0 ? value * h->weight[i] : value;
+}
+
 /* Top down: RoPE turned back, the norm at the clipped values, zero where the clip cut. Here q, k and v
- * are their gradients, and d is the gradient of the projection, overwritten; each lane finds there what
- * it left between the two passes. */
+ * are their gradients, and d is the gradient of the projection, overwritten. Heads that are normed
+ * together each sum over all of them. */
 typedef struct {
     HeadsArgs forward;
     float *d;
@@ -115,28 +134,17 @@ KERNEL(heads_backward, HeadsBackwardArgs) {
     float *d = a.d + (h.row * all + h.head) * f->head_dim;
     float mean = 0.0f, rstd = 1.0f;
     if (h.kind != 0) head_moments(f, &h, x, &mean, &rstd);
-    int pairs = h.part == 2 ? 0 : (int)f->pairs;
     float sum = 0.0f, sum_x = 0.0f;
-    for (int c = lane_of(); c < f->head_dim; c += 32) {
-        float value = h.to[c];
-        if (c < 2 * pairs) {
-            float sine, cosine;
-            turn_of(f, h.row, c, &sine, &cosine);
-            float other = h.to[c < pairs ? c + pairs : c - pairs];
-            value = c < pairs ? value * cosine + other * sine : value * cosine - other * sine;
-        }
-        if (h.kind != 0) {
-            value *= h.weight[c];
-            sum += value;
-            sum_x = fmaf(value, (clipped(x[c], f->clip) - mean) * rstd, sum_x);
-        }
-        d[c] = value;
+    for (int i = lane_of(); h.kind != 0 && i < h.group; i += 32) {
+        float value = head_gradient(f, &h, i);
+        sum += value;
+        sum_x = fmaf(value, (clipped(x[i - h.at], f->clip) - mean) * rstd, sum_x);
     }
     float mean_g = 0.0f, mean_gx = 0.0f;
-    if (h.kind == 2) mean_g = warp_sum(sum) / (float)f->head_dim;
-    if (h.kind != 0) mean_gx = warp_sum(sum_x) / (float)f->head_dim;
+    if (h.kind == 2) mean_g = warp_sum(sum) / (float)h.group;
+    if (h.kind != 0) mean_gx = warp_sum(sum_x) / (float)h.group;
     for (int c = lane_of(); c < f->head_dim; c += 32) {
-        float value = d[c];
+        float value = head_gradient(f, &h, h.at + c);
         if (h.kind != 0) {
             float x_hat = (clipped(x[c], f->clip) - mean) * rstd;
             value = rstd * (value - mean_g - x_hat * mean_gx);
