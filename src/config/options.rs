@@ -72,7 +72,7 @@ pub struct ServeOptions {
     #[arg(long, env = "TANDEM_KV_CACHE_MIB", value_name = "MIB")]
     pub kv_cache_mib: Option<usize>,
     /// How keys and values are held; bf16 and int8 hold two and four times as many tokens as f32.
-    /// `auto` is f32 beside weights held in f32, else bf16 [default: auto].
+    /// `auto` is f32 beside weights held in f32 or f16, else bf16 [default: auto].
     #[arg(long, env = "TANDEM_KV_CACHE_DTYPE", value_name = "auto|bf16|f32|int8")]
     pub kv_cache_dtype: Option<String>,
     /// Memory for resident adapters, in MiB, shared by the base models [default: 512].

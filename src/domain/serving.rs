@@ -40,6 +40,9 @@ impl KvFormat {
 
     /// As exact as the weights are, and no more.
     pub fn beside(weights: WeightFormat) -> Self {
-        if weights == WeightFormat::F32 { Self::F32 } else { Self::Bf16 }
+        match weights {
+            WeightFormat::F32 | WeightFormat::F16 => Self::F32,
+            _ => Self::Bf16,
+        }
     }
 }

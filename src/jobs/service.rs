@@ -248,8 +248,10 @@ impl Jobs {
 
 fn check_quantization(request: &JobRequest, base: &ServedBase) -> Result<(), InvalidRequest> {
     let resident = &base.info.dtype;
+    // Quantised scales are a way of holding the same format.
+    let plain = resident.trim_end_matches("-dq");
     match &request.quantization {
-        Some(asked) if asked != resident => {
+        Some(asked) if asked != resident && asked != plain => {
             let reason = format!(
                 "the base model is resident as `{resident}` and a job trains on it as it is; start \
                  the server with `--model SOURCE,quantize={asked}` to train on `{asked}`"
