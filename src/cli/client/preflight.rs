@@ -145,7 +145,8 @@ fn shown(data: &str, preflight: &Preflight) -> String {
 fn memory(forecast: &Forecast) -> String {
     let mut told = size(forecast.memory_bytes);
     if let Some(bytes) = forecast.available_bytes {
-        told.push_str(&format!(" of {} available", size(bytes)));
+        let relation = if forecast.memory_bytes > bytes { ", more than the" } else { " of" };
+        told.push_str(&format!("{relation} {} available", size(bytes)));
     }
     if let Some(bytes) = forecast.peak_memory_bytes {
         told.push_str(&format!("; {} in all at its peak", size(bytes)));
