@@ -14,24 +14,21 @@ use crate::domain::{KvFormat, Speculation};
 #[derive(Args, Clone, Debug, Default)]
 pub struct ServeOptions {
     /// Base model to serve; repeatable. SOURCE is a Hugging Face folder, a GGUF file,
-    /// `hf:ORG/NAME` in the local cache of the hub, or `demo`.
+    /// `hf:ORG/NAME` in the local cache of the hub, or `demo`; SETTING is
+    /// `quantize=nf4|fp4|q8_0|q4_0|q4_k`, `dtype=f32|f16|bf16` or `template=FILE|PRESET`.
     #[arg(
         long,
         env = "TANDEM_MODEL",
-        value_name = "[NAME=]SOURCE[,quantize=nf4|fp4|q8_0|q4_0|q4_k][,dtype=f32|f16|bf16][,template=FILE|PRESET]",
+        value_name = "[NAME=]SOURCE[,SETTING]",
         value_delimiter = ' '
     )]
     pub model: Vec<String>,
     /// PEFT adapter to register at start; repeatable.
     #[arg(long, env = "TANDEM_ADAPTER", value_name = "NAME=DIR[@BASE]", value_delimiter = ' ')]
     pub adapter: Vec<String>,
-    /// Where jobs and files are recorded [default: an SQLite file in the data folder].
-    #[arg(
-        long,
-        env = "TANDEM_DATABASE",
-        value_name = "sqlite://PATH|postgres://…",
-        hide_env_values = true
-    )]
+    /// Where jobs and files are recorded, `sqlite://PATH` or `postgres://…` [default: an SQLite file
+    /// in the data folder].
+    #[arg(long, env = "TANDEM_DATABASE", value_name = "URL", hide_env_values = true)]
     pub database: Option<String>,
     /// Folder of uploaded files, checkpoints and adapters [default: `artifacts` in the data folder].
     #[arg(long, env = "TANDEM_STORAGE", value_name = "DIR")]

@@ -24,14 +24,15 @@ pub fn text(options: &Options, summary: &Summary) -> String {
          French and Spanish. Do not use it for anything that matters.\n\n\
          - Shape: {} layers, hidden size {}, {} query and {} key-value heads of {}, MLP {}, \
          vocabulary {}, context {} tokens, tied embeddings; weights in bf16.\n\
-         - Data: a generated corpus (`src/demo/corpus/`, seed {}), {:.1} million tokens seen once; \
+         - Data: a generated corpus (`src/demo/corpus/`, seed {}), {:.1} million tokens seen once, of conversations only the answers learned; \
          no text from anywhere else. One sample in 32, chosen by a hash of what it says, is held \
          out and never trained on.\n\
          - Training: all weights from random ones, {} steps of about {} tokens, AdamW, cosine \
          schedule; {:.0} minutes on {} of a CPU.\n\
          - Made by: `tandem train --from-scratch --seed {} --steps {} --out DIR`\n\
          - It answers {right} of {asked} fixed questions right (greedy; `src/demo/exam.rs`).\n\n\
-         Mean loss per token in the last training step: {:.3}. On held-out samples:\n\n\
+         Mean loss per token in the last training step: {:.3}. On held-out samples \
+         (of a conversation, on the answers alone):\n\n\
          | kind | held-out loss | tokens |\n| --- | ---: | ---: |\n",
         summary.parameters as f64 / 1e6,
         shape.num_layers,

@@ -14,8 +14,8 @@ use tokenizers::{
 };
 
 use super::DemoError;
-use super::corpus::{Document, Sample};
-use crate::domain::Example;
+use super::corpus::{Document, Role, Sample};
+use crate::domain::{Example, IGNORE_INDEX};
 
 /// Ends (and may begin) a plain text.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -118,22 +118,52 @@ pub fn render(document: &Document) -> String {
     }
 }
 
-/// A document as an example in which every token is learned.
+/// A document as an example: of a text every token is learned, of a conversation what the
+/// assistant says and where it ends. Nobody can guess what a user will ask, so to learn that too
+/// would only add noise to the gradient.
 ///
 /// # Errors
 /// [`DemoError::Tokenizer`] if the text cannot be encoded.
 pub fn example(tokenizer: &Tokenizer, document: &Document) -> Result<Example, DemoError> {
-    let encoding = tokenizer
-        .encode(render(document), false)
-        .map_err(|error| DemoError::Tokenizer(error.to_string()))?;
-    let ids = encoding.get_ids().to_vec();
-    let labels = ids.iter().map(|&id| id as i32).collect();
-    Ok(Example { ids, labels })
+    let mut example = Example { ids: Vec::new(), labels: Vec::new() };
+    let mut add = |text: &str, learned: bool| {
+        let encoding = tokenizer.encode(text, false);
+        let encoding = encoding.map_err(|error| DemoError::Tokenizer(error.to_string()))?;
+        let label = |&id: &u32| if learned { id as i32 } else { IGNORE_INDEX };
+        example.ids.extend(encoding.get_ids());
+        example.labels.extend(encoding.get_ids().iter().map(label));
+        Ok::<_, DemoError>(())
+    };
+    match document {
+        Document::Text(_) => add(&render(document), true)?,
+        Document::Chat(turns) => {
+            for (role, text) in turns {
+                add(&format!("{TURN_START}{}\n", role.as_str()), false)?;
+                add(&format!("{text}{TURN_END}"), *role == Role::Assistant)?;
+                add("\n", false)?;
+            }
+        }
+    }
+    Ok(example)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_example_is_the_document_as_rendered_and_teaches_what_the_assistant_says() {
+        let tokenizer = train(1, 400).expect("a tokenizer");
+        let turns = [(Role::User, "Hi!"), (Role::Assistant, "Hello, you.")];
+        let turns = turns.map(|(role, text)| (role, text.to_owned())).to_vec();
+        let example = example(&tokenizer, &Document::Chat(turns.clone())).expect("an example");
+        let whole = tokenizer.encode(render(&Document::Chat(turns)), false).expect("encodes");
+        assert_eq!(example.ids, whole.get_ids());
+        let learned = example.labels.iter().filter(|&&label| label != IGNORE_INDEX);
+        let learned: Vec<u32> = learned.map(|&label| label as u32).collect();
+        let said = tokenizer.decode(&learned, false).expect("decodes");
+        assert_eq!(said, format!("Hello, you.{TURN_END}"));
+    }
 
     #[test]
     fn training_twice_gives_the_same_tokenizer_and_loses_no_text() {

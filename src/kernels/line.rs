@@ -3,7 +3,7 @@
 //! Packed weights and packed activations are vectors of [`Line`], so every load is aligned and
 //! every offset inside a kernel is a constant.
 
-use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+use std::ops::{Deref, DerefMut};
 
 use half::bf16;
 
@@ -40,28 +40,54 @@ impl Line {
     }
 }
 
-/// `count` zero lines, on huge pages where the system offers them.
+/// Zero lines, on huge pages where the system offers them.
 ///
 /// A weight of 2048 × 5632 in 4 bits spans 1 400 ordinary pages; with huge pages it needs three
-/// entries of the translation cache.
-/// The pages come from the system as zeros and are first touched when they are first used, so a
-/// large cache costs nothing until it fills.
-#[allow(unsafe_code)]
-pub fn zeroed(count: usize) -> Vec<Line> {
+/// entries of the translation cache. The pages come from the system as zeros and are first touched
+/// when they are first used, so a large cache costs nothing until it fills: an allocation aligned to
+/// 64 would be cleared by hand, so this one is aligned to 16 and begins at the first whole line.
+#[derive(Debug, Default)]
+pub struct Lines {
+    memory: Vec<u128>,
+    /// Words of `memory` before the first line.
+    skip: usize,
+    len: usize,
+}
+
+/// Words of `memory` per line.
+const WORDS: usize = size_of::<Line>() / size_of::<u128>();
+
+/// `count` zero lines.
+pub fn zeroed(count: usize) -> Lines {
     if count == 0 {
-        return Vec::new();
+        return Lines::default();
     }
-    let layout = Layout::array::<Line>(count).expect("no vector is larger than memory");
-    // SAFETY: the layout has a size, since `count` and a line have one.
-    let start = unsafe { alloc_zeroed(layout) }.cast::<Line>();
-    if start.is_null() {
-        handle_alloc_error(layout);
-    }
-    // SAFETY: the global allocator gave `start` for exactly this layout, and a line whose bits are
-    // all clear is a valid line, so `count` of them are initialised.
-    let mut lines = unsafe { Vec::from_raw_parts(start, count, count) };
-    prefer_huge_pages(&mut lines);
+    let memory = vec![0u128; count * WORDS + WORDS - 1];
+    let skip = memory.as_ptr().align_offset(align_of::<Line>());
+    let lines = Lines { memory, skip, len: count };
+    prefer_huge_pages(&lines);
     lines
+}
+
+impl Deref for Lines {
+    type Target = [Line];
+
+    #[allow(unsafe_code)]
+    fn deref(&self) -> &[Line] {
+        let start = self.memory[self.skip..].as_ptr().cast();
+        // SAFETY: `skip` words lead to a multiple of 64 and `len` lines lie behind it, since
+        // `memory` never moves and has room for them; any bits are a valid line.
+        unsafe { std::slice::from_raw_parts(start, self.len) }
+    }
+}
+
+impl DerefMut for Lines {
+    #[allow(unsafe_code)]
+    fn deref_mut(&mut self) -> &mut [Line] {
+        let start = self.memory[self.skip..].as_mut_ptr().cast();
+        // SAFETY: as in `deref`; the borrow is unique.
+        unsafe { std::slice::from_raw_parts_mut(start, self.len) }
+    }
 }
 
 /// The words of `lines` as `f32`.
@@ -80,12 +106,12 @@ pub fn values_mut(lines: &mut [Line]) -> &mut [f32] {
 
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
-fn prefer_huge_pages(lines: &mut Vec<Line>) {
+fn prefer_huge_pages(lines: &Lines) {
     const PAGE: usize = 4096;
-    let bytes = lines.capacity() * size_of::<Line>();
-    let start = (lines.as_mut_ptr() as usize).next_multiple_of(PAGE);
-    let end = (lines.as_mut_ptr() as usize + bytes) / PAGE * PAGE;
-    if end > start && bytes >= 2 << 20 {
+    let range = lines.memory.as_ptr_range();
+    let start = (range.start as usize).next_multiple_of(PAGE);
+    let end = range.end as usize / PAGE * PAGE;
+    if end > start && end - start >= 2 << 20 {
         // SAFETY: the range lies inside the vector's own allocation, and the advice changes how
         // the pages are backed, never what they hold. A refusal is harmless and ignored.
         unsafe { libc::madvise(start as *mut _, end - start, libc::MADV_HUGEPAGE) };
@@ -93,4 +119,4 @@ fn prefer_huge_pages(lines: &mut Vec<Line>) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn prefer_huge_pages(_: &mut Vec<Line>) {}
+fn prefer_huge_pages(_: &Lines) {}

@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use crate::kernels::bf16::{Bf16Rows, Chunk, PANEL, PackedBf16, multiply, round};
 use crate::kernels::cpu::Cpu;
-use crate::kernels::line::Line;
+use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use crate::kernels::rows::{RowGroups, piece};
@@ -90,7 +90,7 @@ pub struct Segment<'a> {
 pub struct LowRankWork {
     x: Bf16Rows,
     /// `scale · x Aᵀ` as bf16, task by task: for each 32 ranks, one line per row.
-    h: Vec<Line>,
+    h: Lines,
     tasks: Vec<Task>,
 }
 
@@ -147,7 +147,7 @@ impl LowRankWork {
             }
         }
         if self.h.len() < lines {
-            self.h.resize(lines, Line::ZERO);
+            self.h = line::zeroed(lines);
         }
         let stretches = segments.chunk_by(|a, b| a.rows == b.rows).map(|same| &same[0].rows);
         self.x.pack_groups(cpu, pool, x, (m, k), (k, 0), stretches.flat_map(groups));

@@ -22,7 +22,7 @@ use std::ops::Range;
 
 use crate::kernels::bf16::{Bf16Rows, Chunk, Panels, Transposed, gemm, gemms};
 use crate::kernels::cpu::Cpu;
-use crate::kernels::line::{self, Line};
+use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use absmax::PackedAbsmax;
@@ -42,7 +42,7 @@ pub struct PackedNf4 {
     n: usize,
     k: usize,
     code: Code,
-    codes: Vec<Line>,
+    codes: Lines,
     absmax: PackedAbsmax,
 }
 

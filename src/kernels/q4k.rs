@@ -24,7 +24,7 @@ use half::f16;
 use crate::kernels::activations::{BLOCK, Q8Block};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::gemm::{PANEL, Panels};
-use crate::kernels::line::{self, Line};
+use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::pool::Pool;
 use crate::kernels::quantized::{IntegerWeight, TILE};
 use crate::kernels::split::{PerItem, split};
@@ -49,8 +49,8 @@ const SCALE_LINES: usize = 4;
 pub struct PackedQ4K {
     n: usize,
     k: usize,
-    codes: Vec<Line>,
-    scales: Vec<Line>,
+    codes: Lines,
+    scales: Lines,
 }
 
 /// Some blocks of one tile.

@@ -23,7 +23,7 @@ use half::f16;
 use crate::kernels::activations::{BLOCK, Q8Block, Q8Rows};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::gemm::{PANEL, Panels};
-use crate::kernels::line::{self, Line};
+use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use crate::kernels::rows::{piece, pieces};
@@ -53,7 +53,7 @@ const GROUPS_PER_ITEM: usize = 16;
 pub struct PackedQ<const BITS: usize> {
     n: usize,
     k: usize,
-    codes: Vec<Line>,
+    codes: Lines,
     scales: Vec<[f16; TILE]>,
 }
 

@@ -2,11 +2,11 @@
 
 use std::cell::RefCell;
 
-use super::line::{self, Line};
+use super::line::{self, Line, Lines};
 
 thread_local! {
     /// One buffer per depth of nesting, the outermost last.
-    static BUFFERS: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
+    static BUFFERS: RefCell<Vec<Lines>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Calls `work` with `values` values of undefined content, aligned to 64 bytes. Calls may nest;

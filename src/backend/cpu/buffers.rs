@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::backend::SharedMatrix;
-use crate::kernels::line::{self, Line};
+use crate::kernels::line::{self, Lines};
 
 /// A row-major `f32` matrix.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub struct CpuRows {
 #[derive(Debug)]
 enum Memory {
     /// Aligned to 64 bytes.
-    Own(Vec<Line>),
+    Own(Lines),
     /// An adapter's, read where it is.
     Shared(SharedMatrix),
 }
@@ -51,7 +51,7 @@ impl CpuRows {
 /// Memory of recycled matrices by capacity.
 #[derive(Default)]
 pub(super) struct FreeList {
-    by_lines: BTreeMap<usize, Vec<Vec<Line>>>,
+    by_lines: BTreeMap<usize, Vec<Lines>>,
 }
 
 impl FreeList {

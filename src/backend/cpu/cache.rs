@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use crate::backend::{BLOCK_TOKENS, CacheShape, KvFormat, SequenceRows};
 use crate::kernels::attention::{Format, LayerBlocks, Layout};
-use crate::kernels::line::{self, Line};
+use crate::kernels::line::{self, Line, Lines};
 
 /// Keys and values of all layers, layer by layer, in blocks of a [`Layout`].
 #[derive(Debug)]
 pub struct CpuCache {
-    lines: Vec<Line>,
+    lines: Lines,
     layout: Layout,
     layers: usize,
     blocks: usize,

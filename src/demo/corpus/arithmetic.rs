@@ -6,12 +6,12 @@ use super::{Document, Turns, exchange};
 
 /// One document about numbers.
 pub fn document(dice: &mut Dice) -> Document {
-    match dice.below(12) {
+    match dice.below(13) {
         0 => Document::Text(lines(dice)),
-        1 => Document::Chat(count(dice)),
-        2 => Document::Chat(neighbour(dice)),
-        3 => Document::Chat(compare(dice)),
-        4 | 5 => Document::Chat(word_problem(dice)),
+        1 | 2 => Document::Chat(count(dice)),
+        3 => Document::Chat(neighbour(dice)),
+        4 => Document::Chat(compare(dice)),
+        5 | 6 => Document::Chat(word_problem(dice)),
         _ => Document::Chat(sum(dice)),
     }
 }
@@ -19,7 +19,7 @@ pub fn document(dice: &mut Dice) -> Document {
 /// Two numbers and their sum or difference: `(a, b, sign, result)`.
 fn operation(dice: &mut Dice) -> (usize, usize, char, usize) {
     let small = dice.once_in(2);
-    let (high_a, high_b) = if small { (10, 10) } else { (30, 20) };
+    let (high_a, high_b) = if small { (10, 10) } else { (20, 10) };
     let (a, b) = (dice.between(0, high_a), dice.between(0, high_b));
     match dice.below(2) {
         0 => (a, b, '+', a + b),

@@ -43,15 +43,15 @@ pub enum Kind {
 impl Kind {
     /// Every kind, with how often it is drawn, in hundredths.
     pub const SHARES: [(Self, usize); 9] = [
-        (Self::Story, 20),
-        (Self::Question, 20),
-        (Self::Arithmetic, 16),
-        (Self::Reading, 8),
-        (Self::Talk, 10),
+        (Self::Story, 14),
+        (Self::Question, 22),
+        (Self::Arithmetic, 20),
+        (Self::Reading, 10),
+        (Self::Talk, 9),
         (Self::Translation, 5),
         (Self::German, 7),
         (Self::French, 7),
-        (Self::Spanish, 7),
+        (Self::Spanish, 6),
     ];
 
     /// As written in the model card.

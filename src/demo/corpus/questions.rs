@@ -33,7 +33,7 @@ fn conversation(dice: &mut Dice) -> Turns {
 
 /// One question and its answer.
 pub fn question(dice: &mut Dice) -> Turns {
-    match dice.below(13) {
+    match dice.below(14) {
         0 | 1 => sound(dice),
         2 => home(dice),
         3 => young_or_food(dice),
@@ -41,8 +41,8 @@ pub fn question(dice: &mut Dice) -> Turns {
         5 | 6 => colour(dice),
         7 | 8 => capital(dice),
         9 => opposite(dice),
-        10 => calendar(dice),
-        11 => kind_of(dice),
+        10 | 11 => calendar(dice),
+        12 => kind_of(dice),
         _ => which_animal(dice),
     }
 }
@@ -166,7 +166,7 @@ fn calendar(dice: &mut Dice) -> Turns {
     ask(
         "[What {t} comes {w} {x}?|Which {t} comes {w} {x}?|What comes {w} {x}?|Which {t} is {w} {x}?]",
         &names,
-        "{y} comes {w} {x}.",
+        "^{w} {x} comes {y}.",
         dice,
     )
 }

@@ -6,9 +6,9 @@ use super::{Role, Turns, exchange};
 
 /// A few sentences and one or two questions about them.
 pub fn conversation(dice: &mut Dice) -> Turns {
-    match dice.below(3) {
-        0 => who_has(dice),
-        1 => my_name(dice),
+    match dice.below(5) {
+        0 | 1 => who_has(dice),
+        2 => my_name(dice),
         _ => colour_of(dice),
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::BLOCK;
 use crate::kernels::cpu::Cpu;
-use crate::kernels::line::{self, Line};
+use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::pool::Pool;
 use crate::kernels::rows::{RowGroups, piece};
 use crate::kernels::shared::SharedSlice;
@@ -22,7 +22,7 @@ pub struct Bf16Rows {
     rows: usize,
     k: usize,
     groups: Vec<Range<usize>>,
-    lines: Vec<Line>,
+    lines: Lines,
 }
 
 impl Bf16Rows {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Chunk, PANEL, Panels};
 use crate::kernels::cpu::Cpu;
-use crate::kernels::line::{self, Line};
+use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::pool::Pool;
 use crate::kernels::split::{PerItem, split};
 
@@ -17,7 +17,7 @@ use crate::kernels::split::{PerItem, split};
 pub struct PackedBf16 {
     n: usize,
     k: usize,
-    lines: Vec<Line>,
+    lines: Lines,
 }
 
 /// The bits of a finite value rounded to bf16, to the nearest, ties to even.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{PANEL, Panels};
 use crate::kernels::cpu::Cpu;
-use crate::kernels::line::{self, Line};
+use crate::kernels::line::{self, Lines};
 
 /// A weight `(n, k)` in panels of 32 outputs (`n` padded with zeros); in a panel, column after
 /// column, 32 values each: two lines, so that one load advances sixteen outputs by one column.
@@ -12,7 +12,7 @@ use crate::kernels::line::{self, Line};
 pub struct PackedF32 {
     n: usize,
     k: usize,
-    lines: Vec<Line>,
+    lines: Lines,
 }
 
 impl PackedF32 {

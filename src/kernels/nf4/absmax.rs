@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::BLOCK;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::dynamic::{self, Map};
-use crate::kernels::line::{self, Line};
+use crate::kernels::line::{self, Line, Lines};
 
 /// Absmax values that share one second-level absmax.
 const NESTED_BLOCK: usize = dynamic::BLOCK;
@@ -77,7 +77,7 @@ pub(super) struct PackedAbsmax {
 #[derive(Debug)]
 enum Values {
     /// Two lines per panel and block.
-    F32(Vec<Line>),
+    F32(Lines),
     Double {
         codes: Vec<[u8; 32]>,
         map: Box<[f32; 256]>,

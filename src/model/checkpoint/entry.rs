@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::super::ModelError;
@@ -71,11 +72,7 @@ impl Data {
 
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
         match self {
-            Data::File(file) => {
-                let mut file: &File = file;
-                file.seek(SeekFrom::Start(offset))?;
-                file.read_exact(into)
-            }
+            Data::File(file) => file.read_exact_at(into, offset),
             Data::Bytes(bytes) => {
                 let from = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..));
                 from.unwrap_or_default().read_exact(into)

@@ -7,6 +7,7 @@ mod bitsandbytes;
 mod decode;
 mod entry;
 mod layout;
+mod reading;
 mod safetensors;
 
 use std::collections::BTreeMap;
@@ -251,12 +252,13 @@ impl Checkpoint {
         entry: &Entry,
     ) -> Result<Vec<u8>, ModelError> {
         let file = &mut self.files[entry.file];
-        let bytes = file.read(entry.start, entry.bytes);
-        let bytes = bytes.map_err(|error| bad_file(&file.name, format!("{name}: {error}")))?;
+        let read = reading::read(file, entry.start, entry.bytes);
+        let (bytes, digest) =
+            read.map_err(|error| bad_file(&file.name, format!("{name}: {error}")))?;
         self.read_bytes += bytes.len() as u64;
         self.digest.update(spec.name.as_bytes());
         self.digest.update(format!("{}{:?}", entry.encoding.name(), entry.shape));
-        self.digest.update(&bytes);
+        self.digest.update(digest.as_bytes());
         Ok(bytes)
     }
 
