@@ -88,8 +88,11 @@ fn assert_company_does_not_show<B: Backend>(
             assert_eq!(answer, expected, "{settings:?} {ask:?}");
         }
         bench.assert_nothing_is_held();
-        // A small crowd may have come one after the other.
-        if settings.max_batch_tokens == 23 && count >= 40 {
+        // A small crowd may have come one after the other, and have nothing in common.
+        if count < 40 {
+            continue;
+        }
+        if settings.max_batch_tokens == 23 {
             assert!(bench.stats().preemptions.load(Relaxed) > 0, "nothing had to give way");
         }
         assert!(bench.stats().cached_tokens.load(Relaxed) > 0, "nothing was cached");
