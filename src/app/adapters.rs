@@ -51,6 +51,6 @@ fn gguf(
         }
     }
     let (name, folder) = (adapter.name.clone(), adapter.folder.clone());
-    let source = reason.unwrap_or(ModelError::EmptyAdapter);
+    let source = Box::new(reason.unwrap_or(ModelError::EmptyAdapter));
     Err(AppError::GgufAdapter { name, folder, source })
 }

@@ -31,7 +31,7 @@ pub enum AppError {
     #[error("the adapter `{name}` cannot be registered: {source}")]
     Adapter { name: String, source: Box<CatalogError> },
     #[error("the adapter `{name}` in {folder} cannot be used: {source}")]
-    GgufAdapter { name: String, folder: PathBuf, source: ModelError },
+    GgufAdapter { name: String, folder: PathBuf, source: Box<ModelError> },
     #[error("`--adapter {name}` names the base model `{base}`, which is not served")]
     AdapterBase { name: String, base: String },
     #[error("`--device` names a GPU that cannot be used: {0}")]
