@@ -7,7 +7,7 @@ use axum::http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use tandem::domain::{AdapterWeights, BaseInfo, LoraSpec, ModuleShape};
+use tandem::domain::{AdapterWeights, BaseInfo, LoraSpec, ModuleShape, TrainingCost};
 use tandem::peft::{self, AdapterFiles, Fingerprints, PeftError, Provenance};
 use tower::ServiceExt;
 
@@ -60,6 +60,7 @@ fn base() -> BaseInfo {
         tables: ["model.embed_tokens", "lm_head"].map(table).to_vec(),
         default_targets: vec!["q_proj".to_owned(), "v_proj".to_owned()],
         vision: None,
+        training: TrainingCost::default(),
     }
 }
 

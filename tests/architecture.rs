@@ -53,6 +53,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("domain", &[]),
 ];
 
+/// Where NVIDIA's libraries are called, which are foreign code behind pointers.
+const DOORS: [&str; 2] = ["backend/cuda/compiler.rs", "backend/cuda/driver.rs"];
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
 }
@@ -129,7 +132,8 @@ fn unsafe_code_stays_in_the_kernels() {
         let code = without_tests(&text);
         let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
         let unsafe_lines = lines.filter(|line| line.contains("unsafe ")).count();
-        assert!(unsafe_lines == 0 || module == "kernels", "{} holds unsafe code", path.display());
+        let may = module == "kernels" || DOORS.iter().any(|door| path.ends_with(door));
+        assert!(unsafe_lines == 0 || may, "{} holds unsafe code", path.display());
     }
 }
 

@@ -329,9 +329,16 @@ async fn a_dry_run_tells_what_would_happen_and_starts_nothing() {
     body.as_object_mut().expect("an object").shift_remove("validation_file");
     body.as_object_mut().expect("an object").shift_remove("dry_run");
     let same = shop.post("/v1/fine_tuning/preflight", &body).await.json();
-    assert_eq!(same, report);
+    assert_eq!(without_forecast(&same), without_forecast(&report));
     assert_eq!(shop.get("/v1/fine_tuning/jobs").await.json()["data"], json!([]));
     shop.close().await;
+}
+
+/// A report without what is measured anew each time.
+fn without_forecast(report: &Value) -> Value {
+    let mut report = report.clone();
+    assert!(report.as_object_mut().expect("an object").shift_remove("forecast").is_some());
+    report
 }
 
 #[tokio::test]

@@ -248,7 +248,7 @@ async fn a_job_paused_before_its_files_were_read_is_validated_after_all() -> Tes
 async fn a_job_that_kills_its_worker_again_and_again_is_given_up() -> TestResult {
     for store in TestStore::on_each_database().await? {
         let job = store.queued_job().await?;
-        for _ in 0..3 {
+        for _ in 0..20 {
             assert!(claim(&store, "a", Duration::ZERO).await?.is_some());
         }
         assert!(claim(&store, "a", Duration::ZERO).await?.is_none());
@@ -265,7 +265,7 @@ async fn a_job_that_kills_its_worker_again_and_again_is_given_up() -> TestResult
 async fn a_checkpoint_ends_the_streak_of_crashes() -> TestResult {
     for store in TestStore::on_each_database().await? {
         store.queued_job().await?;
-        for step in 1..=4 {
+        for step in 1..=24 {
             let lease = claim(&store, "a", Duration::ZERO).await?.expect("still alive").lease;
             store.record_checkpoint(&lease, &checkpoint(&lease, step), &[]).await?;
         }

@@ -53,6 +53,7 @@ impl Prepare for PlainPrepare {
 fn prepared(job: &Job, seed: u64) -> Prepared {
     let example = Example { ids: vec![1, 2], labels: vec![-100, 2] };
     Prepared {
+        operations_per_token: None,
         lora: LoraSpec {
             r: 1,
             alpha: 1.0,

@@ -11,14 +11,14 @@ use tandem::backend::reference::ReferenceBackend;
 use tandem::backend::{Backend, WeightFormat};
 use tandem::domain::{
     AdapterSite, AdapterWeights, EarlyStopping, Example, Hyperparameters, IGNORE_INDEX, LoraSpec,
-    LrScheduler, OptimizerKind, TrainMetrics,
+    LossNormalization, LrScheduler, OptimizerKind, TrainMetrics,
 };
 use tandem::model::{
     LoadOptions, MicroBatch, MicroBatchOptions, Model, ModelSource, Parameter, TrainBatch, Trainee,
 };
-use tandem::train::{
-    Decay, Evaluation, Optimizer, Run, TrainEvent, TrainRequest, TrainSnapshot, schedule,
-};
+use tandem::train::{Evaluation, Run, TrainEvent, TrainRequest, TrainSnapshot};
+
+use crate::support::emulator;
 
 fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
@@ -104,6 +104,10 @@ impl Case {
             max_grad_norm: self.setting("clip"),
             max_steps: None,
             max_seq_length: 128,
+            loss_normalization: match self.case["settings"]["norm"].as_str() {
+                Some("micro") => LossNormalization::MicroBatch,
+                _ => LossNormalization::Window,
+            },
             packing: false,
             shuffle: false,
             neftune_alpha: 0.0,
@@ -237,8 +241,12 @@ fn finished(events: &[TrainEvent]) -> &TrainSnapshot {
     }
 }
 
-fn follows_the_reference<B: Backend>(b: &mut B) {
-    let case = Case::read("llama_lora_token");
+fn follows_the_references<B: Backend>(b: &mut B) {
+    ["llama_lora_token", "llama_lora_micro"].into_iter().for_each(|name| follows(b, name));
+}
+
+fn follows<B: Backend>(b: &mut B, name: &str) {
+    let case = Case::read(name);
     let model = load(b);
     let request = case.request(case.lora(&model));
     let mut run = Run::start(b, &model, request).expect("a run");
@@ -269,8 +277,8 @@ fn check_moments(case: &Case, state: &[u8]) {
 }
 
 #[test]
-fn a_run_follows_the_reference_trajectory() {
-    follows_the_reference(&mut ReferenceBackend);
+fn a_run_follows_the_reference_trajectories() {
+    follows_the_references(&mut ReferenceBackend);
 }
 
 #[test]
@@ -324,41 +332,6 @@ fn gradients_in_bf16_stay_within_its_rounding() {
             assert!(size > 0.0 && off <= 0.04 * size, "{format:?} {name}: {:.4}", off / size);
         }
     }
-}
-
-/// The same pieces under the other normalisation: the mean of the micro-batches' means.
-#[test]
-fn the_pieces_follow_the_reference_when_micro_batches_weigh_alike() {
-    let (case, mut b) = (Case::read("llama_lora_micro"), ReferenceBackend);
-    let model = load(&mut b);
-    let (lora, h) = (case.lora(&model), case.hyperparameters());
-    let mut trainee = Trainee::adapter(&mut b, &model, &case.adapter(&lora)).expect("a trainee");
-    let mut optimizer = Optimizer::new(&mut b, &mut trainee, Decay::All);
-    let windows = case.examples.chunks(h.batch_size);
-    for (step, window) in windows.enumerate().map(|(at, window)| (at + 1, window)) {
-        let mut loss = 0.0;
-        for rows in window.chunks(h.micro_batch_size) {
-            let batch = TrainBatch::new(rows);
-            let parts = (h.gradient_accumulation_steps * batch.trained_tokens()) as f64;
-            let options =
-                MicroBatchOptions { weight: (1.0 / parts) as f32, ..MicroBatchOptions::default() };
-            let mut micro = MicroBatch::start(batch, options);
-            let sum = loop {
-                if let Some(sum) = micro.advance(&mut b, &model, &mut trainee) {
-                    break sum;
-                }
-            };
-            loss += sum.loss / parts;
-        }
-        let squares = optimizer.gradient_squares(&mut b, &mut trainee);
-        let norm = squares.iter().sum::<f64>().sqrt();
-        let rate = schedule::learning_rate(&h, step, 10);
-        case.check_step(step, loss, norm, rate);
-        optimizer.step(&mut b, &mut trainee, &h, rate, norm, step).expect("in memory");
-        trainee.zero_gradients(&mut b);
-    }
-    let adapter = trainee.adapter_weights(&b, "final".into(), 0.0).expect("an adapter");
-    case.check_final(&adapter);
 }
 
 /// A run with everything that draws random numbers, short enough to be run often.
@@ -682,8 +655,13 @@ fn dora_and_whole_modules_are_trained_kept_and_served_as_trained() {
 }
 
 #[test]
-fn a_run_follows_the_reference_trajectory_on_the_cpu_backend() {
-    follows_the_reference(&mut CpuBackend::new(2));
+fn a_run_follows_the_reference_trajectories_on_the_cpu_backend() {
+    follows_the_references(&mut CpuBackend::new(2));
+}
+
+#[test]
+fn a_run_follows_the_reference_trajectory_on_the_emulated_cuda_backend() {
+    follows(&mut emulator::cuda(), "llama_lora_token");
 }
 
 #[test]

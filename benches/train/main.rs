@@ -15,7 +15,9 @@ use std::time::Instant;
 
 use tandem::backend::WeightFormat;
 use tandem::backend::cpu::CpuBackend;
-use tandem::domain::{BaseInfo, Example, Hyperparameters, LoraSpec, LrScheduler, OptimizerKind};
+use tandem::domain::{
+    BaseInfo, Example, Hyperparameters, LoraSpec, LossNormalization, LrScheduler, OptimizerKind,
+};
 use tandem::model::{LoadOptions, Model, ModelSource};
 use tandem::train::{Run, TrainEvent, TrainRequest};
 
@@ -178,6 +180,7 @@ fn hyperparameters(job: &Job) -> Hyperparameters {
         max_grad_norm: 1.0,
         max_steps: Some(job.steps),
         max_seq_length: job.tokens,
+        loss_normalization: LossNormalization::Window,
         packing: false,
         shuffle: false,
         neftune_alpha: 0.0,

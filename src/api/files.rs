@@ -316,7 +316,8 @@ pub(super) fn form_error(error: MultipartError) -> ApiError {
 }
 
 pub(super) fn not_a_form() -> ApiError {
-    let message = "the body must be a form; send `Content-Type: multipart/form-data`";
+    let message = "the body must be a form; send `Content-Type: multipart/form-data` with its \
+                   boundary, which clients add where they make the form themselves";
     ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).code("unsupported_media_type")
 }
 

@@ -28,6 +28,6 @@ impl From<JobsError> for ApiError {
 impl AppState {
     /// Fine-tuning, over the engine's catalog.
     pub(super) fn jobs(&self) -> Jobs {
-        Jobs::new(self.engine.catalog().clone())
+        Jobs::new(self.engine.catalog().clone(), self.engine.worker().clone())
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
-use super::ApiError;
+use super::{ApiError, wording};
 
 /// Largest JSON body.
 pub const MAX_JSON_BYTES: usize = 4 << 20;
@@ -96,6 +96,10 @@ fn check_content(headers: &HeaderMap) -> Result<(), ApiError> {
 
 fn refusal(path: &str, error: &serde_json::Error) -> ApiError {
     let full = error.to_string();
+    if error.classify() == Category::Eof && error.line() <= 1 && error.column() == 0 {
+        let message = "the body is empty; send a JSON object";
+        return ApiError::new(StatusCode::BAD_REQUEST, message).code("invalid_json");
+    }
     if error.classify() != Category::Data {
         let message = format!("the body is not valid JSON: {full}");
         return ApiError::new(StatusCode::BAD_REQUEST, message).code("invalid_json");
@@ -120,8 +124,14 @@ fn refusal(path: &str, error: &serde_json::Error) -> ApiError {
     };
     match reason.strip_prefix(super::refused::MARK) {
         Some(reason) => ApiError::unsupported(path, format!("`{path}` {reason}")),
-        None => ApiError::invalid(path, format!("`{path}`: {reason}")),
+        None => ApiError::invalid(path, about(path, &wording::of_value(reason))),
     }
+}
+
+/// A sentence on `param` that begins with its name.
+fn about(param: &str, reason: &str) -> String {
+    let colon = if reason.starts_with("must ") { "" } else { ":" };
+    format!("`{param}`{colon} {reason}")
 }
 
 /// The field `name` below `path`, unless `path` ends with it already.
@@ -131,6 +141,24 @@ fn child(path: &str, name: &str) -> String {
         path if path == name || path.ends_with(&format!(".{name}")) => path.to_owned(),
         path => format!("{path}.{name}"),
     }
+}
+
+/// `limit: invalid digit found in string`, `foo: unknown field `foo`, expected …`, or another
+/// sentence that quotes the parameter.
+fn query_refusal(reason: &str) -> ApiError {
+    let quoted = || reason.split('`').nth(1).unwrap_or_default();
+    let (param, why) = match reason.split_once(": ") {
+        Some((param, why)) if !param.contains(' ') => (param, why),
+        _ => (quoted(), reason),
+    };
+    if let Some((_, known)) = why.split_once("unknown field").and(why.split_once("expected ")) {
+        let message = format!("unrecognized query parameter: `{param}`; expected {known}");
+        return ApiError::invalid(param, message).code("unknown_parameter");
+    }
+    if param.is_empty() {
+        return ApiError::new(StatusCode::BAD_REQUEST, reason);
+    }
+    ApiError::invalid(param, about(param, wording::of_text(why)))
 }
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for ApiPath<T> {
@@ -154,13 +182,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ApiQuery<T> {
         let refused = |error: QueryRejection| {
             let text = error.body_text();
             let reason = text.rsplit_once("query string: ").map_or(&*text, |(_, reason)| reason);
-            let param = reason.split_once(": ").map_or("", |(param, _)| param);
-            let param = match reason.starts_with("unknown field") || param.contains(' ') {
-                true => reason.split('`').nth(1).unwrap_or_default(),
-                false => param,
-            };
-            let error = ApiError::new(StatusCode::BAD_REQUEST, reason);
-            if param.is_empty() { error } else { error.param(param) }
+            query_refusal(reason)
         };
         Query::from_request_parts(parts, state)
             .await
@@ -209,7 +231,7 @@ mod tests {
         let error = refused(r#"{"model": "m", "list": [{"size": 1}, {"size": "x"}]}"#);
         assert_eq!(error["param"], "list[1].size");
         assert_eq!(error["type"], "invalid_request_error");
-        assert!(error["message"].as_str().unwrap().contains("expected u32"), "{error}");
+        assert!(error["message"].as_str().unwrap().contains("must be a whole number"), "{error}");
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod options;
 mod refused;
 mod stall;
 mod usage;
+mod wording;
 
 pub use auth::{Caller, Keys};
 pub use error::ApiError;

@@ -54,7 +54,8 @@ pub fn router(state: AppState) -> Router {
 }
 
 async fn unknown_route(method: Method, uri: Uri) -> ApiError {
-    ApiError::not_found("unknown_url", format!("unknown request URL: {method} {}", uri.path()))
+    let message = format!("unknown request URL: {method} {}; /docs lists the routes", uri.path());
+    ApiError::not_found("unknown_url", message)
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {

@@ -28,6 +28,9 @@ const MAX_HEADER_BYTES: usize = 32 << 10;
 const MAX_BUFFER_BYTES: usize = 64 << 10;
 /// How long streams have to say goodbye once the time for draining is over.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// A request that is on its way while the server begins to drain, or ends, is heard for so long:
+/// it gets its 503 and not a connection that breaks off.
+const LAST_WORDS: Duration = Duration::from_millis(50);
 
 /// Limits of the listener.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +85,11 @@ pub async fn serve(
     server.connections.close();
     tokio::select! {
         () = server.accept(&listener, false) => {}
-        () = server.connections.wait() => return Ok(()),
+        () = server.connections.wait() => {
+            server.latecomers.close();
+            let _ = tokio::time::timeout(LAST_WORDS, server.latecomers.wait()).await;
+            return Ok(());
+        }
         () = tokio::time::sleep(options.shutdown_timeout) => {}
     }
     tracing::warn!("requests at work are ended: the time to drain is over");
@@ -97,7 +104,7 @@ struct Server {
     options: ServerOptions,
     places: Arc<Semaphore>,
     connections: TaskTracker,
-    /// Connections that came while draining; nobody waits for them.
+    /// Connections that came while draining; nobody waits long for them.
     latecomers: TaskTracker,
 }
 
@@ -135,12 +142,16 @@ impl Server {
             .keep_alive(welcome)
             .serve_connection(io, service);
         let lifecycle = self.lifecycle.clone();
+        let closing = async move {
+            lifecycle.draining().await;
+            tokio::time::sleep(LAST_WORDS).await;
+        };
         let task = async move {
             let _place = place;
             let mut connection = std::pin::pin!(connection);
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = lifecycle.draining(), if welcome => {
+                () = closing, if welcome => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
                 }

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use super::AppError;
-use crate::backend::cpu::CpuBackend;
+use super::{AppError, device};
 use crate::catalog::ServedBase;
 use crate::config::{Config, ModelOption, Source, TemplateChoice};
 use crate::demo;
@@ -11,17 +10,20 @@ use crate::domain::{BaseInfo, WeightFormat};
 use crate::model::{LoadOptions, ModelSource};
 use crate::pictures::{PictureConfig, PictureReader};
 use crate::text::{TextError, TextModel, TextSource};
-use crate::worker::{self, BaseSource, Worker, WorkerHandle, WorkerSettings};
+use crate::worker::{BaseSource, Worker, WorkerHandle, WorkerSettings};
 
 /// Loads every model of the configuration and starts the device thread.
 ///
 /// # Errors
-/// [`AppError::Text`] or [`AppError::Model`], naming the model and the file.
+/// [`AppError::Text`] or [`AppError::Model`], naming the model and the file; [`AppError::Device`].
 pub async fn load(config: &Config) -> Result<(WorkerHandle, Worker, Vec<ServedBase>), AppError> {
     let texts = config.models.iter().map(text).collect::<Result<Vec<_>, _>>()?;
     let sources = config.models.iter().map(source).collect();
-    let (threads, settings) = (config.threads, settings(config));
-    let start = move || worker::start(move || CpuBackend::new(threads), sources, settings);
+    let (config_of_device, settings) = (config.clone(), settings(config));
+    let start = move || -> Result<_, AppError> {
+        let device = device::choose(&config_of_device)?;
+        Ok(device.start(sources, settings)?)
+    };
     let (handle, worker) = tokio::task::spawn_blocking(start).await??;
     let bases = handle.bases().iter().cloned().zip(texts);
     let served = bases.zip(&config.models).map(|((info, text), option)| {

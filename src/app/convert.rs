@@ -7,13 +7,14 @@ use serde_json::{Map, json};
 
 use super::bases;
 use super::error::ConvertError;
+use super::gguf_adapter::{self, is_gguf};
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::config::{ModelOption, Source};
 use crate::domain::AdapterWeights;
 use crate::gguf::TensorType;
-use crate::model::{AdapterRows, LoadOptions, Model, ModelSource, Written};
-use crate::peft::{AdapterFiles, Fingerprints};
+use crate::model::{AdapterRows, LoadOptions, Model, ModelSource, Written, write_adapter};
+use crate::peft::{self, AdapterFiles, Fingerprints};
 use crate::text::{TextModel, TextSource};
 
 /// Texts on which the result is compared with its source.
@@ -30,7 +31,7 @@ const ROW_TOKENS: usize = 48;
 #[derive(Clone, Debug)]
 pub struct Conversion {
     pub source: ModelOption,
-    /// A PEFT folder to merge.
+    /// What to merge: a PEFT folder, or a GGUF file.
     pub adapter: Option<PathBuf>,
     /// A folder for safetensors, or a file that ends in `.gguf`.
     pub out: PathBuf,
@@ -78,8 +79,42 @@ pub fn convert(
     Ok(converted)
 }
 
-fn is_gguf(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "gguf")
+/// Writes the adapter by itself: as a GGUF file, or as a PEFT folder. Returns its bytes.
+///
+/// # Errors
+/// As [`convert`]; [`ConvertError::NoAdapter`] if none is named.
+pub fn convert_adapter(conversion: &Conversion) -> Result<u64, ConvertError> {
+    let out = &conversion.out;
+    if out.exists() {
+        return Err(ConvertError::Exists(out.clone()));
+    }
+    let adapter = conversion.adapter.as_ref().ok_or(ConvertError::NoAdapter)?;
+    let option = &conversion.source;
+    let (source, text) = (bases::model_source(&option.source), text_of(&option.source)?);
+    let mut b = CpuBackend::new(conversion.threads);
+    let options = LoadOptions { name: option.name.clone(), format: option.format() };
+    let model = Model::load(&mut b, &source, &options)?;
+    let files = adapter_files(adapter, &source, &model)?;
+    let checked = peft::read(&files, &model.info, &served(&model, text.as_ref()))?;
+    let aside = aside(out);
+    remove(&aside);
+    let written = match is_gguf(out) {
+        true => write_adapter(&aside, &option.name, &source, &checked.weights)?,
+        false => write_folder(&aside, &files)?,
+    };
+    std::fs::rename(&aside, out).map_err(|source| write_error(out, source))?;
+    Ok(written)
+}
+
+fn write_folder(folder: &Path, files: &AdapterFiles) -> Result<u64, ConvertError> {
+    std::fs::create_dir_all(folder).map_err(|source| write_error(folder, source))?;
+    let mut written = 0;
+    for (name, bytes) in files.entries() {
+        let path = folder.join(name);
+        std::fs::write(&path, bytes).map_err(|source| write_error(&path, source))?;
+        written += bytes.len() as u64;
+    }
+    Ok(written)
 }
 
 fn kind_of(conversion: &Conversion) -> Result<TensorType, ConvertError> {
@@ -122,7 +157,10 @@ fn write_and_compare(
     let options = LoadOptions { name: option.name.clone(), format: option.format() };
     let model = Model::load(&mut b, &source, &options)?;
     let adapter = match &conversion.adapter {
-        Some(folder) => Some(read_adapter(folder, &model, text.as_ref())?),
+        Some(adapter) => {
+            let files = adapter_files(adapter, &source, &model)?;
+            Some(peft::read(&files, &model.info, &served(&model, text.as_ref()))?.weights)
+        }
         None => None,
     };
     let rows = rows(text.as_ref(), &model);
@@ -164,19 +202,24 @@ fn text_of(source: &Source) -> Result<Option<(TextSource, TextModel)>, ConvertEr
     Ok(Some((source, text)))
 }
 
-fn read_adapter(
-    folder: &Path,
+fn adapter_files(
+    adapter: &Path,
+    source: &ModelSource,
     model: &Model<CpuBackend>,
-    text: Option<&(TextSource, TextModel)>,
-) -> Result<AdapterWeights, ConvertError> {
-    let files = AdapterFiles::from_dir(folder)
-        .map_err(|source| ConvertError::Adapter { folder: folder.to_owned(), source })?;
-    let served = Fingerprints {
+) -> Result<AdapterFiles, ConvertError> {
+    if is_gguf(adapter) {
+        return Ok(gguf_adapter::files(adapter, source, &model.info)?);
+    }
+    AdapterFiles::from_dir(adapter)
+        .map_err(|source| ConvertError::Adapter { folder: adapter.to_owned(), source })
+}
+
+fn served(model: &Model<CpuBackend>, text: Option<&(TextSource, TextModel)>) -> Fingerprints {
+    Fingerprints {
         base: model.info.fingerprint.clone(),
         tokenizer: text.map_or("", |(_, text)| text.tokenizer_fingerprint()).to_owned(),
         template: text.and_then(|(_, text)| text.template_fingerprint()).map(str::to_owned),
-    };
-    Ok(crate::peft::read(&files, &model.info, &served)?.weights)
+    }
 }
 
 /// The tokens to compare on; without a tokenizer, some of the vocabulary.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::artifacts::ArtifactError;
+use crate::backend::cuda::driver::Unusable;
 use crate::catalog::CatalogError;
 use crate::model::ModelError;
 use crate::peft::PeftError;
@@ -29,8 +30,12 @@ pub enum AppError {
     Pictures { model: String, source: PictureConfigError },
     #[error("the adapter `{name}` cannot be registered: {source}")]
     Adapter { name: String, source: Box<CatalogError> },
+    #[error("the adapter `{name}` in {folder} cannot be used: {source}")]
+    GgufAdapter { name: String, folder: PathBuf, source: Box<ModelError> },
     #[error("`--adapter {name}` names the base model `{base}`, which is not served")]
     AdapterBase { name: String, base: String },
+    #[error("`--device` names a GPU that cannot be used: {0}")]
+    Device(#[from] Unusable),
     #[error(
         "the device thread ended unexpectedly; the log says why, and a restart resumes the jobs"
     )]
@@ -44,14 +49,16 @@ pub enum AppError {
 }
 
 impl AppError {
-    /// 78 for model and adapter files, 70 for a lost device, 1 for the rest.
+    /// 78 for model and adapter files and a GPU that cannot be used, 70 for a lost device, 1 for the rest.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Model(_)
             | Self::Text { .. }
             | Self::Pictures { .. }
             | Self::Adapter { .. }
-            | Self::AdapterBase { .. } => 78,
+            | Self::GgufAdapter { .. }
+            | Self::AdapterBase { .. }
+            | Self::Device(_) => 78,
             Self::DeviceLost => 70,
             Self::Artifacts(_)
             | Self::Store(_)
@@ -72,6 +79,8 @@ pub enum ConvertError {
     Kind { name: String, gguf: bool },
     #[error("cannot write {path}: {source}")]
     Write { path: PathBuf, source: std::io::Error },
+    #[error("`--adapter-only` writes an adapter; name it with `--adapter`")]
+    NoAdapter,
     #[error("cannot read the adapter {folder}: {source}")]
     Adapter { folder: PathBuf, source: std::io::Error },
     #[error(transparent)]
@@ -86,7 +95,7 @@ impl ConvertError {
     /// 2 for a request that makes no sense, 78 for files that cannot be used, 1 for the rest.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Exists(_) | Self::Kind { .. } => 2,
+            Self::Exists(_) | Self::Kind { .. } | Self::NoAdapter => 2,
             Self::Write { .. } | Self::Model(ModelError::Write { .. }) => 1,
             Self::Adapter { .. } | Self::Peft(_) | Self::Model(_) | Self::Text(_) => 78,
         }

@@ -22,12 +22,14 @@ use crate::worker::{Worker, WorkerHandle};
 mod adapters;
 mod bases;
 mod convert;
+mod device;
 mod error;
 mod export;
+mod gguf_adapter;
 mod signals;
 
 pub use bases::source as base_source;
-pub use convert::{Comparison, Conversion, Converted, convert};
+pub use convert::{Comparison, Conversion, Converted, convert, convert_adapter};
 pub use error::{AppError, ConvertError};
 use signals::StopSignals;
 
@@ -163,8 +165,8 @@ fn runner(
     Runner {
         store: store.clone(),
         artifacts: artifacts.clone(),
+        prepare: Arc::new(Preparation::new(catalog, worker.clone())),
         worker,
-        prepare: Arc::new(Preparation::new(catalog)),
         server_id: data.server_id().to_owned(),
         timing: LeaseTiming::default(),
     }

@@ -21,8 +21,6 @@ mod products;
 mod rope;
 mod specs;
 mod stages;
-#[cfg(test)]
-mod tests;
 mod weight;
 
 pub use buffers::CpuRows;

@@ -2,8 +2,8 @@
 //! every device.
 //!
 //! A backend owns buffers and computes on them; it knows no layer, no model and no request. Above
-//! it nothing knows the device. [`cpu`] calls our `kernels`; [`reference`] is the plain twin that
-//! tests compare with.
+//! it nothing knows the device. [`cpu`] calls our `kernels`; [`cuda`] launches kernels on a GPU;
+//! [`reference`] is the plain twin that tests compare with.
 //!
 //! Shapes: `t` tokens (rows), `d` hidden, `h` query heads, `kv` key-value heads, `hd` head size,
 //! `v` vocabulary, `r` rank. Everything is row-major `f32` but frozen weights, which each backend
@@ -16,9 +16,14 @@
 use std::ops::Range;
 
 pub mod cpu;
+pub mod cuda;
+#[cfg(test)]
+pub(crate) use cuda::emulator;
 mod one_by_one;
 mod operands;
 pub mod reference;
+#[cfg(test)]
+mod tests;
 
 pub use crate::domain::{KvFormat, WeightFormat};
 pub use crate::kernels::dynamic::BLOCK as MOMENTS_BLOCK;
@@ -49,6 +54,10 @@ pub trait Backend: Send + 'static {
     fn trim(&mut self) {}
     /// Bytes that may still be allocated, where that is known.
     fn available_bytes(&self) -> Option<usize> {
+        None
+    }
+    /// Bytes this process has allocated there, where that is known.
+    fn resident_bytes(&self) -> Option<usize> {
         None
     }
     /// A matrix with these values.

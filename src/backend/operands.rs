@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::{Absmax, Backend, FourBitBlocks, FourBitCode, Moments8, WeightFormat};
 use crate::domain::{AdapterWeights, KvFormat};
+use crate::kernels::optimiser::Adam;
 
 impl WeightFormat {
     /// Whether a weight `(out, in)` fits this format: NF4 and FP4 want rows of whole blocks of 64,
@@ -116,7 +117,8 @@ pub struct HeadsSpec<R> {
     pub head_dim: usize,
     /// MPT's `clip_qkv`.
     pub clip: Option<f32>,
-    /// Per-head norm of q and of k (weight `(1, hd)`), before RoPE.
+    /// Norm of q and of k before RoPE: of each head where the weight is `(1, hd)`, of all heads
+    /// together where it is `(1, h · hd)` (MPT's `qk_ln`).
     pub q_norm: Option<Norm<R>>,
     pub k_norm: Option<Norm<R>>,
     /// Angle per position for each of the `hd / 2` pairs (half rotation, as Hugging Face); empty:
@@ -189,6 +191,22 @@ pub struct AdamStep {
     pub beta2: f64,
     pub epsilon: f64,
     pub weight_decay: f64,
+}
+
+impl AdamStep {
+    /// The factors of the step, computed in `f64` and applied in `f32`.
+    pub(super) fn factors(&self) -> Adam {
+        let power = i32::try_from(self.step).unwrap_or(i32::MAX);
+        Adam {
+            decay: (1.0 - self.learning_rate * self.weight_decay) as f32,
+            beta2: self.beta2 as f32,
+            rest1: (1.0 - self.beta1) as f32,
+            rest2: (1.0 - self.beta2) as f32,
+            rate: (self.learning_rate / (1.0 - self.beta1.powi(power))) as f32,
+            correction: (1.0 - self.beta2.powi(power)).sqrt() as f32,
+            epsilon: self.epsilon as f32,
+        }
+    }
 }
 
 /// AdamW's moments of one tensor in the host's memory: where they are quantised, or lie in a file

@@ -1,11 +1,12 @@
 //! Measurements a user can repeat: what this machine can do, what each stage of a model reaches of
 //! it, and what a running server delivers.
 //!
-//! - [`machine`]: facts and limits, for `tandem doctor`.
+//! - [`machine`], [`cuda`]: facts and limits, for `tandem doctor`.
 //! - [`offline`]: load, prefill and decode of one model, without a server.
 //! - [`table`]: how the figures are printed.
 //! - [`load`]: a closed loop of requests against a URL.
 
+pub mod cuda;
 pub mod load;
 pub mod machine;
 pub mod offline;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::cuda::{Compiled, Cuda};
 use super::load::{LoadReport, Spread};
 use super::machine::{Choice, Limits, Machine};
 use super::offline::{RANK, Report};
@@ -38,6 +39,31 @@ pub fn machine(machine: &Machine, choices: &[Choice]) -> String {
     let _ = writeln!(out, "\n{:<14}{:<26}because", "weights", "kernel");
     for choice in choices {
         let _ = writeln!(out, "{:<14}{:<26}{}", choice.weights, choice.kernel, choice.reason);
+    }
+    out
+}
+
+/// GPUs, and which device `--device auto` takes.
+pub fn cuda(cuda: &Cuda) -> String {
+    let mut out = String::new();
+    for (number, gpu) in cuda.gpus.iter().enumerate() {
+        let (name, architecture) = (&gpu.name, &gpu.architecture);
+        let memory = mib(gpu.memory_bytes as u64);
+        let _ = writeln!(out, "cuda:{number:<9}{name}, {architecture}, {memory}");
+    }
+    let _ = match &cuda.unusable {
+        Some(reason) => writeln!(out, "auto          CPU, since {reason}"),
+        None => writeln!(out, "auto          cuda:0"),
+    };
+    out += "GPU kernels   sm_75 and newer; checked on an emulator, not yet run on a GPU\n";
+    out
+}
+
+/// Kernels that were compiled.
+pub fn compiled(modules: &[Compiled]) -> String {
+    let mut out = String::new();
+    for Compiled { module, architecture, bytes, seconds } in modules {
+        let _ = writeln!(out, "{architecture:<10}{module:<26}{bytes:>8} bytes {seconds:>6.2} s");
     }
     out
 }

@@ -193,15 +193,16 @@ fn refuse_bad_lines(mut report: Report) -> CatalogResult<()> {
 }
 
 fn depends_on_model(problem: &Problem) -> bool {
-    matches!(
-        problem,
+    match problem {
+        // What is no whole number of at least 0 is a token of no model.
+        Problem::IdOutOfVocabulary { id, .. } => id.parse::<u64>().is_ok(),
         Problem::SpecialToken { .. }
-            | Problem::IdOutOfVocabulary { .. }
-            | Problem::BadLabel { .. }
-            | Problem::NoTemplate
-            | Problem::Template { .. }
-            | Problem::Tokenizer { .. }
-            | Problem::NothingTrained { .. }
-            | Problem::PreferenceData
-    )
+        | Problem::BadLabel { .. }
+        | Problem::NoTemplate
+        | Problem::Template { .. }
+        | Problem::Tokenizer { .. }
+        | Problem::NothingTrained { .. }
+        | Problem::PreferenceData => true,
+        _ => false,
+    }
 }

@@ -70,6 +70,20 @@ impl Catalog {
         self.register(name, base, files, AdapterSource::Folder, IfTaken::Replace).await
     }
 
+    /// Registers files that the operator's option became, as [`Catalog::register_folder`].
+    ///
+    /// # Errors
+    /// As [`Catalog::register_upload`].
+    pub async fn register_files(
+        &self,
+        name: &str,
+        base: Option<&str>,
+        files: AdapterFiles,
+    ) -> CatalogResult<Registered> {
+        self.check_name(name)?;
+        self.register(name, base, files, AdapterSource::Folder, IfTaken::Replace).await
+    }
+
     async fn register(
         &self,
         name: &str,

@@ -1,11 +1,13 @@
 //! `tandem bench` and `tandem doctor`: what the machine can do, and what we reach of it.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde::Serialize;
 
 use super::Failure;
 use crate::app::base_source;
-use crate::bench::{BenchError, load, machine, offline, progress, table};
+use crate::bench::{BenchError, cuda, load, machine, offline, progress, table};
 use crate::config::ModelOption;
 
 /// What `tandem doctor` takes.
@@ -14,6 +16,12 @@ pub struct DoctorOptions {
     /// Compute threads; 0: what affinity and the cgroup quota allow.
     #[arg(long, env = "TANDEM_THREADS", default_value_t = 0)]
     threads: usize,
+    /// Folder of NVIDIA's libnvrtc: of a CUDA toolkit or a Python environment.
+    #[arg(long, env = "TANDEM_CUDA_LIBRARIES", value_name = "DIR")]
+    cuda_libraries: Option<PathBuf>,
+    /// Only compile the kernels for GPUs of these architectures, which needs no GPU.
+    #[arg(long, value_name = "sm_75,sm_90,…", value_delimiter = ',')]
+    compile_kernels: Vec<String>,
     /// Write JSON.
     #[arg(long)]
     json: bool,
@@ -66,14 +74,33 @@ pub struct BenchOptions {
     json: bool,
 }
 
-/// Prints device, limits and kernels.
+/// Prints device, limits and kernels, or compiles kernels.
+///
+/// # Errors
+/// Exit code 1 if a kernel does not compile or the compiler is not found.
 pub(super) fn doctor(options: &DoctorOptions) -> Result<(), Failure> {
+    if !options.compile_kernels.is_empty() {
+        return compile_kernels(options);
+    }
     let found = machine::Machine::measure(options.threads);
     let choices = machine::choices();
+    let gpus = cuda::find(options.cuda_libraries.as_deref());
     if options.json {
-        return print_json(&serde_json::json!({"machine": found, "kernels": choices}));
+        let report = serde_json::json!({"machine": found, "kernels": choices, "cuda": gpus});
+        return print_json(&report);
     }
-    print!("{}", table::machine(&found, &choices));
+    print!("{}\n{}", table::machine(&found, &choices), table::cuda(&gpus));
+    Ok(())
+}
+
+fn compile_kernels(options: &DoctorOptions) -> Result<(), Failure> {
+    let libraries = options.cuda_libraries.as_deref();
+    let compiled = cuda::compile(libraries, &options.compile_kernels)
+        .map_err(|error| Failure::new(1, error))?;
+    if options.json {
+        return print_json(&compiled);
+    }
+    print!("{}", table::compiled(&compiled));
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Failure;
-use crate::app::{Conversion, convert};
+use crate::app::{Conversion, convert, convert_adapter};
 use crate::config::ModelOption;
 use crate::telemetry;
 
@@ -15,9 +15,12 @@ pub struct ConvertOptions {
     /// The model: a Hugging Face folder, a GGUF file, or `demo`.
     #[arg(value_name = "SOURCE")]
     source: String,
-    /// PEFT adapter to merge into the weights.
-    #[arg(long, value_name = "DIR")]
+    /// Adapter to merge into the weights: a PEFT folder or a GGUF file.
+    #[arg(long, value_name = "PATH")]
     adapter: Option<PathBuf>,
+    /// Write the adapter by itself, as a GGUF file or a PEFT folder.
+    #[arg(long)]
+    adapter_only: bool,
     /// What to write: a file that ends in .gguf, or a folder for safetensors.
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
@@ -48,6 +51,12 @@ pub(super) fn run(options: ConvertOptions) -> Result<(), Failure> {
         kind: options.kind,
         threads: options.threads.unwrap_or(cores).max(1),
     };
+    if options.adapter_only {
+        let bytes =
+            convert_adapter(&conversion).map_err(|error| Failure::new(error.exit_code(), error))?;
+        println!("wrote {}: {:.1} MB", conversion.out.display(), bytes as f64 / 1e6);
+        return Ok(());
+    }
     let converted = convert(&conversion, |comparison| {
         println!(
             "{}: KL {:.2e} nats, top-1 agreement {:.1} % over {} tokens",

@@ -12,6 +12,7 @@ mod check;
 mod client;
 mod convert;
 mod local;
+mod recipes;
 mod scratch;
 mod serve;
 mod train;
@@ -37,6 +38,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start the server (what `tandem` does without a command).
+    #[command(next_line_help = true)]
     Serve(Box<ServeOptions>),
     /// Ask a model a question, or converse with it.
     Chat(chat::ChatOptions),
@@ -52,6 +54,8 @@ enum Command {
     Adapters(adapters::AdaptersOptions),
     /// Fine-tune without a server, one job.
     Train(Box<train::TrainOptions>),
+    /// Show well-known fine-tunes that a job can take its settings from.
+    Recipes(recipes::RecipesOptions),
     /// Write a model in another format, with an adapter merged into it.
     Convert(convert::ConvertOptions),
     /// Say what this machine can do, which kernels will be used, and why.
@@ -90,6 +94,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Files(options) => client::block_on(files::run(options)),
         Command::Adapters(options) => client::block_on(adapters::run(options)),
         Command::Train(options) => train::run(*options),
+        Command::Recipes(options) => recipes::run(&options),
         Command::Convert(options) => convert::run(options),
         Command::Doctor(options) => bench::doctor(&options),
         Command::Bench(options) => bench::bench(*options),

@@ -33,7 +33,7 @@ pub struct TrainOptions {
     #[arg(
         long,
         conflicts_with_all = [
-            "data", "model", "validation", "suffix", "epochs", "batch_size", "learning_rate",
+            "data", "model", "validation", "recipe", "suffix", "epochs", "batch_size", "learning_rate",
             "max_steps", "rank", "set",
         ]
     )]

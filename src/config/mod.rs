@@ -21,9 +21,11 @@ use crate::domain::{KvFormat, Speculation, WeightFormat};
 /// Where computations run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// The best device there is; today that is the CPU.
+    /// The first GPU that can be used, else the CPU.
     Auto,
     Cpu,
+    /// The GPU of this number, or none.
+    Cuda(usize),
 }
 
 /// Where jobs, files and adapters are recorded.
@@ -47,6 +49,8 @@ pub struct Config {
     pub listen: SocketAddr,
     pub data: PathBuf,
     pub device: Device,
+    /// Where NVIDIA's libraries lie; none: wherever they are found.
+    pub cuda_libraries: Option<PathBuf>,
     /// Bearer keys; empty: none is asked for, and only loopback is listened on.
     pub api_keys: Vec<String>,
     /// The third part of `ft:<base>:<organization>:<suffix>:<id>`.
@@ -58,7 +62,7 @@ pub struct Config {
     /// Memory for keys and values of all sequences, in MiB, shared by the base models.
     pub kv_cache_mib: usize,
     /// How keys and values are held.
-    pub kv_cache_dtype: KvFormat,
+    pub kv_cache_dtype: Option<KvFormat>,
     /// Memory for resident adapters, in MiB, shared by the base models.
     pub adapter_cache_mib: usize,
     /// Tokens of one forward pass.

@@ -50,6 +50,7 @@ pub struct ModelOption {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdapterOption {
     pub name: String,
+    /// A PEFT folder, or a GGUF file.
     pub folder: PathBuf,
     /// The base it belongs to; `None`: the first one.
     pub base: Option<String>,
@@ -133,10 +134,23 @@ fn parse_source(text: &str, source: &str) -> Result<Source, ConfigError> {
             false => wrong("there is no such file"),
         };
     }
-    if !path.join("config.json").is_file() {
-        return wrong("there is no `config.json` in that folder; give a Hugging Face model folder");
+    match missing_model(&path) {
+        Some(reason) => wrong(reason),
+        None => Ok(Source::Folder(path)),
     }
-    Ok(Source::Folder(path))
+}
+
+/// Why there is no model in the folder `path`.
+fn missing_model(path: &Path) -> Option<&'static str> {
+    match std::fs::metadata(path.join("config.json")) {
+        Ok(found) if found.is_file() => None,
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Some("that folder may not be read by this user")
+        }
+        _ if path.is_file() => Some("that is a file; give the folder it lies in, or a .gguf file"),
+        _ if !path.is_dir() => Some("there is no such folder"),
+        _ => Some("there is no `config.json` in that folder; give a Hugging Face model folder"),
+    }
 }
 
 /// `NAME` of `hf:ORG/NAME@REVISION`.
@@ -183,7 +197,7 @@ impl AdapterOption {
     /// Reads one `--adapter` value.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`] if it is not `NAME=DIR[@BASE]` or the folder has no adapter.
+    /// [`ConfigError::Invalid`] if it is not `NAME=DIR[@BASE]` or there is no adapter.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let wrong = |reason: &str| invalid("--adapter", text, reason);
         let (name, rest) =
@@ -193,7 +207,11 @@ impl AdapterOption {
             _ => (rest, None),
         };
         let folder = PathBuf::from(folder);
-        if !folder.join("adapter_config.json").is_file() {
+        let gguf = folder.extension().is_some_and(|extension| extension == "gguf");
+        if gguf && !folder.is_file() {
+            return Err(wrong("there is no such file"));
+        }
+        if !gguf && !folder.join("adapter_config.json").is_file() {
             return Err(wrong("there is no `adapter_config.json` in that folder"));
         }
         Ok(Self { name: name.to_owned(), folder, base })
@@ -238,7 +256,8 @@ mod tests {
             (format!("{at},quantize=q3"), "q3"),
             (format!("{at},colour=red"), "colour"),
             (format!("{at},dtype"), "key=value"),
-            ("/nowhere/at/all".to_owned(), "config.json"),
+            ("/nowhere/at/all".to_owned(), "no such folder"),
+            (format!("{at}/config.json"), "that is a file"),
             ("x.gguf".to_owned(), "no such file"),
             ("hf:org/name".to_owned(), "huggingface-cli download org/name"),
         ] {

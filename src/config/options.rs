@@ -23,8 +23,8 @@ pub struct ServeOptions {
         value_delimiter = ' '
     )]
     pub model: Vec<String>,
-    /// PEFT adapter to register at start; repeatable.
-    #[arg(long, env = "TANDEM_ADAPTER", value_name = "NAME=DIR[@BASE]", value_delimiter = ' ')]
+    /// Adapter to register at start, a PEFT folder or a GGUF file; repeatable.
+    #[arg(long, env = "TANDEM_ADAPTER", value_name = "NAME=PATH[@BASE]", value_delimiter = ' ')]
     pub adapter: Vec<String>,
     /// Where jobs and files are recorded, `sqlite://PATH` or `postgres://…` [default: an SQLite file
     /// in the data folder].
@@ -39,9 +39,14 @@ pub struct ServeOptions {
     /// Folder for everything that must survive a restart [default: ./tandem-data].
     #[arg(long, env = "TANDEM_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Where to compute [default: auto].
-    #[arg(long, env = "TANDEM_DEVICE", value_name = "auto|cpu")]
+    /// Where to compute: the first GPU that can be used, else the CPU; the CPU; GPU number N
+    /// [default: auto].
+    #[arg(long, env = "TANDEM_DEVICE", value_name = "auto|cpu|cuda:N")]
     pub device: Option<String>,
+    /// Folder of NVIDIA's libnvrtc: of a CUDA toolkit or a Python environment [default: wherever it
+    /// is found].
+    #[arg(long, env = "TANDEM_CUDA_LIBRARIES", value_name = "DIR")]
+    pub cuda_libraries: Option<PathBuf>,
     /// TOML file with any of these settings.
     #[arg(long, env = "TANDEM_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -66,9 +71,9 @@ pub struct ServeOptions {
     /// Memory for keys and values, in MiB, shared by the base models [default: 512].
     #[arg(long, env = "TANDEM_KV_CACHE_MIB", value_name = "MIB")]
     pub kv_cache_mib: Option<usize>,
-    /// How keys and values are held; bf16 and int8 hold two and four times as many tokens as f32
-    /// [default: bf16].
-    #[arg(long, env = "TANDEM_KV_CACHE_DTYPE", value_name = "bf16|f32|int8")]
+    /// How keys and values are held; bf16 and int8 hold two and four times as many tokens as f32.
+    /// `auto` is f32 beside weights held in f32 or f16, else bf16 [default: auto].
+    #[arg(long, env = "TANDEM_KV_CACHE_DTYPE", value_name = "auto|bf16|f32|int8")]
     pub kv_cache_dtype: Option<String>,
     /// Memory for resident adapters, in MiB, shared by the base models [default: 512].
     #[arg(long, env = "TANDEM_ADAPTER_CACHE_MIB", value_name = "MIB")]
@@ -126,6 +131,7 @@ impl ServeOptions {
             storage: storage(self.storage.or(file.storage), &data)?,
             listen: listen(self.listen.or(file.listen))?,
             device: device(self.device.or(file.device))?,
+            cuda_libraries: self.cuda_libraries.or(file.cuda_libraries),
             api_keys: api_keys(first_named(self.api_key, file.api_key))?,
             organization: organization(self.organization.or(file.organization))?,
             adapter_root: self.adapter_root.or(file.adapter_root),
@@ -138,7 +144,7 @@ impl ServeOptions {
             kv_cache_dtype: one_of(
                 "--kv-cache-dtype",
                 self.kv_cache_dtype.or(file.kv_cache_dtype),
-                KvFormat::ALL,
+                KvFormat::CHOICES,
             )?,
             adapter_cache_mib: at_least_one(
                 "--adapter-cache-mib",
@@ -240,13 +246,15 @@ fn listen(value: Option<String>) -> Result<SocketAddr, ConfigError> {
 }
 
 fn device(value: Option<String>) -> Result<Device, ConfigError> {
+    let reason = "it must be auto, cpu, or cuda:N with the number of a GPU, counted from 0";
     match value.as_deref() {
         None | Some("auto") => Ok(Device::Auto),
         Some("cpu") => Ok(Device::Cpu),
-        Some(other) if other.starts_with("cuda") => {
-            Err(invalid("--device", other, "CUDA devices are not built yet; use cpu or auto"))
+        Some("cuda") => Ok(Device::Cuda(0)),
+        Some(other) => {
+            let number = other.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+            number.map(Device::Cuda).ok_or_else(|| invalid("--device", other, reason))
         }
-        Some(other) => Err(invalid("--device", other, "it is neither auto nor cpu")),
     }
 }
 
@@ -321,7 +329,8 @@ mod tests {
 
     #[test]
     fn an_option_wins_over_the_file_and_the_file_over_the_default() {
-        let (_folder, options) = with_file("listen = '127.0.0.1:9000'\nmax-waiting = 7\n");
+        let text = "listen = '127.0.0.1:9000'\nmax-waiting = 7\nmodel = 'demo'\n";
+        let (_folder, options) = with_file(text);
         let config = ServeOptions { listen: Some("127.0.0.1:9001".into()), ..options };
         let config = config.resolve().expect("valid");
         assert_eq!((config.listen.port(), config.max_waiting, config.max_sequences), (9001, 7, 64));
@@ -329,10 +338,10 @@ mod tests {
 
     #[test]
     fn an_unknown_key_of_the_file_is_named() {
-        let (_folder, options) = with_file("colour = 'red'");
+        let (_folder, options) = with_file("# mine\ncolour = 'red'");
         let error = options.resolve().expect_err("must be refused");
         assert_eq!(error.exit_code(), 78);
-        assert!(error.to_string().contains("colour"), "{error}");
+        assert!(error.to_string().contains("line 2: unknown field `colour`"), "{error}");
     }
 
     #[test]
@@ -349,7 +358,7 @@ mod tests {
         for options in [
             ServeOptions { listen: Some("nonsense".into()), ..Default::default() },
             ServeOptions { threads: Some(0), ..Default::default() },
-            ServeOptions { device: Some("cuda:0".into()), ..Default::default() },
+            ServeOptions { device: Some("cuda:first".into()), ..Default::default() },
             ServeOptions { database: Some("mysql://x".into()), ..Default::default() },
             ServeOptions { storage: Some("s3://bucket".into()), ..Default::default() },
             ServeOptions { model: vec!["demo".into(), "demo".into()], ..Default::default() },

@@ -37,7 +37,7 @@ impl Options {
 }
 
 /// Steps the embedded model was trained for.
-pub const STEPS: usize = 2100;
+pub const STEPS: usize = 4200;
 
 /// Tokens per optimiser step, about.
 pub const BATCH_TOKENS: usize = 2048;

@@ -55,6 +55,20 @@ pub struct ModuleShape {
     pub layer: Option<usize>,
 }
 
+/// What one token of a training run costs on a base model, in values of `f32`; of each count, that of
+/// the largest layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrainingCost {
+    /// Kept between forward and backward of a layer where memory allows it.
+    pub kept_values: usize,
+    /// At work in a layer's backward beside those.
+    pub working_values: usize,
+    /// Of those, what one operation rounds to half the size at a time.
+    pub rounded_values: usize,
+    /// All query heads side by side.
+    pub attention_width: usize,
+}
+
 /// Facts of a loaded base model, fixed for the life of the process.
 #[derive(Clone, Debug)]
 pub struct BaseInfo {
@@ -83,4 +97,5 @@ pub struct BaseInfo {
     pub default_targets: Vec<String>,
     /// Present if it sees pictures.
     pub vision: Option<VisionInfo>,
+    pub training: TrainingCost,
 }

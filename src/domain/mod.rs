@@ -8,19 +8,21 @@ pub mod generation;
 pub mod ids;
 pub mod job;
 pub mod picture;
+mod recipe;
 pub mod sampling;
 pub mod serving;
 pub mod training;
 
 pub use adapter::{AdapterSite, AdapterWeights, SavedModule};
-pub use base::{BaseInfo, ModuleShape, WeightFormat};
+pub use base::{BaseInfo, ModuleShape, TrainingCost, WeightFormat};
 pub use generation::{FinishReason, GenerationRequest, PromptToken, SampledToken, TokenLogprob};
 pub use ids::{AdapterId, CheckpointId, EventId, FileId, JobId};
 pub use job::JobStatus;
 pub use picture::{Picture, PlacedPicture, VisionInfo};
+pub use recipe::{RECIPES, Recipe};
 pub use sampling::SamplingParams;
 pub use serving::{KvFormat, Speculation};
 pub use training::{
-    BatchLimits, EarlyStopping, Example, Hyperparameters, IGNORE_INDEX, LoraSpec, LrScheduler,
-    OptimizerKind, ServedCheck, TrainMetrics,
+    BatchLimits, EarlyStopping, Example, Hyperparameters, IGNORE_INDEX, LoraSpec,
+    LossNormalization, LrScheduler, OptimizerKind, ServedCheck, Survey, TrainMetrics,
 };

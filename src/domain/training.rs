@@ -48,6 +48,24 @@ pub enum OptimizerKind {
     PagedAdamW8Bit,
 }
 
+/// What a token's loss weighs in the gradient of an accumulation window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossNormalization {
+    /// `1 /` labels of the whole window, however they fall on its micro-batches.
+    #[default]
+    Window,
+    /// The mean of the micro-batches' means, as older trainers have it: labels of a micro-batch with
+    /// few of them weigh more.
+    MicroBatch,
+}
+
+impl LossNormalization {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl OptimizerKind {
     /// Every kind with the name it has in requests.
     pub const ALL: [(&str, Self); 4] = [
@@ -98,6 +116,8 @@ pub struct Hyperparameters {
     pub max_steps: Option<usize>,
     /// Longer examples are cut.
     pub max_seq_length: usize,
+    #[serde(default, skip_serializing_if = "LossNormalization::is_default")]
+    pub loss_normalization: LossNormalization,
     /// Several examples per row, without seeing each other.
     pub packing: bool,
     pub shuffle: bool,
@@ -141,6 +161,7 @@ impl Default for Hyperparameters {
             max_grad_norm: 1.0,
             max_steps: None,
             max_seq_length: 2048,
+            loss_normalization: LossNormalization::Window,
             packing: false,
             shuffle: true,
             neftune_alpha: 0.0,
@@ -200,6 +221,19 @@ impl Default for LoraSpec {
 pub struct BatchLimits {
     pub max_batch_tokens: usize,
     pub max_sequences: usize,
+}
+
+/// What the device has for a run, as it was looked at.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Survey {
+    /// Bytes the process takes now, where that is known.
+    pub resident_bytes: Option<usize>,
+    /// Bytes it may still take, where that is known.
+    pub available_bytes: Option<usize>,
+    /// Bytes of activations a run may keep; `None`: half of what is available.
+    pub kept_bytes: Option<usize>,
+    /// Operations per second of a trial forward through one layer; a multiply-add counts as two.
+    pub forward_rate: f64,
 }
 
 /// How far an adapter as it is served gives the logits it gave in training.

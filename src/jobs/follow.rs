@@ -185,7 +185,13 @@ impl Follower<'_> {
     ) -> StoreResult<Option<Ended>> {
         match event {
             TrainEvent::Started { step, total_steps, .. } => recorder.started(step, total_steps),
-            TrainEvent::Step(metrics) => recorder.step(metrics),
+            TrainEvent::Step(metrics) => {
+                if let Some(operations) = run.operations_per_token {
+                    let rate = operations * metrics.tokens_per_second;
+                    self.worker.stats().note_training_rate(&self.claimed.job.base, rate);
+                }
+                recorder.step(metrics);
+            }
             TrainEvent::Evaluated { step, loss, mean_token_accuracy, .. } => {
                 recorder.evaluated(step, Validation { loss, mean_token_accuracy });
             }

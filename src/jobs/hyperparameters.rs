@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::fields::{Checked, Fields};
-use crate::domain::{BaseInfo, EarlyStopping, Hyperparameters, LrScheduler, OptimizerKind};
+use crate::domain::{
+    BaseInfo, EarlyStopping, Hyperparameters, LossNormalization, LrScheduler, OptimizerKind,
+};
 use crate::text::dataset::TrainOn;
 
 /// What a request says; `None` is "auto".
@@ -27,6 +29,7 @@ pub struct RequestedHyperparameters {
     pub gradient_accumulation_steps: Option<usize>,
     pub max_steps: Option<usize>,
     pub max_seq_length: Option<usize>,
+    pub loss_normalization: Option<LossNormalization>,
     pub packing: Option<bool>,
     pub shuffle: Option<bool>,
     pub neftune_alpha: Option<f64>,
@@ -63,6 +66,7 @@ impl RequestedHyperparameters {
             gradient_accumulation_steps: fields.whole("gradient_accumulation_steps", 1..=256)?,
             max_steps: fields.whole("max_steps", 1..=MOST_STEPS)?,
             max_seq_length: fields.whole("max_seq_length", 2..=1 << 24)?,
+            loss_normalization: loss_normalization(fields)?,
             packing: fields.boolean("packing")?,
             shuffle: fields.boolean("shuffle")?,
             neftune_alpha: fields.number("neftune_alpha", 0.0..=1000.0)?,
@@ -150,6 +154,7 @@ impl RequestedHyperparameters {
             max_grad_norm: self.max_grad_norm.unwrap_or(1.0),
             max_steps: self.max_steps,
             max_seq_length: self.max_seq_length(base),
+            loss_normalization: self.loss_normalization.unwrap_or_default(),
             packing: self.packing.unwrap_or(false),
             shuffle: self.shuffle.unwrap_or(true),
             neftune_alpha: self.neftune_alpha.unwrap_or(0.0),
@@ -228,6 +233,15 @@ fn scheduler(fields: &mut Fields) -> Checked<Option<LrScheduler>> {
         Some(_) => {
             Err(fields.wrong("lr_scheduler", "must be \"constant\", \"linear\" or \"cosine\""))
         }
+    }
+}
+
+fn loss_normalization(fields: &mut Fields) -> Checked<Option<LossNormalization>> {
+    match fields.string("loss_normalization")?.as_deref() {
+        None | Some("auto") => Ok(None),
+        Some("window") => Ok(Some(LossNormalization::Window)),
+        Some("micro_batch") => Ok(Some(LossNormalization::MicroBatch)),
+        Some(_) => Err(fields.wrong("loss_normalization", "must be \"window\" or \"micro_batch\"")),
     }
 }
 

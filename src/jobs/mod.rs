@@ -3,6 +3,7 @@
 mod events;
 mod fields;
 mod follow;
+mod forecast;
 mod heartbeat;
 mod hyperparameters;
 mod insist;
@@ -10,6 +11,7 @@ mod metrics;
 mod preflight;
 mod preparation;
 mod prepare;
+mod recipe;
 mod record;
 mod request;
 mod runner;
@@ -18,6 +20,7 @@ mod service;
 mod spec;
 
 pub use fields::{InvalidKind, InvalidRequest};
+pub use forecast::Forecast;
 pub use heartbeat::LeaseTiming;
 pub use hyperparameters::{RequestedHyperparameters, shown as shown_hyperparameters};
 pub use preflight::Preflight;

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::fields::InvalidRequest;
+use super::forecast::{Forecast, Load, forecast};
 use super::preparation::{LoadError, load};
 use super::request::JobRequest;
 use super::service::{JobsError, JobsResult};
@@ -11,6 +12,7 @@ use crate::catalog::{Catalog, CatalogError, ServedBase};
 use crate::domain::{BaseInfo, Example, FileId, Hyperparameters, LoraSpec};
 use crate::store::StoreError;
 use crate::text::dataset::{self, Dataset, Report};
+use crate::worker::WorkerHandle;
 
 /// The answer to a dry run.
 #[derive(Debug, Serialize)]
@@ -26,27 +28,30 @@ pub struct Preflight {
     pub hyperparameters: Option<Hyperparameters>,
     pub total_steps: Option<usize>,
     pub trainable_parameters: Option<usize>,
+    /// What it would take; `None` where the data is not usable.
+    pub forecast: Option<Forecast>,
 }
 
 impl Preflight {
     pub(super) async fn of(
         catalog: &Catalog,
+        worker: &WorkerHandle,
         tenant: &str,
         base: &ServedBase,
         spec: &JobSpec,
         request: &JobRequest,
     ) -> JobsResult<Self> {
         let read = |id: FileId| async move { read(catalog, tenant, base, spec, &id).await };
-        let (training, examples) = read(request.training_file.clone()).await?;
-        let (validation, overlap) = match &request.validation_file {
+        let (training, rows) = read(request.training_file.clone()).await?;
+        let (validation, others) = match &request.validation_file {
             Some(file) => {
                 let (report, others) = read(file.clone()).await?;
-                let both = training.is_usable() && report.is_usable();
-                (Some(report), both.then(|| dataset::overlap(&examples, &others)))
+                (Some(report), others)
             }
-            None => (None, None),
+            None => (None, Vec::new()),
         };
         let ok = training.is_usable() && validation.as_ref().is_none_or(Report::is_usable);
+        let overlap = (ok && validation.is_some()).then(|| dataset::overlap(&rows, &others));
         let examples = training.examples as usize;
         let longest = training.longest_tokens.min(spec.hyperparameters.max_seq_length(&base.info));
         let hyperparameters =
@@ -55,15 +60,25 @@ impl Preflight {
             let steps = examples.div_ceil(settled.batch_size) * settled.n_epochs;
             settled.max_steps.unwrap_or(steps)
         });
+        let trainable_parameters = trainable(catalog, base, spec).await?;
+        let forecast = match (&hyperparameters, trainable_parameters) {
+            (Some(hyperparameters), Some(parameters)) => {
+                let (base, examples, validation) = (&base.info, &*rows, &*others);
+                let load = Load { base, hyperparameters, parameters, examples, validation };
+                forecast(worker, &load).await.map(|(forecast, _)| forecast)
+            }
+            _ => None,
+        };
         Ok(Self {
-            ok,
+            ok: ok && forecast.as_ref().is_none_or(|forecast| forecast.fits),
             base_model: base.info.name.to_string(),
             training,
             validation,
             overlap,
             hyperparameters,
             total_steps,
-            trainable_parameters: trainable(catalog, base, spec).await?,
+            trainable_parameters,
+            forecast,
         })
     }
 }
@@ -109,7 +124,7 @@ async fn trainable(
 }
 
 /// `r (in + out)` over the modules the adapter covers, DoRA's magnitudes, and what is trained whole.
-fn trainable_parameters(lora: &LoraSpec, base: &BaseInfo) -> usize {
+pub(super) fn trainable_parameters(lora: &LoraSpec, base: &BaseInfo) -> usize {
     let low_rank = lora.modules.iter().enumerate().filter_map(|(number, name)| {
         let module = base.modules.iter().find(|module| module.name == *name)?;
         let r = lora.ranks.get(number).copied().unwrap_or(lora.r);

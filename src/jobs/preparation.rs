@@ -3,12 +3,15 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::forecast::{Load, forecast};
+use super::preflight::trainable_parameters;
 use super::prepare::{Prepare, Prepared, Unprepared};
 use super::spec::{JobSpec, Settled};
 use crate::catalog::{Catalog, CatalogError, ServedBase, fine_tuned_name};
@@ -16,6 +19,7 @@ use crate::domain::{AdapterWeights, BaseInfo, Example, FileId, LoraSpec};
 use crate::peft::{self, Provenance};
 use crate::store::{EventKind, EventLevel, Job, JobError, NewEvent, StoreError};
 use crate::text::dataset::{self, Dataset, DatasetError, Finding, Limits, Report};
+use crate::worker::WorkerHandle;
 
 /// Bad lines that a job's events list; all are counted.
 const LISTED_ERRORS: usize = 1000;
@@ -26,6 +30,7 @@ const TOLD: usize = 20;
 #[derive(Clone, Debug)]
 pub struct Preparation {
     catalog: Catalog,
+    worker: WorkerHandle,
 }
 
 /// The two files of a job, as examples.
@@ -39,8 +44,8 @@ pub(super) struct Data {
 type Init = Option<(Arc<AdapterWeights>, LoraSpec)>;
 
 impl Preparation {
-    pub fn new(catalog: Catalog) -> Self {
-        Self { catalog }
+    pub fn new(catalog: Catalog, worker: WorkerHandle) -> Self {
+        Self { catalog, worker }
     }
 
     async fn run(&self, job: &Job) -> Result<Prepared, Unprepared> {
@@ -55,12 +60,25 @@ impl Preparation {
             Some(settled) => settled,
             None => settle(&spec, &base.info, &data, init.as_ref().map(|(_, lora)| lora))?,
         };
+        let parameters = match &init {
+            Some((weights, _)) => weights.parameters(),
+            None => trainable_parameters(&settled.lora, &base.info),
+        };
+        let load = Load {
+            base: &base.info,
+            hyperparameters: &settled.hyperparameters,
+            parameters,
+            examples: &data.training.examples,
+            validation: data.validation.as_ref().map_or(&[], |data| &data.examples),
+        };
+        let operations_per_token = self.operations(&load, spec.settled.is_none()).await?;
         let organization = self.catalog.organization();
         let model_name = fine_tuned_name(&job.base, organization, spec.suffix.as_deref(), &job.id);
         Ok(Prepared {
             lora: settled.lora.clone(),
             hyperparameters: settled.hyperparameters.clone(),
             seed: spec.seed,
+            operations_per_token,
             notes: notes(&data),
             examples: Arc::new(data.training.examples),
             validation: Arc::new(data.validation.map(|data| data.examples).unwrap_or_default()),
@@ -68,6 +86,20 @@ impl Preparation {
             spec: JobSpec { settled: Some(settled), ..spec }.to_value(),
             model_name,
         })
+    }
+
+    /// Operations per token, where the device tells what it has; a `new` run that does not fit is
+    /// refused. One that has begun did fit.
+    async fn operations(&self, load: &Load<'_>, new: bool) -> Result<Option<f64>, Unprepared> {
+        let Some((forecast, operations)) = forecast(&self.worker, load).await else {
+            return Ok(None);
+        };
+        let busy = self.worker.stats().training.load(Relaxed);
+        if forecast.fits || busy || !new {
+            return Ok(Some(operations));
+        }
+        let message = forecast.refusal(load.hyperparameters.micro_batch_size);
+        Err(never("insufficient_memory", message, None))
     }
 
     fn base(&self, job: &Job) -> Result<ServedBase, Unprepared> {

@@ -33,6 +33,8 @@ pub struct Prepared {
     pub examples: Arc<Vec<Example>>,
     pub validation: Arc<Vec<Example>>,
     pub init_adapter: Option<Arc<AdapterWeights>>,
+    /// What a token costs, a multiply-add counting as two; `None` where that is not known.
+    pub operations_per_token: Option<f64>,
     /// The job's spec with nothing left open, for the row.
     pub spec: Value,
     /// What the finished model is called: `ft:<base>:<org>:<suffix>:<id>`.

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::fields::{Checked, Fields, InvalidRequest};
 use super::hyperparameters::RequestedHyperparameters;
+use super::recipe::with_recipe;
 use super::spec::RequestedLora;
 use crate::catalog::check_suffix;
 use crate::domain::FileId;
@@ -36,7 +37,7 @@ impl JobRequest {
     /// # Errors
     /// [`InvalidRequest`] names the first parameter that cannot be; unknown ones are refused.
     pub fn parse(body: Map<String, Value>) -> Result<Self, InvalidRequest> {
-        let mut body = Fields::of_body(body);
+        let mut body = Fields::of_body(with_recipe(body)?);
         let none = [json!([])];
         body.refuse("integrations", &none, "are not supported: this server calls nobody")?;
         body.refuse("depends_on", &none, "is not supported by this server")?;

@@ -198,9 +198,11 @@ impl Saves<'_> {
 
 fn told_of_serving(check: &ServedCheck) -> NewEvent {
     let ServedCheck { tokens, max_abs_logit_difference: off, top1_agreement } = check;
+    let differ =
+        if *off == 0.0 { "are equal".into() } else { format!("differ by at most {off:.1e}") };
     let message = format!(
-        "Served against trained: logits of {tokens} tokens differ by at most {off:.1e}, the \
-         likeliest token is the same at {:.1} %",
+        "Served against trained: logits of {tokens} tokens {differ}, the likeliest token is the \
+         same at {:.1} %",
         100.0 * top1_agreement
     );
     NewEvent { data: Some(json!(check)), ..NewEvent::info(message) }

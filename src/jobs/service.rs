@@ -13,6 +13,7 @@ use crate::store::{
     Checkpoint, Created, IdempotencyKey, Job, JobEvent, Listed, MetadataFilter, NewJob, Page,
     Store, StoreError,
 };
+use crate::worker::WorkerHandle;
 
 /// The route that idempotency keys of job requests belong to.
 const CREATE_ROUTE: &str = "POST /v1/fine_tuning/jobs";
@@ -35,6 +36,7 @@ pub type JobsResult<T> = Result<T, JobsError>;
 #[derive(Clone, Debug)]
 pub struct Jobs {
     catalog: Catalog,
+    worker: WorkerHandle,
 }
 
 /// A request, and all that it names looked up.
@@ -44,8 +46,9 @@ struct Settled {
 }
 
 impl Jobs {
-    pub fn new(catalog: Catalog) -> Self {
-        Self { catalog }
+    /// Jobs on the files and models of `catalog`, to be trained by `worker`.
+    pub fn new(catalog: Catalog, worker: WorkerHandle) -> Self {
+        Self { catalog, worker }
     }
 
     pub fn catalog(&self) -> &Catalog {
@@ -86,7 +89,7 @@ impl Jobs {
     pub async fn preflight(&self, tenant: &str, body: Map<String, Value>) -> JobsResult<Preflight> {
         let request = JobRequest::parse(body)?;
         let Settled { base, spec } = self.settle(tenant, &request).await?;
-        Preflight::of(&self.catalog, tenant, &base, &spec, &request).await
+        Preflight::of(&self.catalog, &self.worker, tenant, &base, &spec, &request).await
     }
 
     /// The tenant's job of that id.
@@ -245,8 +248,10 @@ impl Jobs {
 
 fn check_quantization(request: &JobRequest, base: &ServedBase) -> Result<(), InvalidRequest> {
     let resident = &base.info.dtype;
+    // Quantised scales are a way of holding the same format.
+    let plain = resident.trim_end_matches("-dq");
     match &request.quantization {
-        Some(asked) if asked != resident => {
+        Some(asked) if asked != resident && asked != plain => {
             let reason = format!(
                 "the base model is resident as `{resident}` and a job trains on it as it is; start \
                  the server with `--model SOURCE,quantize={asked}` to train on `{asked}`"

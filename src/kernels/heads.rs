@@ -60,6 +60,19 @@ pub struct Heads<'a> {
     pub rope: Option<&'a RopeTable>,
 }
 
+impl Heads<'_> {
+    /// Values that both directions need room for.
+    pub fn spare(&self) -> usize {
+        let [q, k] = [&self.q_norm, &self.k_norm].map(|n| group(n.as_ref(), self.head_dim));
+        2 * q.max(k)
+    }
+}
+
+/// Values that are normed together: a head, or all of them.
+fn group(norm: Option<&NormRow<'_>>, head_dim: usize) -> usize {
+    norm.map_or(head_dim, |norm| norm.weight.len())
+}
+
 /// Copies `x` cut to ±`clip`.
 #[inline(always)]
 fn clipped<S: Simd>(s: S, x: &[f32], clip: Option<f32>, y: &mut [f32]) {
@@ -84,7 +97,7 @@ fn rotate<S: Simd>(s: S, x: &mut [f32], (cos, sin): (&[f32], &[f32]), sign: f32)
 }
 
 kernel! {
-    /// Rows of `qkv` into rows of `q`, `k` and `v`. `spare` holds one head.
+    /// Rows of `qkv` into rows of `q`, `k` and `v`. `spare` holds [`Heads::spare`] values.
     pub fn forward(
         s,
         qkv: &[f32],
@@ -101,16 +114,17 @@ kernel! {
             let q = &mut q[row * qw..][..qw];
             let k = &mut k[row * kw..][..kw];
             for (x, to, norm) in [(&x[..qw], q, spec.q_norm), (&x[qw..qw + kw], k, spec.k_norm)] {
-                for (x, to) in x.chunks_exact(hd).zip(to.chunks_exact_mut(hd)) {
+                let group = group(norm.as_ref(), hd);
+                for (x, to) in x.chunks_exact(group).zip(to.chunks_exact_mut(group)) {
                     match norm {
                         Some(norm) => {
-                            clipped(s, x, spec.clip, &mut spare[..hd]);
-                            normalise(s, &spare[..hd], &norm, to);
+                            clipped(s, x, spec.clip, &mut spare[..group]);
+                            normalise(s, &spare[..group], &norm, to);
                         }
                         None => clipped(s, x, spec.clip, to),
                     }
                     if let Some(rope) = spec.rope {
-                        rotate(s, to, rope.at(position), 1.0);
+                        to.chunks_exact_mut(hd).for_each(|to| rotate(s, to, rope.at(position), 1.0));
                     }
                 }
             }
@@ -120,7 +134,7 @@ kernel! {
 }
 
 kernel! {
-    /// The way back: `dqkv` is overwritten. `spare` holds two heads.
+    /// The way back: `dqkv` is overwritten. `spare` holds [`Heads::spare`] values.
     pub fn backward(
         s,
         dq: &[f32],
@@ -133,8 +147,7 @@ kernel! {
         spare: &mut [f32],
     ) {
         let (qw, kw, hd) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.head_dim);
-        let (turned, before) = spare.split_at_mut(hd);
-        let before = &mut before[..hd];
+        let (turned, before) = spare.split_at_mut(spare.len() / 2);
         for (row, &position) in positions.iter().enumerate() {
             let x = &qkv[row * (qw + 2 * kw)..][..qw + 2 * kw];
             let dx = &mut dqkv[row * (qw + 2 * kw)..][..qw + 2 * kw];
@@ -145,11 +158,14 @@ kernel! {
                 (&dk[row * kw..][..kw], &x[qw..qw + kw], k_part, spec.k_norm),
             ];
             for (dy, x, dx, norm) in parts {
-                let heads = dy.chunks_exact(hd).zip(x.chunks_exact(hd)).zip(dx.chunks_exact_mut(hd));
-                for ((dy, x), dx) in heads {
+                let group = group(norm.as_ref(), hd);
+                let (turned, before) = (&mut turned[..group], &mut before[..group]);
+                let groups = dy.chunks_exact(group).zip(x.chunks_exact(group));
+                for ((dy, x), dx) in groups.zip(dx.chunks_exact_mut(group)) {
                     turned.copy_from_slice(dy);
                     if let Some(rope) = spec.rope {
-                        rotate(s, turned, rope.at(position), -1.0);
+                        let turn = |x: &mut [f32]| rotate(s, x, rope.at(position), -1.0);
+                        turned.chunks_exact_mut(hd).for_each(turn);
                     }
                     match norm {
                         Some(norm) => {

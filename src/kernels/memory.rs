@@ -1,4 +1,5 @@
-//! How much memory this process may still take.
+//! How much memory this process takes, and may still take.
+#![allow(unsafe_code)]
 
 use std::fs;
 use std::path::Path;
@@ -13,9 +14,29 @@ pub fn available_bytes() -> Option<usize> {
     }
 }
 
+/// Bytes of this process that lie in memory now. `None` where that is not known.
+pub fn resident_bytes() -> Option<usize> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    kilobytes(&status, "VmRSS:")
+}
+
+/// Gives freed memory back to the system that the allocator keeps for what may come.
+pub fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the call takes no pointer, and touches freed memory alone.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// `MemAvailable` of `/proc/meminfo`.
 fn meminfo(text: &str) -> Option<usize> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    kilobytes(text, "MemAvailable:")
+}
+
+/// The bytes that a line `name 123 kB` tells of.
+fn kilobytes(text: &str, name: &str) -> Option<usize> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<usize>().ok()? << 10)
 }
 

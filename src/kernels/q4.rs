@@ -45,6 +45,21 @@ impl PackedQ4 {
     }
 }
 
+/// Blocks of Q4_0 for `values`, as GGUF holds them.
+///
+/// # Panics
+/// If the values are no whole blocks.
+pub fn quantize(values: &[f32]) -> Vec<u8> {
+    assert_eq!(values.len() % BLOCK, 0, "values must be whole blocks");
+    let (cpu, mut bytes) = (Cpu::detect(), Vec::new());
+    for block in values.as_chunks::<BLOCK>().0 {
+        let (codes, scale) = quantize_block(cpu, block);
+        bytes.extend(scale.to_le_bytes());
+        bytes.extend((0..BLOCK / 2).map(|i| codes[i] | codes[i + BLOCK / 2] << 4));
+    }
+    bytes
+}
+
 fn read_block(bytes: &[u8; GGUF_BYTES]) -> ([u8; BLOCK], f16) {
     let mut codes = [0; BLOCK];
     for (i, byte) in bytes[2..].iter().enumerate() {

@@ -46,6 +46,21 @@ impl PackedQ8 {
     }
 }
 
+/// Blocks of Q8_0 for `values`, as GGUF holds them.
+///
+/// # Panics
+/// If the values are no whole blocks.
+pub fn quantize(values: &[f32]) -> Vec<u8> {
+    assert_eq!(values.len() % BLOCK, 0, "values must be whole blocks");
+    let (cpu, mut bytes) = (Cpu::detect(), Vec::new());
+    for block in values.as_chunks::<BLOCK>().0 {
+        let (codes, scale) = quantize_block(cpu, block);
+        bytes.extend(scale.to_le_bytes());
+        bytes.extend(codes.map(|code| code ^ 0x80));
+    }
+    bytes
+}
+
 fn read_block(bytes: &[u8; GGUF_BYTES]) -> ([u8; BLOCK], f16) {
     let codes = std::array::from_fn(|i| bytes[2 + i] ^ 0x80);
     (codes, f16::from_le_bytes([bytes[0], bytes[1]]))

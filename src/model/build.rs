@@ -117,10 +117,14 @@ impl<'a, B: Backend> Builder<'a, B> {
     fn heads(&mut self, path: &str, index: usize) -> Result<HeadsSpec<B::Rows>, ModelError> {
         let config = self.config;
         let norms = match config.names.qk_norm {
-            Some([q, k]) => Some([
-                self.norm(&format!("{path}{q}"), config.head_dim)?,
-                self.norm(&format!("{path}{k}"), config.head_dim)?,
-            ]),
+            Some([q, k]) => {
+                let [wide_q, wide_k] = match config.qk_norm_whole {
+                    true => [config.attention_width(), config.kv_width()],
+                    false => [config.head_dim; 2],
+                };
+                let q = self.norm(&format!("{path}{q}"), wide_q)?;
+                Some([q, self.norm(&format!("{path}{k}"), wide_k)?])
+            }
             None => None,
         };
         let (q_norm, k_norm) = norms.map(|[q, k]| (q.norm, k.norm)).unzip();
@@ -288,11 +292,12 @@ impl<'a, B: Backend> Builder<'a, B> {
 }
 
 fn attention(config: &DecoderConfig, index: usize) -> AttentionSpec {
+    let divisor = if config.attention_scale_by_layer { (index + 1) as f32 } else { 1.0 };
     AttentionSpec {
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
-        scale: config.attention_scale,
+        scale: config.attention_scale / divisor,
         window: config.layers[index].window,
         softcap: config.attention_softcap,
         alibi: config.alibi.clone(),

@@ -25,8 +25,12 @@ pub struct DecoderConfig {
     pub gated: bool,
     /// Multiplies `q · k`.
     pub attention_scale: f32,
+    /// The scale is divided by the layer's number, from 1 on (GPT-2 in Mistral's trainings).
+    pub attention_scale_by_layer: bool,
     pub attention_softcap: Option<f32>,
     pub clip_qkv: Option<f32>,
+    /// The norms on q and k, where there are any, are over all heads together, not over each.
+    pub qk_norm_whole: bool,
     pub alibi: Option<Vec<f32>>,
     pub layers: Vec<LayerConfig>,
     /// Multiplies embeddings: √d in Gemma, 1 elsewhere.

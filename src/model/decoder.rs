@@ -127,6 +127,11 @@ impl<B: Backend> Model<B> {
         b.cache(&self.cache_shape(blocks, format))
     }
 
+    /// How the cache is as exact as the weights, and no more.
+    pub fn kv_format(&self) -> KvFormat {
+        KvFormat::beside(self.format)
+    }
+
     /// Bytes one KV block takes over all layers.
     pub fn kv_bytes_per_block(&self, b: &B, format: KvFormat) -> usize {
         b.cache_block_bytes(&self.cache_shape(1, format))

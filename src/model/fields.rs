@@ -51,9 +51,22 @@ impl<'a> Fields<'a> {
 
     /// A positive whole number.
     pub fn optional_usize(&self, key: &str) -> Result<Option<usize>, ModelError> {
-        // Bounded so that products of two sizes cannot overflow.
-        let whole = |value: &Value| value.as_u64().filter(|n| (1..1 << 31).contains(n));
-        self.typed(key, "a positive whole number", |value| whole(value).map(|n| n as usize))
+        self.typed(key, "a positive whole number", |value| whole(value).filter(|&n| n > 0))
+    }
+
+    /// A whole number, or 0.
+    pub fn optional_count(&self, key: &str) -> Result<Option<usize>, ModelError> {
+        self.typed(key, "a whole number", whole)
+    }
+
+    /// Of what memory is taken for before a tensor is looked for: layers, heads, the size of a head.
+    pub fn small(&self, key: &str) -> Result<usize, ModelError> {
+        const MOST: usize = 1 << 14;
+        let value = self.usize(key)?;
+        match value <= MOST {
+            true => Ok(value),
+            false => Err(self.bad(key, "a whole number from 1 to 16384", value)),
+        }
     }
 
     pub fn f32(&self, key: &str) -> Result<f32, ModelError> {
@@ -112,6 +125,11 @@ impl<'a> Fields<'a> {
         ModelError::Unsupported { key: self.full(key), value: value.to_string() }
     }
 
+    /// `key` stands for something that does not exist or does not fit.
+    pub fn bad(&self, key: &str, expected: &'static str, found: impl ToString) -> ModelError {
+        ModelError::BadValue { key: self.full(key), expected, found: found.to_string() }
+    }
+
     pub fn missing(&self, key: &str) -> ModelError {
         ModelError::MissingKey { key: self.full(key) }
     }
@@ -137,4 +155,9 @@ impl<'a> Fields<'a> {
     fn full(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
+}
+
+/// Bounded so that products of two sizes cannot overflow.
+fn whole(value: &Value) -> Option<usize> {
+    value.as_u64().filter(|&n| n < 1 << 31).map(|n| n as usize)
 }

@@ -14,7 +14,7 @@ use super::fields::Fields;
 use super::vision::Vision;
 use super::{LoadOptions, Model, ModelError, ModelSource, families};
 use crate::backend::{Backend, WeightFormat};
-use crate::domain::{BaseInfo, ModuleShape, VisionInfo};
+use crate::domain::{BaseInfo, ModuleShape, TrainingCost, VisionInfo};
 use crate::gguf::Gguf;
 
 impl<B: Backend> Model<B> {
@@ -83,6 +83,7 @@ impl<B: Backend> Model<B> {
             tables: tables(&config),
             modules,
             default_targets: config.default_targets.iter().map(|&name| name.to_owned()).collect(),
+            training: TrainingCost::default(),
             vision: config.vision.as_ref().map(|vision| VisionInfo {
                 image_token: vision.image_token,
                 tokens_per_image: vision.tokens(),
@@ -90,7 +91,7 @@ impl<B: Backend> Model<B> {
             }),
         };
         let (info, eos_token_ids) = (Arc::new(info), config.eos_token_ids.clone());
-        Ok(Self {
+        let mut model = Self {
             info,
             eos_token_ids,
             embedding,
@@ -101,7 +102,10 @@ impl<B: Backend> Model<B> {
             config,
             format: held,
             report,
-        })
+        };
+        let cost = model.training_cost();
+        Arc::make_mut(&mut model.info).training = cost;
+        Ok(model)
     }
 
     fn set_fingerprint(&mut self, fingerprint: String) {

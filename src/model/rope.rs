@@ -66,7 +66,9 @@ fn scaled(
     let partial = partial.or(config.optional_f32("partial_rotary_factor")?).unwrap_or(1.0);
     let dim = (head_dim as f32 * partial) as usize;
     if dim == 0 || dim > head_dim || dim % 2 == 1 {
-        return Err(rope.unsupported("partial_rotary_factor", partial));
+        let expected = "such that an even number of a head's values turns";
+        let found = format!("{partial} of {head_dim}");
+        return Err(rope.bad("partial_rotary_factor", expected, found));
     }
     let frequencies = base(theta, dim);
     let kind = rope.optional_str("rope_type")?.or(rope.optional_str("type")?);

@@ -3,7 +3,7 @@
 use super::config::scaling;
 use super::targets::{Targets, resolve_targets};
 use super::{Fingerprints, content_key};
-use crate::domain::{AdapterSite, AdapterWeights, BaseInfo, LoraSpec, ModuleShape};
+use crate::domain::{AdapterSite, AdapterWeights, BaseInfo, LoraSpec, ModuleShape, TrainingCost};
 
 /// Two Llama layers of width 8, MLP 12, and an output head.
 pub(crate) fn tiny_base() -> BaseInfo {
@@ -42,6 +42,7 @@ pub(crate) fn tiny_base() -> BaseInfo {
         modules,
         default_targets: vec!["q_proj".to_owned(), "v_proj".to_owned()],
         vision: None,
+        training: TrainingCost::default(),
     }
 }
 

@@ -50,7 +50,7 @@ const SELECT: &str = "
 
 impl Store {
     /// Records a checkpoint with its adapter and the events that tell of it, and ends the streak of
-    /// crashes: the job got somewhere. One already there at the same step is replaced.
+    /// crashes and attempts: the job got somewhere. One already there at the same step is replaced.
     ///
     /// # Errors
     /// [`StoreError::LeaseLost`].
@@ -61,7 +61,7 @@ impl Store {
         events: &[NewEvent],
     ) -> StoreResult<()> {
         let mut tx = self.begin().await?;
-        let set = "step = case when step < $5 then $5 else step end, crash_streak = 0";
+        let set = "step = case when step < $5 then $5 else step end, crash_streak = 0, attempt = 1";
         self.fenced(&mut tx, lease, set, &[new.step.into()], events).await?;
         let adapter =
             adapters::insert(self.dialect, &mut tx, &new.adapter, IfTaken::Replace).await?;

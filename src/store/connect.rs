@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
-use sqlx::{Any, AnyPool, Executor, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, Connection, Executor, Transaction};
 
 use super::changes::Changes;
 use super::dialect::Dialect;
@@ -98,7 +98,7 @@ impl Store {
 async fn connect(dialect: Dialect, url: &str, most: u32, place: &str) -> StoreResult<AnyPool> {
     let failed = |source| StoreError::Open { place: place.to_owned(), source };
     let options = AnyConnectOptions::from_str(url).map_err(failed)?;
-    AnyPoolOptions::new()
+    let pool = AnyPoolOptions::new()
         .max_connections(most)
         .min_connections(1)
         .idle_timeout(None)
@@ -112,9 +112,21 @@ async fn connect(dialect: Dialect, url: &str, most: u32, place: &str) -> StoreRe
                 Ok(())
             })
         })
-        .connect_with(options)
-        .await
-        .map_err(failed)
+        .connect_with(options.clone())
+        .await;
+    match pool {
+        Err(sqlx::Error::PoolTimedOut) => Err(failed(why_no_connection(&options).await)),
+        pool => pool.map_err(failed),
+    }
+}
+
+/// A pool tries again until its time is over and forgets what was wrong; one connection says it.
+async fn why_no_connection(options: &AnyConnectOptions) -> sqlx::Error {
+    let one = AnyConnection::connect_with(options);
+    match tokio::time::timeout(ACQUIRE_TIMEOUT, one).await {
+        Ok(Err(error)) => error,
+        Ok(Ok(_)) | Err(_) => sqlx::Error::PoolTimedOut,
+    }
 }
 
 /// sqlx wants a URL; a path may hold characters that mean something there.

@@ -42,7 +42,7 @@ pub struct Job {
     pub validation_file: Option<FileId>,
     pub status: JobStatus,
     pub priority: i64,
-    /// Times it was claimed for training and not given back.
+    /// Times it was claimed for training since its last checkpoint and not given back.
     pub attempt: i64,
     /// Attempts that ended without a word since the last checkpoint.
     pub crash_streak: i64,

@@ -30,7 +30,9 @@ pub use window::Window;
 
 #[cfg(test)]
 mod tests {
-    use crate::domain::{BaseInfo, Hyperparameters, LoraSpec, LrScheduler, ModuleShape};
+    use crate::domain::{
+        BaseInfo, Hyperparameters, LoraSpec, LrScheduler, ModuleShape, TrainingCost,
+    };
 
     /// Small numbers for the unit tests of the pieces.
     pub fn hyperparameters() -> Hyperparameters {
@@ -82,6 +84,7 @@ mod tests {
             tables: Vec::new(),
             default_targets: vec!["q".into()],
             vision: None,
+            training: TrainingCost::default(),
         }
     }
 

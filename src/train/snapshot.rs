@@ -3,10 +3,11 @@
 //! Which examples come next, and every random number, are functions of seed and step (see
 //! [`super::data`] and [`super::rng`]), so the step is the whole cursor.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -16,7 +17,7 @@ use super::paging;
 use super::{TrainError, TrainRequest};
 use crate::backend::Backend;
 use crate::domain::{Example, Hyperparameters, LoraSpec};
-use crate::model::Trainee;
+use crate::model::{Parameter, Trainee};
 
 /// The one metadata key; one key alone keeps the bytes of the file reproducible.
 const HEADER: &str = "tandem_training_state";
@@ -84,24 +85,52 @@ struct Header {
 }
 
 /// One tensor on its way to the file.
-struct Entry {
-    name: String,
+struct Entry<'a, B: Backend> {
     dtype: Dtype,
     shape: Vec<usize>,
-    bytes: Vec<u8>,
+    content: Content<'a, B>,
 }
 
-impl Entry {
-    fn f32(name: String, (rows, width): (usize, usize), values: &[f32]) -> Self {
-        let bytes = bytemuck::cast_slice(values).to_vec();
-        Self { name, dtype: Dtype::F32, shape: vec![rows, width], bytes }
+/// Where its bytes are. What the device holds is brought over when its turn comes, so that the file
+/// is the only copy of the whole.
+enum Content<'a, B: Backend> {
+    Device(&'a B, &'a B::Rows),
+    Values(&'a [f32]),
+    Bytes(Vec<u8>),
+}
+
+impl<'a, B: Backend> Entry<'a, B> {
+    fn f32((rows, width): (usize, usize), content: Content<'a, B>) -> Self {
+        Self { dtype: Dtype::F32, shape: vec![rows, width], content }
     }
 
     /// A part of moments in the host's memory: codes in bytes, everything else in `f32`.
-    fn part(name: String, len: usize, bytes: &[u8]) -> Self {
+    fn part(len: usize, bytes: &[u8]) -> Self {
         let dtype = if bytes.len() == len { Dtype::U8 } else { Dtype::F32 };
         let shape = vec![bytes.len() / if dtype == Dtype::U8 { 1 } else { 4 }];
-        Self { name, dtype, shape, bytes: bytes.to_vec() }
+        Self { dtype, shape, content: Content::Bytes(bytes.to_vec()) }
+    }
+}
+
+impl<B: Backend> View for Entry<'_, B> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match &self.content {
+            Content::Device(b, rows) => bytemuck::cast_slice(&b.download(rows)).to_vec().into(),
+            Content::Values(values) => bytemuck::cast_slice(values).into(),
+            Content::Bytes(bytes) => bytes.into(),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * if self.dtype == Dtype::U8 { 1 } else { 4 }
     }
 }
 
@@ -119,34 +148,32 @@ pub fn write<B: Backend>(
     best: &[Vec<f32>],
 ) -> std::io::Result<Vec<u8>> {
     let mut entries = Vec::new();
-    for (index, parameter) in trainee.parameters_mut().enumerate() {
-        let (name, shape) = (parameter.name, b.shape(parameter.value));
-        entries.push(Entry::f32(name.to_owned(), shape, &b.download(parameter.value)));
+    for (index, Parameter { name, value, .. }) in trainee.parameters_mut().enumerate() {
+        let shape = b.shape(value);
+        entries.push((name.to_owned(), Entry::f32(shape, Content::Device(b, value))));
         match optimizer.state() {
             State::Device(moments) => {
                 let moments = &moments[index];
                 for (part, rows) in [("exp_avg", &moments.first), ("exp_avg_sq", &moments.second)] {
-                    entries.push(Entry::f32(format!("{name}.{part}"), shape, &b.download(rows)));
+                    let entry = Entry::f32(shape, Content::Device(b, rows));
+                    entries.push((format!("{name}.{part}"), entry));
                 }
             }
             State::Host(state) => {
                 for (part, bytes) in state.get(index)?.parts() {
-                    entries.push(Entry::part(format!("{name}.{part}"), shape.0 * shape.1, bytes));
+                    let entry = Entry::part(shape.0 * shape.1, bytes);
+                    entries.push((format!("{name}.{part}"), entry));
                 }
             }
         }
         if let Some(values) = best.get(index) {
-            entries.push(Entry::f32(format!("{BEST}{name}"), shape, values));
+            entries.push((format!("{BEST}{name}"), Entry::f32(shape, Content::Values(values))));
         }
     }
-    let views = entries.iter().map(|entry| {
-        let view = TensorView::new(entry.dtype, entry.shape.clone(), &entry.bytes);
-        (&entry.name, view.expect("the shape is that of the values"))
-    });
     let header =
         Header { version: VERSION, identity: identity.clone(), progress: progress.clone() };
     let header = serde_json::to_string(&header).expect("plain data has a JSON form");
-    Ok(safetensors::serialize(views, Some(HashMap::from([(HEADER.to_owned(), header)])))
+    Ok(safetensors::serialize(entries, Some(HashMap::from([(HEADER.to_owned(), header)])))
         .expect("names are unique and sizes add up"))
 }
 

@@ -6,22 +6,31 @@ use super::TrainRequest;
 use super::evaluate::add;
 use super::rng::{Site, Stream};
 use crate::backend::{Backend, LossSum};
+use crate::domain::LossNormalization;
 use crate::model::{LoraDropout, MicroBatch, MicroBatchOptions, Model, TrainBatch, Trainee};
 
 /// A window under way.
 ///
 /// Every token's loss weighs `1 /` labels of the *whole* window, however they fall on its
-/// micro-batches: the mean of means would weigh tokens of short answers more.
+/// micro-batches; or, where it is asked for, `1 /` labels of its micro-batch and the micro-batches'
+/// count.
 pub struct Window<B: Backend> {
     waiting: std::vec::IntoIter<TrainBatch>,
-    running: Option<MicroBatch<B>>,
+    running: Option<Running<B>>,
     /// Micro-batches begun.
     begun: usize,
     loss: LossSum,
     labels: usize,
+    micro_batches: usize,
     tokens: usize,
     since: Instant,
     options: Options,
+}
+
+struct Running<B: Backend> {
+    micro_batch: MicroBatch<B>,
+    /// What its labels weigh against those of the whole window.
+    share: f64,
 }
 
 /// What differs from one run to the next.
@@ -33,6 +42,7 @@ struct Options {
     neftune_alpha: f32,
     hidden_size: usize,
     keep_bytes: usize,
+    normalization: LossNormalization,
 }
 
 impl<B: Backend> Window<B> {
@@ -52,6 +62,7 @@ impl<B: Backend> Window<B> {
             neftune_alpha: request.hyperparameters.neftune_alpha as f32,
             hidden_size,
             keep_bytes,
+            normalization: request.hyperparameters.loss_normalization,
         };
         Self::with(batches, options)
     }
@@ -65,6 +76,7 @@ impl<B: Backend> Window<B> {
             neftune_alpha: 0.0,
             hidden_size: 0,
             keep_bytes: 0,
+            normalization: LossNormalization::Window,
         };
         Self::with(batches, options)
     }
@@ -72,6 +84,7 @@ impl<B: Backend> Window<B> {
     fn with(batches: Vec<TrainBatch>, options: Options) -> Self {
         Self {
             labels: batches.iter().map(TrainBatch::trained_tokens).sum(),
+            micro_batches: batches.len(),
             tokens: batches.iter().map(TrainBatch::tokens).sum(),
             waiting: batches.into_iter(),
             running: None,
@@ -102,22 +115,36 @@ impl<B: Backend> Window<B> {
     ) -> Option<LossSum> {
         if self.running.is_none() {
             let Some(batch) = self.waiting.next() else { return Some(self.loss) };
-            let options = self.options.micro_batch(&batch, self.begun, self.labels);
-            self.running = Some(MicroBatch::start(batch, options));
+            self.running = Some(self.begin(batch));
             self.begun += 1;
         }
-        let found = self.running.as_mut().and_then(|micro| micro.advance(b, model, trainee))?;
+        let Running { micro_batch, share } = self.running.as_mut()?;
+        let mut found = micro_batch.advance(b, model, trainee)?;
+        found.loss *= *share;
         add(&mut self.loss, found);
         self.running = None;
         (self.waiting.len() == 0).then_some(self.loss)
     }
+
+    fn begin(&self, batch: TrainBatch) -> Running<B> {
+        let share = match self.options.normalization {
+            LossNormalization::Window => 1.0,
+            LossNormalization::MicroBatch => {
+                let even = self.labels as f64 / self.micro_batches as f64;
+                even / batch.trained_tokens().max(1) as f64
+            }
+        };
+        let weight = (share / self.labels as f64) as f32;
+        let options = self.options.micro_batch(&batch, self.begun, weight);
+        Running { micro_batch: MicroBatch::start(batch, options), share }
+    }
 }
 
 impl Options {
-    fn micro_batch(&self, batch: &TrainBatch, number: usize, labels: usize) -> MicroBatchOptions {
+    fn micro_batch(&self, batch: &TrainBatch, number: usize, weight: f32) -> MicroBatchOptions {
         let stream = |site| Stream::new(self.seed, self.step as u64, site);
         MicroBatchOptions {
-            weight: 1.0 / labels as f32,
+            weight,
             dropout: (self.dropout > 0.0)
                 .then(|| LoraDropout { p: self.dropout, key: stream(Site::Dropout(number)).key() }),
             noise: (self.neftune_alpha > 0.0)
@@ -157,6 +184,7 @@ mod tests {
             neftune_alpha: 5.0,
             hidden_size: 4,
             keep_bytes: 0,
+            normalization: LossNormalization::Window,
         };
         let example = |n: usize| crate::domain::Example { ids: vec![1; n], labels: vec![1; n] };
         let batch = TrainBatch::new(&[example(25), example(4)]);

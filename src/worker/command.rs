@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::domain::{FinishReason, GenerationRequest, PromptToken, SampledToken};
+use crate::domain::{FinishReason, GenerationRequest, PromptToken, SampledToken, Survey};
 use crate::train::{TrainEvent, TrainRequest};
 
 /// One message to the device thread.
@@ -20,6 +20,8 @@ pub enum Command {
     },
     /// Train an adapter beside the requests. Dropping the receiver cancels the run.
     Train { run: Box<TrainRequest>, control: Arc<TrainControl>, events: mpsc::Sender<TrainEvent> },
+    /// Look at what there is for a training run on this base model.
+    Survey { base: String, done: oneshot::Sender<Survey> },
     /// Look at the stop flag: the thread may be asleep on this channel.
     Stop,
 }

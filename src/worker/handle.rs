@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{Command, GenerationEvent, TrainControl, WorkerError, WorkerStats};
-use crate::domain::{BaseInfo, GenerationRequest};
+use crate::domain::{BaseInfo, GenerationRequest, Survey};
 use crate::train::{TrainEvent, TrainRequest};
 
 /// Sends commands to the device thread.
@@ -90,6 +90,13 @@ impl WorkerHandle {
             Command::Train { run: Box::new(run), control: Arc::clone(&control), events: sender };
         self.send(command)?;
         Ok(TrainEvents { events, control })
+    }
+
+    /// What there is for a training run on `base`; `None` if the device thread does not say.
+    pub async fn survey(&self, base: &str) -> Option<Survey> {
+        let (done, answer) = oneshot::channel();
+        self.send(Command::Survey { base: base.to_owned(), done }).ok()?;
+        answer.await.ok()
     }
 
     fn send(&self, command: Command) -> Result<(), WorkerError> {

@@ -16,6 +16,7 @@
 //! answer     logits to events
 //! panics     when to give up
 //! training   runs of training, one at a time
+//! survey     what there is for a run: room, and pace
 //! ```
 //! What runs together never shows in what is answered: the numbers of a row depend on that row
 //! alone, tokens are drawn by seed and index, and what gave way is computed again to the bit.
@@ -40,6 +41,7 @@ mod scheduler;
 mod sequence;
 mod start;
 mod stats;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod training;

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::lane::Lane;
 use super::panics::PanicWatch;
 use super::sequence::Request;
+use super::survey::survey;
 use super::training::{Training, Turn};
 use super::{Command, GenerationEvent, WorkerError, WorkerStats};
 use crate::backend::Backend;
@@ -131,6 +132,12 @@ impl<B: Backend> Device<B> {
                 self.accept_request(*request, stops, events);
             }
             Command::Train { run, control, events } => self.training.push(*run, control, events),
+            Command::Survey { base, done } => {
+                let lane = self.lanes.iter().find(|lane| *lane.model.info.name == *base);
+                let memory = self.training.memory();
+                let found = lane.map(|lane| survey(&mut self.backend, lane, memory));
+                let _gone_is_fine = found.map(|found| done.send(found));
+            }
             Command::Stop => {}
         }
     }

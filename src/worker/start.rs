@@ -46,8 +46,8 @@ pub struct WorkerSettings {
     /// Most memory for keys and values, shared evenly among the base models; a model takes no more
     /// of it than a full batch at the end of its context and some prefixes besides.
     pub kv_cache_bytes: usize,
-    /// How keys and values are held.
-    pub kv_format: KvFormat,
+    /// How keys and values are held; `None`: [`KvFormat::beside`] the weights.
+    pub kv_format: Option<KvFormat>,
     /// Memory for resident adapters, shared evenly among the base models.
     pub adapter_cache_bytes: usize,
     /// Memory for the features of pictures, shared evenly among the base models.
@@ -69,7 +69,7 @@ impl Default for WorkerSettings {
             max_waiting: 1024,
             max_waiting_tokens: usize::MAX,
             kv_cache_bytes: 1 << 30,
-            kv_format: KvFormat::F32,
+            kv_format: Some(KvFormat::F32),
             adapter_cache_bytes: 512 << 20,
             picture_cache_bytes: 256 << 20,
             training_latency_budget: Duration::from_millis(20),
@@ -198,7 +198,8 @@ fn load_one<B: Backend>(
     let mut model = Model::load(b, &base.source, &base.options)
         .map_err(|source| StartError::Load { base: name(), source })?;
     let given_bytes = settings.kv_cache_bytes / shares;
-    let block_bytes = model.kv_bytes_per_block(b, settings.kv_format);
+    let kv_format = settings.kv_format.unwrap_or_else(|| model.kv_format());
+    let block_bytes = model.kv_bytes_per_block(b, kv_format);
     let tokens = settings.max_batch_tokens.max(1);
     let limits = StepLimits {
         tokens,
@@ -224,6 +225,6 @@ fn load_one<B: Backend>(
     }
     let adapter_bytes = settings.adapter_cache_bytes / shares;
     let picture_bytes = settings.picture_cache_bytes / shares;
-    let room = (blocks, settings.kv_format);
+    let room = (blocks, kv_format);
     Ok(Lane::new(b, model, limits, room, adapter_bytes, picture_bytes))
 }

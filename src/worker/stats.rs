@@ -1,6 +1,8 @@
 //! What the device thread tells about itself: counters anybody may read without asking it.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::WorkerError;
@@ -34,6 +36,8 @@ pub struct WorkerStats {
     pub milli_tokens_per_second: AtomicU64,
     /// Device time spent on steps of serving, in microseconds.
     pub serving_micros: AtomicU64,
+    /// Whether a run holds memory of the device.
+    pub training: AtomicBool,
     /// Optimiser steps.
     pub training_steps: AtomicU64,
     /// Device time spent on units of training, in microseconds.
@@ -42,6 +46,8 @@ pub struct WorkerStats {
     pub longest_unit_micros: AtomicU64,
     pub adapters_resident: AtomicUsize,
     pub panics: AtomicU64,
+    /// Operations per second of training, as its last steps had it, by base model.
+    training_rates: Mutex<HashMap<String, f64>>,
 }
 
 impl WorkerStats {
@@ -94,6 +100,20 @@ impl WorkerStats {
         let before = self.milli_tokens_per_second.load(Relaxed);
         let smooth = if before == 0 { now } else { (before * 15 + now) / 16 };
         self.milli_tokens_per_second.store(smooth, Relaxed);
+    }
+
+    /// Notes how fast a step of training on `base` was.
+    pub fn note_training_rate(&self, base: &str, rate: f64) {
+        let mut rates = self.training_rates.lock().unwrap_or_else(PoisonError::into_inner);
+        match rates.get_mut(base) {
+            Some(known) => *known += (rate - *known) / 4.0,
+            None => drop(rates.insert(base.to_owned(), rate)),
+        }
+    }
+
+    /// Operations per second of training on `base`, once a step was measured.
+    pub fn training_rate(&self, base: &str) -> Option<f64> {
+        self.training_rates.lock().unwrap_or_else(PoisonError::into_inner).get(base).copied()
     }
 
     /// Between 1 and 60: clients give up on anything longer.

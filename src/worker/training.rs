@@ -73,6 +73,11 @@ impl<B: Backend> Training<B> {
         self.waiting.push_back((run, owner));
     }
 
+    /// Bytes of activations a run may keep, where that is bounded.
+    pub fn memory(&self) -> Option<usize> {
+        self.memory
+    }
+
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.active.is_none() && self.leaving.is_empty()
     }
@@ -89,6 +94,7 @@ impl<B: Backend> Training<B> {
         if self.active.is_none() {
             self.start_next(b, lanes, stats);
         }
+        stats.training.store(self.active.is_some(), Relaxed);
         if !serving {
             self.credit = 0.0;
             return self.timed_unit(b, lanes, stats);

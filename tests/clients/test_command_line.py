@@ -31,7 +31,7 @@ def test_wrong_options_are_usage_errors():
     refused(2, "--nonsense", "serve", "--nonsense")
     refused(2, "listen", "serve", "--listen", "nonsense")
     refused(2, "api-key", "serve", "--listen", "0.0.0.0:0")
-    refused(2, "config.json", "serve", "--model", "/nowhere/at/all")
+    refused(2, "no such folder", "serve", "--model", "/nowhere/at/all")
     refused(2, "threads", env={"TANDEM_THREADS": "0"})
 
 

@@ -18,9 +18,9 @@ def convert(*args, code=0):
     return done.stdout + done.stderr
 
 
-def greedy(model):
-    with server.running("--model", f"it={model}") as running:
-        body = {"model": "it", "prompt": "Once upon a time", "max_tokens": 24, "temperature": 0}
+def greedy(model, *options, name="it"):
+    with server.running("--model", f"it={model}", *options) as running:
+        body = {"model": name, "prompt": "Once upon a time", "max_tokens": 24, "temperature": 0}
         request = urllib.request.Request(
             running.url + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
@@ -50,6 +50,45 @@ def test_gguf_and_safetensors_hold_the_same_weights():
 
         texts = {greedy("demo"), greedy(folder / "plain.gguf"), greedy(folder / "folder")}
         assert len(texts) == 1 and texts != {""}, texts
+
+
+def random_adapter(folder, tensors):
+    """A PEFT adapter of random numbers for q and v, the rank of v its own."""
+    folder.mkdir()
+    random, matrices = numpy.random.default_rng(5), {}
+    for name, weight in tensors.items():
+        module = name.removesuffix(".weight")
+        if module.endswith(("q_proj", "v_proj")):
+            r = 4 if module.endswith("q_proj") else 3
+            for matrix, shape in [("lora_A", (r, weight.shape[1])), ("lora_B", (weight.shape[0], r))]:
+                values = random.standard_normal(shape).astype(numpy.float32) * 0.3
+                matrices[f"base_model.model.{module}.{matrix}.weight"] = values
+    safetensors.numpy.save_file(matrices, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "rank_pattern": {"v_proj": 3}}
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["q_proj", "v_proj"]}))
+    return matrices
+
+
+def test_adapters_go_to_gguf_and_back():
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        convert("demo", "--out", folder / "base", "--type", "f32")
+        matrices = random_adapter(folder / "peft", safetensors.numpy.load_file(folder / "base" / "model.safetensors"))
+        convert("demo", "--adapter", folder / "peft", "--adapter-only", "--out", folder / "adapter.gguf")
+        convert("demo", "--adapter", folder / "adapter.gguf", "--adapter-only", "--out", folder / "back")
+
+        reader = gguf.GGUFReader(folder / "adapter.gguf")
+        said = {key: reader.fields[key].contents() for key in ["general.type", "adapter.type", "adapter.lora.alpha"]}
+        assert said == {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 8.0}, said
+        names = {tensor.name for tensor in reader.tensors}
+        assert "blk.0.attn_q.weight.lora_a" in names and "blk.0.attn_v.weight.lora_b" in names, names
+        back = safetensors.numpy.load_file(folder / "back" / "adapter_model.safetensors")
+        assert all(numpy.array_equal(back[name], values) for name, values in matrices.items())
+
+        convert("demo", "--adapter", folder / "adapter.gguf", "--out", folder / "merged.gguf", "--type", "f32")
+        texts = {greedy("demo", "--adapter", f"a={folder / kind}", name="a") for kind in ["peft", "adapter.gguf", "back"]}
+        assert texts == {greedy(folder / "merged.gguf")} and texts != {greedy("demo")}, texts
+        assert "general.type" in convert("demo", "--adapter", folder / "merged.gguf", "--out", folder / "x", code=78)
 
 
 def test_what_cannot_be_converted_is_said():

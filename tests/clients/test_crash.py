@@ -1,4 +1,5 @@
 """kill -9 in the middle of a job: after a restart it goes on and ends with the very same weights."""
+import atexit
 import hashlib
 import os
 import pathlib
@@ -11,9 +12,10 @@ import uuid
 import server
 
 TEACH = pathlib.Path(__file__).resolve().parents[1] / "golden" / "teach.jsonl"
-STEPS = 24
-# Each costs a second or so; more in an idle hour: `TANDEM_KILLS=200`.
+# Each costs a second or so; more in an idle hour: `TANDEM_KILLS=200 TANDEM_PAUSES=20`.
 KILLS = int(os.environ.get("TANDEM_KILLS", "8"))
+PAUSES = int(os.environ.get("TANDEM_PAUSES", "3"))
+CHECKPOINT_STEPS = 3
 
 
 def upload(url, name="teach.jsonl"):
@@ -28,8 +30,8 @@ def upload(url, name="teach.jsonl"):
     return file["id"]
 
 
-def create_job(url):
-    hyperparameters = {"max_steps": STEPS, "batch_size": 4, "checkpoint_steps": 3}
+def create_job(url, steps):
+    hyperparameters = {"max_steps": steps, "batch_size": 4, "checkpoint_steps": CHECKPOINT_STEPS}
     body = {
         "model": "demo",
         "training_file": upload(url),
@@ -53,6 +55,11 @@ def checkpoints(url, job):
     status, found = server.request(f"{url}/v1/fine_tuning/jobs/{job}/checkpoints?limit=100")
     assert status == 200, found
     return found["data"]
+
+
+def newest_step(url, job):
+    assert job_of(url, job)["status"] not in ("failed", "cancelled"), job_of(url, job)
+    return max((checkpoint["step_number"] for checkpoint in checkpoints(url, job)), default=0)
 
 
 def wait(condition, what, patience=240.0):
@@ -80,22 +87,30 @@ def weights(data):
     return {hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def test_killed_jobs_end_with_the_same_weights():
-    with tempfile.TemporaryDirectory() as folder:
-        calm = server.Server(pathlib.Path(folder) / "calm").wait_until_ready()
-        finished(calm.url, create_job(calm.url))
-        assert calm.stop() == 0
-        expected = weights(calm.data)
-        assert expected
+def undisturbed(folder, steps):
+    """The adapters of a job that nothing happens to."""
+    calm = server.Server(pathlib.Path(folder) / "calm").wait_until_ready()
+    finished(calm.url, create_job(calm.url, steps))
+    assert calm.stop() == 0
+    expected = weights(calm.data)
+    assert expected
+    return expected
 
+
+def test_killed_jobs_end_with_the_same_weights():
+    # A checkpoint for each kill, so that each falls into the job.
+    steps = CHECKPOINT_STEPS * KILLS
+    with tempfile.TemporaryDirectory() as folder:
+        expected = undisturbed(folder, steps)
         data = pathlib.Path(folder) / "stormy"
         stormy = server.Server(data).wait_until_ready()
-        job = create_job(stormy.url)
+        atexit.register(lambda: stormy.process.poll() is None and stormy.kill())
+        job = create_job(stormy.url, steps)
         dice = random.Random(1)
         for kill in range(KILLS):
-            known = len(checkpoints(stormy.url, job))
+            known = newest_step(stormy.url, job)
             wait(
-                lambda: len(checkpoints(stormy.url, job)) > known or job_of(stormy.url, job)["status"] == "succeeded",
+                lambda: newest_step(stormy.url, job) > known or job_of(stormy.url, job)["status"] == "succeeded",
                 f"a checkpoint before kill {kill}",
             )
             time.sleep(dice.uniform(0, 0.4))
@@ -110,6 +125,37 @@ def test_killed_jobs_end_with_the_same_weights():
         assert status == 200, answer
         assert stormy.stop() == 0
         assert weights(data) == expected
+
+
+def test_a_job_goes_through_rounds_of_pause_restart_and_resume():
+    steps = 12 * PAUSES
+    with tempfile.TemporaryDirectory() as folder:
+        expected = undisturbed(folder, steps)
+        data = pathlib.Path(folder) / "halting"
+        halting = server.Server(data).wait_until_ready()
+        atexit.register(lambda: halting.process.poll() is None and halting.kill())
+        job = create_job(halting.url, steps)
+        dice = random.Random(3)
+        step = lambda: job_of(halting.url, job).get("step") or 0
+        for turn in range(PAUSES):
+            known = step()
+            wait(lambda: step() > known, f"a step before pause {turn}")
+            time.sleep(dice.uniform(0, 0.1))
+            status, answer = server.request(f"{halting.url}/v1/fine_tuning/jobs/{job}/pause", b"")
+            if status == 409 and job_of(halting.url, job)["status"] == "succeeded":
+                break
+            assert status == 200, answer
+            # Sometimes the run has let go when the server ends, sometimes it has not.
+            time.sleep(dice.uniform(0, 0.1))
+            halting.kill() if turn % 2 else halting.stop()
+            halting = server.Server(data).wait_until_ready()
+            assert job_of(halting.url, job)["status"] == "paused"
+            status, answer = server.request(f"{halting.url}/v1/fine_tuning/jobs/{job}/resume", b"")
+            assert status == 200, answer
+        finished(halting.url, job)
+        assert halting.stop() == 0
+        # A pause leaves a checkpoint of its own beside those of the undisturbed job.
+        assert expected <= weights(data)
 
 
 def stored(data):
@@ -157,7 +203,7 @@ def test_kills_during_uploads_leave_nothing():
 def test_everything_survives_a_restart():
     with tempfile.TemporaryDirectory() as folder:
         first = server.Server(pathlib.Path(folder) / "data").wait_until_ready()
-        job = create_job(first.url)
+        job = create_job(first.url, 4 * CHECKPOINT_STEPS)
         name = finished(first.url, job)["fine_tuned_model"]
         ask = {"model": name, "prompt": "Once", "max_tokens": 8, "temperature": 0}
         before = server.request(first.url + "/v1/completions", ask)
@@ -167,5 +213,5 @@ def test_everything_survives_a_restart():
         after = server.request(second.url + "/v1/completions", ask)
         assert after[0] == 200, after
         assert after[1]["choices"][0]["text"] == before[1]["choices"][0]["text"]
-        assert len(checkpoints(second.url, job)) == STEPS // 3
+        assert len(checkpoints(second.url, job)) == 4
         second.stop()

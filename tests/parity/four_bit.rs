@@ -15,6 +15,7 @@ use tandem::model::{
 };
 
 use super::golden;
+use crate::support::emulator;
 
 const CODES: [(&str, Code); 2] = [("nf4", Code::Nf4), ("fp4", Code::Fp4)];
 
@@ -194,6 +195,11 @@ fn the_definition_on_the_reference_backend() {
 #[test]
 fn the_definition_on_the_cpu_backend() {
     follows_the_definition(&mut CpuBackend::new(2));
+}
+
+#[test]
+fn the_definition_on_the_emulated_cuda_backend() {
+    follows_the_definition(&mut emulator::cuda());
 }
 
 fn quantised<B: Backend>(b: &mut B, base: &str, format: WeightFormat) -> Model<B> {

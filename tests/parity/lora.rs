@@ -6,6 +6,7 @@ use tandem::backend::reference::ReferenceBackend;
 use tandem::model::{AdapterRows, MicroBatchOptions, TrainBatch, Trainee};
 
 use super::golden;
+use crate::support::emulator;
 
 /// The case and its base model.
 const CASES: [(&str, &str); 9] = [
@@ -88,4 +89,14 @@ fn gradients_on_the_reference_backend() {
 #[test]
 fn gradients_on_the_cpu_backend() {
     loss_and_every_gradient_are_those_of_peft(&mut CpuBackend::new(2));
+}
+
+#[test]
+fn logits_on_the_emulated_cuda_backend() {
+    an_adapter_changes_the_rows_that_wear_it_and_no_others(&mut emulator::cuda());
+}
+
+#[test]
+fn gradients_on_the_emulated_cuda_backend() {
+    loss_and_every_gradient_are_those_of_peft(&mut emulator::cuda());
 }

@@ -8,6 +8,7 @@ use tandem::backend::{BLOCK_TOKENS, Backend, SequenceRows};
 use tandem::model::{LoadOptions, Model, ModelSource, Step};
 
 use super::golden;
+use crate::support::emulator;
 
 pub const FAMILIES: [&str; 12] = [
     "llama_gqa",
@@ -188,6 +189,26 @@ fn same_bits_on_the_reference_backend() {
 #[test]
 fn same_bits_on_the_cpu_backend() {
     chunks_batches_and_the_cache_leave_every_bit_as_it_is(&mut CpuBackend::new(2));
+}
+
+#[test]
+fn logits_on_the_emulated_cuda_backend() {
+    every_family_gives_the_logits_of_transformers(&mut emulator::cuda());
+}
+
+#[test]
+fn ragged_batches_on_the_emulated_cuda_backend() {
+    a_ragged_batch_gives_each_sequence_its_own_logits(&mut emulator::cuda());
+}
+
+#[test]
+fn greedy_tokens_on_the_emulated_cuda_backend() {
+    greedy_tokens_are_those_of_transformers(&mut emulator::cuda());
+}
+
+#[test]
+fn same_bits_on_the_emulated_cuda_backend() {
+    chunks_batches_and_the_cache_leave_every_bit_as_it_is(&mut emulator::cuda());
 }
 
 #[test]

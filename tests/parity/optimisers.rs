@@ -8,6 +8,7 @@ use tandem::backend::reference::ReferenceBackend;
 use tandem::backend::{AdamStep, Backend, HostMoments, MOMENTS_BLOCK, Moments8};
 
 use super::golden;
+use crate::support::emulator;
 
 struct Case {
     tensors: HashMap<String, Vec<u8>>,
@@ -122,4 +123,5 @@ fn eight_bits_on_the_cpu_backend() {
 fn moments_beside_the_device() {
     beside_the_device(&mut ReferenceBackend);
     beside_the_device(&mut CpuBackend::new(2));
+    beside_the_device(&mut emulator::cuda());
 }

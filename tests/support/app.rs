@@ -17,6 +17,7 @@ use tandem::artifacts::Artifacts;
 use tandem::catalog::{Catalog, CatalogOptions, ServedBase};
 use tandem::domain::{
     BaseInfo, FinishReason, GenerationRequest, PromptToken, SampledToken, TokenLogprob,
+    TrainingCost,
 };
 use tandem::engine::Engine;
 use tandem::store::Store;
@@ -270,6 +271,7 @@ fn base() -> Arc<BaseInfo> {
         tables: Vec::new(),
         default_targets: Vec::new(),
         vision: None,
+        training: TrainingCost::default(),
     })
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
-use tandem::domain::{AdapterSite, AdapterWeights, BaseInfo, TrainMetrics};
+use tandem::domain::{AdapterSite, AdapterWeights, BaseInfo, TrainMetrics, TrainingCost};
 use tandem::worker::{
     Command, TrainControl, TrainEvent, TrainRequest, TrainSnapshot, WorkerHandle,
 };
@@ -81,6 +81,7 @@ fn base() -> BaseInfo {
         tables: Vec::new(),
         default_targets: Vec::new(),
         vision: None,
+        training: TrainingCost::default(),
     }
 }
 

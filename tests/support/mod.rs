@@ -3,5 +3,6 @@
 pub mod app;
 pub mod database;
 pub mod device;
+pub mod emulator;
 pub mod postgres;
 pub mod workshop;

@@ -77,7 +77,7 @@ impl Workshop {
             store: store.clone(),
             artifacts,
             worker: handle.clone(),
-            prepare: Arc::new(Preparation::new(catalog.clone())),
+            prepare: Arc::new(Preparation::new(catalog.clone(), handle.clone())),
             server_id: "workshop".to_owned(),
             timing: LeaseTiming::default(),
         };

@@ -14,6 +14,9 @@ pub struct CreateFineTuningJob {
     /// A file of purpose `fine-tune`: messages, prompt/completion, Alpaca, ShareGPT, text or ids.
     pub(super) training_file: String,
     pub(super) validation_file: Option<String>,
+    /// A well-known fine-tune, whose settings fill what the request leaves open: `alpaca`,
+    /// `guanaco-qlora`, `mpt-instruct` or `mpt-storywriter`.
+    pub(super) recipe: Option<String>,
     /// 1 to 64 of letters, digits, `.`, `_`, `-`: a part of the result's name.
     pub(super) suffix: Option<String>,
     /// 0 to 2147483647.
@@ -85,6 +88,9 @@ pub struct SupervisedHyperparameters {
     max_steps: Option<u64>,
     /// Tokens; longer examples are cut.
     max_seq_length: Option<u64>,
+    /// What a token's loss is divided by: labels of the whole accumulation `window`, the default, or
+    /// of its `micro_batch`, and the means averaged.
+    loss_normalization: Option<String>,
     packing: Option<bool>,
     shuffle: Option<bool>,
     /// `completion` or `all`.

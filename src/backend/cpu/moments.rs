@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::pieces::PIECE;
-use super::{CpuBackend, CpuRows, specs};
+use super::{CpuBackend, CpuRows};
 use crate::backend::{AdamStep, HostMoments, Moments8};
 use crate::kernels::split::{PerItem, split};
 use crate::kernels::{dynamic, optimiser};
@@ -18,7 +18,7 @@ impl CpuBackend {
         v: &mut CpuRows,
         step: &AdamStep,
     ) {
-        let (adam, cpu, g) = (specs::adam(step), self.cpu, g.values());
+        let (adam, cpu, g) = (step.factors(), self.cpu, g.values());
         assert!(p.values().len() == g.len() && m.values().len() == g.len());
         assert_eq!(v.values().len(), g.len(), "moments have the size of the parameter");
         let count = g.len().div_ceil(PIECE);
@@ -41,7 +41,7 @@ impl CpuBackend {
         moments: HostMoments<'_>,
         step: &AdamStep,
     ) {
-        let (adam, cpu, g) = (specs::adam(step), self.cpu, g.values());
+        let (adam, cpu, g) = (step.factors(), self.cpu, g.values());
         assert_eq!(p.values().len(), g.len(), "a gradient has the size of its parameter");
         const BLOCK: usize = dynamic::BLOCK;
         let (blocks, p) = (g.len().div_ceil(BLOCK), PerItem::new(p.values_mut(), BLOCK));

@@ -41,10 +41,15 @@ impl Backend for CpuBackend {
 
     fn trim(&mut self) {
         self.free = FreeList::default();
+        memory::give_back();
     }
 
     fn available_bytes(&self) -> Option<usize> {
         memory::available_bytes()
+    }
+
+    fn resident_bytes(&self) -> Option<usize> {
+        memory::resident_bytes()
     }
 
     fn upload(&mut self, values: &[f32], rows: usize, width: usize) -> CpuRows {
@@ -246,7 +251,7 @@ impl Backend for CpuBackend {
         );
         split(&self.pool, positions.len(), 2 * width, out, |rows, (q, k, v)| {
             let x = &qkv.values()[span(&rows, width)];
-            with_values(spec.head_dim, |spare| {
+            with_values(all.spare(), |spare| {
                 heads::forward(cpu, x, &all, &positions[rows], q, k, v, spare);
             });
         });
@@ -435,7 +440,7 @@ impl Backend for CpuBackend {
             let x = &qkv.values()[span(&rows, width)];
             let (dq, dk) = (&dq.values()[span(&rows, qw)], &dk.values()[span(&rows, kw)]);
             let dv = &dv.values()[span(&rows, kw)];
-            with_values(2 * spec.head_dim, |spare| {
+            with_values(all.spare(), |spare| {
                 heads::backward(cpu, dq, dk, dv, x, &all, &positions[rows], dx, spare);
             });
         });

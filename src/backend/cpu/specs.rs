@@ -2,14 +2,11 @@
 
 use super::CpuRows;
 use super::rope::RopeTables;
-use crate::backend::{
-    Activation, AdamStep, AttentionSpec, HeadsSpec, Norm, NormKind, SequenceRows,
-};
+use crate::backend::{Activation, AttentionSpec, HeadsSpec, Norm, NormKind, SequenceRows};
 use crate::kernels::attention::Attention;
 use crate::kernels::heads::Heads;
 use crate::kernels::mlp::Act;
 use crate::kernels::norm::NormRow;
-use crate::kernels::optimiser::Adam;
 
 pub(super) fn act(act: Activation) -> Act {
     match act {
@@ -70,19 +67,5 @@ pub(super) fn heads<'a>(
         k_norm: spec.k_norm.as_ref().map(norm),
         rope: (!frequencies.is_empty())
             .then(|| tables.table(frequencies, spec.rope_scale, positions)),
-    }
-}
-
-/// The factors of one step, computed in `f64` and applied in `f32`.
-pub(super) fn adam(step: &AdamStep) -> Adam {
-    let power = i32::try_from(step.step).unwrap_or(i32::MAX);
-    Adam {
-        decay: (1.0 - step.learning_rate * step.weight_decay) as f32,
-        beta2: step.beta2 as f32,
-        rest1: (1.0 - step.beta1) as f32,
-        rest2: (1.0 - step.beta2) as f32,
-        rate: (step.learning_rate / (1.0 - step.beta1.powi(power))) as f32,
-        correction: (1.0 - step.beta2.powi(power)).sqrt() as f32,
-        epsilon: step.epsilon as f32,
     }
 }

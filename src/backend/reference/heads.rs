@@ -13,18 +13,16 @@ pub(super) fn forward(
 ) {
     let clipped = clip(qkv, spec.clip);
     let (hd, h, kv) = (spec.head_dim, spec.heads, spec.kv_heads);
-    for head in 0..h + kv {
-        let x = &clipped[head * hd..][..hd];
-        let (y, norm) = if head < h {
-            (&mut q[head * hd..][..hd], &spec.q_norm)
-        } else {
-            (&mut k[(head - h) * hd..][..hd], &spec.k_norm)
-        };
-        match norm {
-            Some(norm) => norm::forward(x, norm, y),
-            None => y.copy_from_slice(x),
+    let (x_q, x_k) = clipped[..(h + kv) * hd].split_at(h * hd);
+    for (x, y, norm) in [(x_q, q, &spec.q_norm), (x_k, k, &spec.k_norm)] {
+        let group = group(norm.as_ref(), hd);
+        for (x, y) in x.chunks_exact(group).zip(y.chunks_exact_mut(group)) {
+            match norm {
+                Some(norm) => norm::forward(x, norm, y),
+                None => y.copy_from_slice(x),
+            }
         }
-        rotate(y, spec, position, 1.0);
+        y.chunks_exact_mut(hd).for_each(|y| rotate(y, spec, position, 1.0));
     }
     v.copy_from_slice(&clipped[(h + kv) * hd..]);
 }
@@ -39,16 +37,14 @@ pub(super) fn backward(
 ) {
     let clipped = clip(qkv, spec.clip);
     let (hd, h, kv) = (spec.head_dim, spec.heads, spec.kv_heads);
-    for head in 0..h + kv {
-        let (dy, norm) = if head < h {
-            (&dq[head * hd..][..hd], &spec.q_norm)
-        } else {
-            (&dk[(head - h) * hd..][..hd], &spec.k_norm)
-        };
+    for (dy, at, norm) in [(dq, 0, &spec.q_norm), (dk, h * hd, &spec.k_norm)] {
         let mut dy = dy.to_vec();
-        rotate(&mut dy, spec, position, -1.0);
-        let range = head * hd..(head + 1) * hd;
-        norm_backward(&dy, &clipped[range.clone()], norm.as_ref(), &mut dqkv[range]);
+        dy.chunks_exact_mut(hd).for_each(|dy| rotate(dy, spec, position, -1.0));
+        let group = group(norm.as_ref(), hd);
+        for (i, dy) in dy.chunks_exact(group).enumerate() {
+            let range = at + i * group..at + (i + 1) * group;
+            norm_backward(dy, &clipped[range.clone()], norm.as_ref(), &mut dqkv[range]);
+        }
     }
     dqkv[(h + kv) * hd..].copy_from_slice(dv);
     if let Some(limit) = spec.clip {
@@ -56,6 +52,11 @@ pub(super) fn backward(
             *d = if x.abs() <= limit { *d } else { 0.0 };
         }
     }
+}
+
+/// Values that are normed together: a head, or all of them.
+fn group(norm: Option<&Norm<Matrix>>, head_dim: usize) -> usize {
+    norm.map_or(head_dim, |norm| norm.weight.values.len())
 }
 
 fn clip(x: &[f32], limit: Option<f32>) -> Vec<f32> {

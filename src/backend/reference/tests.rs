@@ -112,15 +112,20 @@ fn norms() {
 
 #[test]
 fn heads_with_clip_norm_and_partial_rope() {
-    let norm =
-        |seed| Norm { kind: NormKind::Rms, eps: 1e-3, weight: noise(seed, 1, 6), bias: None };
+    // The norm of each head, and of all together.
+    heads_agree_with_differences(NormKind::Rms, 6);
+    heads_agree_with_differences(NormKind::Layer, 12);
+}
+
+fn heads_agree_with_differences(kind: NormKind, q_width: usize) {
+    let norm = |seed, width| Norm { kind, eps: 1e-3, weight: noise(seed, 1, width), bias: None };
     let spec = HeadsSpec {
         heads: 2,
         kv_heads: 1,
         head_dim: 6,
         clip: Some(0.8),
-        q_norm: Some(norm(7)),
-        k_norm: Some(norm(8)),
+        q_norm: Some(norm(7, q_width)),
+        k_norm: Some(norm(8, 6)),
         rope_frequencies: vec![1.0, 0.3],
         rope_scale: 1.1,
     };

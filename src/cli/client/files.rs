@@ -29,6 +29,7 @@ pub struct FilesOptions {
 enum FilesCommand {
     /// Send a file to the server, which checks it line by line.
     Upload {
+        /// File to send; training data ends in .jsonl.
         path: PathBuf,
         /// What it is for.
         #[arg(long, default_value = "fine-tune")]

@@ -23,7 +23,7 @@ pub struct JobsOptions {
 #[derive(Clone, Debug, Subcommand)]
 enum JobsCommand {
     /// Queue a fine-tune on a file.
-    Create(CreateOptions),
+    Create(Box<CreateOptions>),
     /// List jobs, newest first.
     List {
         /// How many, at most 1000.

@@ -11,7 +11,7 @@ use super::files::Sent;
 use super::job::fields;
 use super::settings::JobSettings;
 use super::table::Table;
-use super::units::number;
+use super::units::{number, size, span};
 use super::{Client, ClientError, ClientResult, say, view};
 
 const PREFLIGHT: [&str; 3] = ["v1", "fine_tuning", "preflight"];
@@ -26,6 +26,16 @@ struct Preflight {
     hyperparameters: Option<Value>,
     total_steps: Option<u64>,
     trainable_parameters: Option<u64>,
+    forecast: Option<Forecast>,
+}
+
+#[derive(Deserialize)]
+struct Forecast {
+    peak_memory_bytes: Option<u64>,
+    memory_bytes: u64,
+    available_bytes: Option<u64>,
+    largest_micro_batch: Option<u64>,
+    seconds: f64,
 }
 
 #[derive(Deserialize)]
@@ -110,6 +120,11 @@ fn shown(data: &str, preflight: &Preflight) -> String {
     );
     table.pair("steps", preflight.total_steps.map(number));
     table.pair("trained weights", preflight.trainable_parameters.map(number));
+    if let Some(forecast) = &preflight.forecast {
+        table.pair("memory", Some(memory(forecast)));
+        table.pair("largest micro-batch", forecast.largest_micro_batch.map(number));
+        table.pair("time", Some(format!("about {}", span(forecast.seconds.ceil() as u64))));
+    }
     table.pair("hyperparameters", preflight.hyperparameters.as_ref().map(fields));
     let verdict = if preflight.ok { "is sound" } else { "cannot be trained on" };
     let mut text = format!("{data} {verdict}, for the model `{}`\n{table}", preflight.base_model);
@@ -125,6 +140,18 @@ fn shown(data: &str, preflight: &Preflight) -> String {
         }
     }
     text
+}
+
+fn memory(forecast: &Forecast) -> String {
+    let mut told = size(forecast.memory_bytes);
+    if let Some(bytes) = forecast.available_bytes {
+        let relation = if forecast.memory_bytes > bytes { ", more than the" } else { " of" };
+        told.push_str(&format!("{relation} {} available", size(bytes)));
+    }
+    if let Some(bytes) = forecast.peak_memory_bytes {
+        told.push_str(&format!("; {} in all at its peak", size(bytes)));
+    }
+    told
 }
 
 fn lengths(text: &mut String, histogram: &[Bucket]) {

@@ -8,6 +8,9 @@ use super::error::{ClientError, ClientResult};
 /// The settings of a fine-tune. What is not named, the server chooses.
 #[derive(Args, Clone, Debug, Default)]
 pub struct JobSettings {
+    /// Take the settings of a well-known fine-tune; see `tandem recipes`.
+    #[arg(long, value_name = "NAME")]
+    pub recipe: Option<String>,
     /// A word for the result's name.
     #[arg(long, value_name = "WORD")]
     pub suffix: Option<String>,
@@ -49,6 +52,7 @@ impl JobSettings {
         let mut body = json!({"model": model, "training_file": training});
         let named = [
             ("validation_file", validation.map(Value::from)),
+            ("recipe", self.recipe.clone().map(Value::from)),
             ("suffix", self.suffix.clone().map(Value::from)),
             ("seed", self.seed.map(Value::from)),
             ("hyperparameters.n_epochs", self.epochs.map(Value::from)),

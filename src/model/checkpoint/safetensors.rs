@@ -42,9 +42,16 @@ impl Checkpoint {
 
 /// The tensors of a file, whose data must be as long as the header says.
 pub fn entries(file: &TensorFile, index: usize) -> Result<Vec<(String, Entry)>, String> {
-    let text = |error: std::io::Error| error.to_string();
+    let text = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => "it ends inside its header; is it whole?".to_owned(),
+        _ => error.to_string(),
+    };
     let mut length = [0; 8];
-    file.data.read_at(0, &mut length).map_err(text)?;
+    file.data.read_at(0, &mut length).map_err(|_| "it has no header; is it whole?".to_owned())?;
+    // What a clone without Git LFS leaves in place of the weights begins like this.
+    if &length == b"version " {
+        return Err("it is a pointer of Git LFS; fetch the weights with `git lfs pull`".to_owned());
+    }
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER_BYTES {
         return Err(format!("a header of {length} bytes; at most {MAX_HEADER_BYTES} are read"));

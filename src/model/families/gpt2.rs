@@ -5,9 +5,8 @@ use super::*;
 use crate::model::config::{LinearConfig, Names};
 
 pub fn gpt2(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
-    fields.only("scale_attn_by_inverse_layer_idx", &[json!(false)])?;
     fields.only("add_cross_attention", &[json!(false)])?;
-    let (hidden_size, heads) = (fields.usize("n_embd")?, fields.usize("n_head")?);
+    let (hidden_size, heads) = (fields.usize("n_embd")?, fields.small("n_head")?);
     let head_dim = head_dim(fields, hidden_size, heads)?;
     let intermediate_size = fields.optional_usize("n_inner")?.unwrap_or(4 * hidden_size);
     let scaled = fields.bool("scale_attn_weights", true)?;
@@ -25,10 +24,12 @@ pub fn gpt2(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
         activation: fields.activation("activation_function")?,
         gated: false,
         attention_scale: if scaled { (head_dim as f32).powf(-0.5) } else { 1.0 },
+        attention_scale_by_layer: fields.bool("scale_attn_by_inverse_layer_idx", false)?,
         attention_softcap: None,
         clip_qkv: None,
+        qk_norm_whole: false,
         alibi: None,
-        layers: alike(fields.usize("n_layer")?, None, Vec::new()),
+        layers: alike(fields.small("n_layer")?, None, Vec::new()),
         embedding_scale: 1.0,
         logit_scale: 1.0,
         logit_softcap: None,

@@ -41,7 +41,7 @@ fn qwen_windows(fields: &Fields<'_>, config: &mut DecoderConfig) -> Result<(), M
         return Ok(());
     }
     let window = fields.usize("sliding_window")?;
-    let first = fields.optional_usize("max_window_layers")?.unwrap_or(0);
+    let first = fields.optional_count("max_window_layers")?.unwrap_or(0);
     let slides = sliding(fields, config.layers.len(), |layer| layer >= first)?;
     for (layer, slides) in config.layers.iter_mut().zip(slides) {
         layer.window = slides.then_some(window);
@@ -72,7 +72,7 @@ pub fn without_rope(
     o_bias: bool,
     activation: &str,
 ) -> Result<DecoderConfig, ModelError> {
-    let (hidden_size, heads) = (fields.usize("hidden_size")?, fields.usize("num_attention_heads")?);
+    let (hidden_size, heads) = (fields.usize("hidden_size")?, fields.small("num_attention_heads")?);
     let kv_heads = fields.optional_usize("num_key_value_heads")?.unwrap_or(heads);
     let head_dim = head_dim(fields, hidden_size, heads)?;
     let intermediate_size = fields.usize("intermediate_size")?;
@@ -90,10 +90,12 @@ pub fn without_rope(
         activation: fields.activation(activation)?,
         gated: true,
         attention_scale: (head_dim as f32).powf(-0.5),
+        attention_scale_by_layer: false,
         attention_softcap: None,
         clip_qkv: None,
+        qk_norm_whole: false,
         alibi: None,
-        layers: alike(fields.usize("num_hidden_layers")?, None, Vec::new()),
+        layers: alike(fields.small("num_hidden_layers")?, None, Vec::new()),
         embedding_scale: 1.0,
         logit_scale: 1.0,
         logit_softcap: None,

@@ -69,7 +69,7 @@ fn vision(fields: &Fields<'_>, vocab_size: usize) -> Result<VisionConfig, ModelE
     if image_size > 4096 || !image_size.is_multiple_of(patch_size) {
         return Err(tower.unsupported("patch_size", patch_size));
     }
-    let layers = used_layers(fields, tower.usize("num_hidden_layers")?)?;
+    let layers = used_layers(fields, tower.small("num_hidden_layers")?)?;
     let patches = (image_size / patch_size).pow(2);
     Ok(VisionConfig {
         image_token: image_token(fields, vocab_size)?,
@@ -121,7 +121,7 @@ fn activation(
 
 /// CLIP's blocks, in the words of a decoder.
 fn clip(fields: &Fields<'_>, layers: usize, tokens: usize) -> Result<DecoderConfig, ModelError> {
-    let (hidden_size, heads) = (fields.usize("hidden_size")?, fields.usize("num_attention_heads")?);
+    let (hidden_size, heads) = (fields.usize("hidden_size")?, fields.small("num_attention_heads")?);
     let head_dim = head_dim(fields, hidden_size, heads)?;
     let intermediate_size = fields.usize("intermediate_size")?;
     let eps = fields.optional_f32("layer_norm_eps")?.unwrap_or(1e-5);
@@ -139,8 +139,10 @@ fn clip(fields: &Fields<'_>, layers: usize, tokens: usize) -> Result<DecoderConf
         activation: activation(fields, "hidden_act", Activation::QuickGelu)?,
         gated: false,
         attention_scale: (head_dim as f32).powf(-0.5),
+        attention_scale_by_layer: false,
         attention_softcap: None,
         clip_qkv: None,
+        qk_norm_whole: false,
         alibi: None,
         layers: alike(layers, None, Vec::new()),
         embedding_scale: 1.0,

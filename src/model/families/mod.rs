@@ -66,23 +66,41 @@ fn quantization(fields: &Fields<'_>) -> Result<(), ModelError> {
 /// What every family must satisfy.
 fn check(fields: &Fields<'_>, config: &DecoderConfig) -> Result<(), ModelError> {
     if config.kv_heads == 0 || !config.heads.is_multiple_of(config.kv_heads) {
-        return Err(fields.unsupported("num_key_value_heads", config.kv_heads));
+        let expected = "a divisor of the number of heads";
+        return Err(fields.bad("num_key_value_heads", expected, config.kv_heads));
     }
     if config.layers.iter().any(|layer| 2 * layer.rope_frequencies.len() > config.head_dim) {
         return Err(fields.unsupported("head_dim", config.head_dim));
     }
-    Ok(())
+    let turns = |frequency: &f32| frequency.is_finite() && *frequency > 0.0;
+    let sound = |layer: &LayerConfig| {
+        layer.rope_scale.is_finite() && layer.rope_frequencies.iter().all(turns)
+    };
+    match config.layers.iter().all(sound) {
+        true => Ok(()),
+        false => Err(rope_numbers(fields)),
+    }
+}
+
+fn rope_numbers(fields: &Fields<'_>) -> ModelError {
+    let places = ["rope_parameters", "rope_scaling", "rope_theta"];
+    let place = places.into_iter().find(|key| fields.get(key).is_some()).unwrap_or("rope_theta");
+    let found = fields.get(place).cloned().unwrap_or_default();
+    fields.bad(place, "of numbers that make every frequency finite and above 0", found)
 }
 
 /// `head_dim`, or the hidden size shared among the heads.
 fn head_dim(fields: &Fields<'_>, hidden: usize, heads: usize) -> Result<usize, ModelError> {
-    if let Some(head_dim) = fields.optional_usize("head_dim")? {
-        return Ok(head_dim);
+    if fields.get("head_dim").is_some() {
+        return fields.small("head_dim");
     }
-    if !hidden.is_multiple_of(heads) {
-        return Err(fields.unsupported("num_attention_heads", heads));
+    match hidden.is_multiple_of(heads) {
+        true => Ok(hidden / heads),
+        false => {
+            let expected = "a multiple of the number of heads where there is no `head_dim`";
+            Err(fields.bad("hidden_size", expected, format!("{hidden} for {heads} heads")))
+        }
     }
-    Ok(hidden / heads)
 }
 
 fn rms_norm(fields: &Fields<'_>) -> Result<NormConfig, ModelError> {
@@ -147,6 +165,12 @@ mod tests {
             ("num_key_value_heads", json!(3)),
             ("hidden_size", json!("wide")),
             ("vocab_size", json!(0)),
+            ("num_hidden_layers", json!(2_000_000_000)),
+            ("head_dim", json!(1 << 30)),
+            ("hidden_size", json!(65)),
+            ("rope_theta", json!(0.0)),
+            ("rope_scaling", json!({"rope_type": "linear", "factor": 0.0})),
+            ("rope_scaling", json!({"rope_type": "yarn", "factor": -1.0})),
             ("rope_scaling", json!({"rope_type": "spiral", "factor": 2.0})),
         ] {
             assert!(refusal(key, value).contains(key), "{key}");

@@ -1,12 +1,12 @@
 //! MPT (MosaicML 2023): ALiBi instead of positions, LayerNorm without bias, one fused `Wqkv`,
-//! optionally clipped.
+//! optionally clipped, and q and k optionally normed.
 
 use super::*;
 use crate::model::config::{LinearConfig, Names};
 
 pub fn mpt(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     refuse_variants(fields)?;
-    let (hidden_size, heads) = (fields.usize("d_model")?, fields.usize("n_heads")?);
+    let (hidden_size, heads) = (fields.usize("d_model")?, fields.small("n_heads")?);
     let head_dim = head_dim(fields, hidden_size, heads)?;
     let attention = attention(fields, heads)?;
     let ratio = fields.optional_usize("expansion_ratio")?.unwrap_or(4);
@@ -25,10 +25,12 @@ pub fn mpt(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
         activation: crate::backend::Activation::Gelu,
         gated: false,
         attention_scale: attention.scale.unwrap_or((head_dim as f32).powf(-0.5)),
+        attention_scale_by_layer: false,
         attention_softcap: None,
         clip_qkv: attention.clip,
+        qk_norm_whole: true,
         alibi: Some(attention.slopes),
-        layers: alike(fields.usize("n_layers")?, None, Vec::new()),
+        layers: alike(fields.small("n_layers")?, None, Vec::new()),
         embedding_scale: 1.0,
         logit_scale: logit_scale(fields, hidden_size)?,
         logit_softcap: None,
@@ -43,7 +45,7 @@ pub fn mpt(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
             layer: "blocks",
             input_norm: "norm_1",
             qkv: vec![LinearConfig::new("attn.Wqkv", 3 * hidden_size, false)],
-            qk_norm: None,
+            qk_norm: attention.norm.then_some(["attn.q_ln", "attn.k_ln"]),
             o: LinearConfig::new("attn.out_proj", hidden_size, false),
             post_attention_norm: None,
             mlp_norm: "norm_2",
@@ -61,32 +63,59 @@ pub fn mpt(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
 struct Attention {
     slopes: Vec<f32>,
     clip: Option<f32>,
+    /// `qk_ln`: a LayerNorm over all of q, and one over all of k, behind the clip.
+    norm: bool,
     scale: Option<f32>,
 }
 
 /// `attn_config`, whose every variant but ALiBi with one kind of head changes the mathematics.
 fn attention(fields: &Fields<'_>, heads: usize) -> Result<Attention, ModelError> {
     let Some(attention) = fields.object("attn_config")? else {
-        return Ok(Attention { slopes: rope::alibi_slopes(heads, 8.0), clip: None, scale: None });
+        let slopes = rope::alibi_slopes(heads, 8.0);
+        return Ok(Attention { slopes, clip: None, norm: false, scale: None });
     };
     attention.only("alibi", &[json!(true)])?;
     attention.only("attn_type", &[json!("multihead_attention")])?;
     attention.only("kv_n_heads", &[json!(heads)])?;
-    for key in ["prefix_lm", "qk_ln", "qk_gn", "rope", "attn_uses_sequence_id"] {
+    for key in ["prefix_lm", "qk_gn", "rope", "attn_uses_sequence_id"] {
         attention.only(key, &[json!(false)])?;
     }
+    refuse_unknown(&attention)?;
     attention.only("sliding_window_size", &[json!(-1)])?;
     let max = attention.optional_f32("alibi_bias_max")?.unwrap_or(8.0);
     Ok(Attention {
         slopes: rope::alibi_slopes(heads, max),
-        clip: attention.optional_f32("clip_qkv")?,
+        // Zero is no clip to transformers as to the original.
+        clip: attention.optional_f32("clip_qkv")?.filter(|&clip| clip != 0.0),
+        norm: attention.bool("qk_ln", false)?,
         scale: attention.optional_f32("softmax_scale")?,
     })
 }
 
+/// Refuses an option of attention that is not known here and is on. Files also keep what has nothing
+/// to do with attention in that place.
+fn refuse_unknown(attention: &Fields<'_>) -> Result<(), ModelError> {
+    const KNOWN: [&str; 7] = [
+        "attn_impl",
+        "attn_pdrop",
+        "attn_type",
+        "attn_uses_sequence_id",
+        "qk_ln",
+        "qk_gn",
+        "alibi_bias_max",
+    ];
+    const KINDS: [&str; 4] = ["attn_", "qk_", "alibi_", "attention_"];
+    let off = [json!(false), json!(0), json!(0.0), json!("")];
+    let all = attention.to_map();
+    let unknown = all.keys().filter(|key| {
+        KINDS.iter().any(|kind| key.starts_with(kind)) && !KNOWN.contains(&key.as_str())
+    });
+    unknown.map(String::as_str).try_for_each(|key| attention.only(key, &off))
+}
+
+/// `learned_pos_emb` is no variant: beside ALiBi it means nothing, and most files say `true`.
 fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
     fields.only("no_bias", &[json!(true)])?;
-    fields.only("learned_pos_emb", &[json!(false)])?;
     fields.only("embedding_fraction", &[json!(1.0), json!(1)])?;
     fields.only("norm_type", &[json!("low_precision_layernorm"), json!("layernorm")])?;
     let ffn = fields.object("ffn_config")?;

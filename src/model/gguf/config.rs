@@ -244,6 +244,7 @@ fn mpt(keys: &Keys<'_>) -> Result<Map<String, Value>, ModelError> {
             "alibi": true,
             "alibi_bias_max": keys.number("attention.max_alibi_bias")?.unwrap_or(8.0),
             "clip_qkv": clip,
+            "qk_ln": keys.has("blk.0.attn_q_norm.weight"),
         },
     })))
 }

@@ -107,6 +107,13 @@ fn check(config: &DecoderConfig, architecture: &str) -> Result<(), ModelError> {
     if !architecture.starts_with("gemma") && config.attention_scale != usual {
         return Err(not_exportable("the attention scale", config.attention_scale));
     }
+    if architecture == "qwen3" && config.names.o.bias {
+        // Its readers know biases of q, k and v, and none of the output.
+        return Err(not_exportable("attention_bias", true));
+    }
+    if config.attention_scale_by_layer {
+        return Err(not_exportable("the attention scale", "by layer"));
+    }
     if config.logit_scale != 1.0 {
         return Err(not_exportable("the logit scale", config.logit_scale));
     }
@@ -153,6 +160,7 @@ fn positions(
             keys.put("rope.scaling.type", Meta::Text("linear".into()));
             keys.number("rope.scaling.factor", rope.factor);
         }
+        "yarn" if !rope.whole_turns => return Err(not_exportable("truncate", false)),
         "yarn" => {
             keys.put("rope.scaling.type", Meta::Text("yarn".into()));
             keys.number("rope.scaling.factor", rope.factor);
@@ -162,14 +170,16 @@ fn positions(
             // Readers multiply what the paper recommends by this.
             keys.number("rope.scaling.attn_factor", rope.scale / yarn_growth(rope.factor));
         }
-        "llama3" => keys.described.vectors.push(("rope_freqs.weight", rope.factors)),
+        "llama3" if keys.architecture == "llama" => {
+            keys.described.vectors.push(("rope_freqs.weight", rope.factors))
+        }
         "longrope" if phi => {
             keys.count("context_length", fields.usize("max_position_embeddings")?);
             keys.number("rope.scaling.attn_factor", rope.scale);
             keys.described.vectors.push(("rope_factors_short.weight", rope.factors));
             keys.described.vectors.push(("rope_factors_long.weight", rope.long_factors));
         }
-        "longrope" if rope.scale == 1.0 => {
+        "longrope" if rope.scale == 1.0 && keys.architecture == "llama" => {
             keys.described.vectors.push(("rope_freqs.weight", rope.factors));
         }
         "default" | "dynamic" => {}
@@ -178,6 +188,6 @@ fn positions(
     Ok(())
 }
 
-fn not_exportable(key: &str, value: impl ToString) -> ModelError {
+pub(super) fn not_exportable(key: &str, value: impl ToString) -> ModelError {
     ModelError::NotExportable { key: key.to_owned(), value: value.to_string() }
 }

@@ -106,6 +106,8 @@ pub(super) struct Described {
     pub original: Option<f32>,
     pub beta_fast: f32,
     pub beta_slow: f32,
+    /// YaRN's border frequencies are rounded, as every reader of these files does.
+    pub whole_turns: bool,
     pub scale: f32,
 }
 
@@ -148,6 +150,7 @@ pub(super) fn described(config: &Fields<'_>, head_dim: usize) -> Result<Describe
         original,
         beta_fast: number("beta_fast", 32.0)?,
         beta_slow: number("beta_slow", 1.0)?,
+        whole_turns: place.bool("truncate", true)?,
         scale,
     })
 }

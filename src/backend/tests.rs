@@ -4,13 +4,14 @@ mod attention;
 mod products;
 mod rows;
 
-use super::CpuBackend;
+use crate::backend::cpu::CpuBackend;
+use crate::backend::emulator;
 use crate::backend::reference::ReferenceBackend;
 use crate::backend::{Backend, Norm, NormKind};
 use crate::kernels::testing::{Seeded, every_cpu};
 
-/// Runs `case` on the plain twin and on the CPU with every instruction set and one and two
-/// threads, and compares what comes out. Each output is a matrix.
+/// Runs `case` on the plain twin, on the CPU with every instruction set and one and two threads,
+/// and with the kernels for GPUs, and compares what comes out. Each output is a matrix.
 fn agree(tolerance: f32, case: impl Case) {
     let expected = case.run(&mut ReferenceBackend);
     for cpu in every_cpu() {
@@ -18,6 +19,11 @@ fn agree(tolerance: f32, case: impl Case) {
         assert_eq!(threads[0], threads[1], "the thread count shows");
         for (i, (found, expected)) in threads[0].iter().zip(&expected).enumerate() {
             close(found, expected, tolerance, &format!("{cpu:?}, output {i}"));
+        }
+    }
+    for b in &mut [emulator::cuda(), emulator::cuda_without_tensor_cores()] {
+        for (i, (found, expected)) in case.run(b).iter().zip(&expected).enumerate() {
+            close(found, expected, tolerance, &format!("emulated CUDA, output {i}"));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Matrix products in every format.
 
+use std::ops::Range;
+
 use super::*;
 use crate::backend::{
     HostWeight, LowRank, LowRankGradient, LowRankPart, LowRankShape, Part, Product, WeightFormat,
@@ -155,31 +157,40 @@ fn projections_with_their_adapters_agree_in_every_format() {
     }
 }
 
+/// A product, an adapter and the way back, of some of 29 rows.
+fn some_rows<B: Backend>(b: &mut B, format: WeightFormat, rows: Range<usize>) -> [Vec<f32>; 2] {
+    let (n, k) = (75, 192);
+    let w = weight(b, format, n, k);
+    let x = &Seeded(1).values(29 * k)[rows.start * k..rows.end * k];
+    let x = b.upload(x, rows.len(), k);
+    let mut y = b.zeros(rows.len(), n);
+    b.matmul(&x, &w, None, &mut y, 0);
+    let (a, low) = (seeded(b, 5, 8, k), seeded(b, 6, n, 8));
+    b.add_low_rank(&x, 0..rows.len(), &a, &low, 2.0, &mut y, 0);
+    let mut back = b.zeros(rows.len(), k);
+    b.matmul_backward(&y, 0, &w, &mut back);
+    [b.download(&y), b.download(&back)]
+}
+
+fn assert_company_does_not_show<B: Backend>(whole: &mut B, part: &mut B, what: &str) {
+    for (format, _) in FORMATS {
+        let [y, back] = some_rows(whole, format, 0..29);
+        for rows in [0..1, 7..9, 20..28, 28..29] {
+            let [part, part_back] = some_rows(part, format, rows.clone());
+            assert_eq!(part, y[rows.start * 75..rows.end * 75], "{format:?} {what}");
+            assert_eq!(part_back, back[rows.start * 192..rows.end * 192], "{format:?} {what}");
+        }
+    }
+}
+
 #[test]
 fn a_row_alone_has_the_bits_it_has_in_a_batch() {
-    let (m, n, k) = (29, 75, 192);
-    let x = Seeded(1).values(m * k);
-    for (format, _) in FORMATS {
-        for cpu in every_cpu() {
-            let run = |rows: std::ops::Range<usize>, threads| {
-                let b = &mut CpuBackend::on(cpu, threads);
-                let w = weight(b, format, n, k);
-                let x = b.upload(&x[rows.start * k..rows.end * k], rows.len(), k);
-                let mut y = b.zeros(rows.len(), n);
-                b.matmul(&x, &w, None, &mut y, 0);
-                let (a, low) = (seeded(b, 5, 8, k), seeded(b, 6, n, 8));
-                b.add_low_rank(&x, 0..rows.len(), &a, &low, 2.0, &mut y, 0);
-                let mut back = b.zeros(rows.len(), k);
-                b.matmul_backward(&y, 0, &w, &mut back);
-                (b.download(&y), b.download(&back))
-            };
-            let (y, back) = run(0..m, 2);
-            for rows in [0..1, 7..9, 20..28, 28..29] {
-                let (part, part_back) = run(rows.clone(), 1);
-                assert_eq!(part, y[rows.start * n..rows.end * n], "{format:?} {cpu:?}");
-                assert_eq!(part_back, back[rows.start * k..rows.end * k], "{format:?} {cpu:?}");
-            }
-        }
+    for cpu in every_cpu() {
+        let (whole, part) = (&mut CpuBackend::on(cpu, 2), &mut CpuBackend::on(cpu, 1));
+        assert_company_does_not_show(whole, part, &format!("{cpu:?}"));
+    }
+    for make in [emulator::cuda, emulator::cuda_without_tensor_cores] {
+        assert_company_does_not_show(&mut make(), &mut make(), "emulated CUDA");
     }
 }
 
@@ -207,17 +218,33 @@ fn weights_that_share_an_input_give_the_bits_they_give_one_by_one() {
 
 #[test]
 fn a_packed_adapter_is_the_exact_one_but_for_its_rounding() {
-    let (m, n, k, r) = (23, 70, 96, 6);
-    let b = &mut CpuBackend::on(crate::kernels::cpu::Cpu::detect(), 2);
+    packed_adapters(&mut CpuBackend::on(crate::kernels::cpu::Cpu::detect(), 2), 1e-2);
+    packed_adapters(&mut emulator::cuda(), 2e-6);
+}
+
+fn packed_adapters<B: Backend>(b: &mut B, tolerance: f32) {
+    let (m, n, k) = (23, 70, 96);
     let x = seeded(b, 1, m, k);
-    let (a, low) = (Seeded(5).values(r * k), Seeded(6).values(n * r));
-    let shape = LowRankShape { rank: r, in_features: k, out_features: n };
-    assert!(b.pack_low_rank(&a, &low, shape, WeightFormat::F32).is_none(), "f32 stays exact");
-    let Some(weights) = b.pack_low_rank(&a, &low, shape, WeightFormat::Q4_0) else { return };
     let (mut packed, mut exact) = (seeded(b, 7, m, n + 3), seeded(b, 7, m, n + 3));
-    let part = LowRankPart { rows: 4..21, weights: &weights, scale: 0.5, at: 2 };
-    b.add_low_ranks(&x, &[part], &mut packed);
-    let (a, low) = (b.upload(&a, r, k), b.upload(&low, n, r));
-    b.add_low_rank(&x, 4..21, &a, &low, 0.5, &mut exact, 2);
-    close(&b.download(&packed), &b.download(&exact), 1e-2, "in bf16");
+    let mut held = Vec::new();
+    for (rows, r) in [(4..21, 6), (21..22, 40)] {
+        let (a, low) = (Seeded(5).values(r * k), Seeded(6).values(n * r));
+        let shape = LowRankShape { rank: r, in_features: k, out_features: n };
+        let Some(weights) = b.pack_low_rank(&a, &low, shape, WeightFormat::Q4_0) else { return };
+        let (a, low) = (b.upload(&a, r, k), b.upload(&low, n, r));
+        b.add_low_rank(&x, rows.clone(), &a, &low, 0.5, &mut exact, 2);
+        held.push((rows, weights));
+    }
+    let part =
+        |(rows, weights)| LowRankPart { rows: Range::clone(rows), weights, scale: 0.5, at: 2 };
+    let parts: Vec<_> = held.iter().map(|(rows, weights)| part((rows, weights))).collect();
+    b.add_low_ranks(&x, &parts, &mut packed);
+    close(&b.download(&packed), &b.download(&exact), tolerance, "packed");
+}
+
+#[test]
+fn adapters_of_exact_products_stay_exact_on_the_cpu() {
+    let b = &mut CpuBackend::new(1);
+    let shape = LowRankShape { rank: 1, in_features: 4, out_features: 2 };
+    assert!(b.pack_low_rank(&[1.0; 4], &[1.0; 2], shape, WeightFormat::F32).is_none());
 }

@@ -33,6 +33,8 @@ struct HeadRows {
     pairs: usize,
     clip: Option<f32>,
     norm: Option<NormKind>,
+    /// Over all heads of q, and of k, together.
+    whole: bool,
 }
 
 impl Case for HeadRows {
@@ -44,8 +46,8 @@ impl Case for HeadRows {
             kv_heads: kv,
             head_dim: hd,
             clip: self.clip,
-            q_norm: self.norm.map(|kind| norm_of(b, kind, hd, false)),
-            k_norm: self.norm.map(|kind| norm_of(b, kind, hd, true)),
+            q_norm: self.norm.map(|kind| norm_of(b, kind, if self.whole { qw } else { hd }, false)),
+            k_norm: self.norm.map(|kind| norm_of(b, kind, if self.whole { kw } else { hd }, true)),
             rope_frequencies: (0..self.pairs).map(|i| 0.7f32.powi(i as i32)).collect(),
             rope_scale: 1.25,
         };
@@ -62,10 +64,13 @@ impl Case for HeadRows {
 
 #[test]
 fn heads_agree() {
-    agree(3e-6, HeadRows { head_dim: 32, pairs: 16, clip: None, norm: None });
-    agree(3e-6, HeadRows { head_dim: 8, pairs: 0, clip: Some(0.5), norm: None });
-    agree(1e-5, HeadRows { head_dim: 20, pairs: 6, clip: None, norm: Some(NormKind::Rms) });
-    agree(1e-5, HeadRows { head_dim: 64, pairs: 32, clip: Some(0.7), norm: Some(NormKind::Layer) });
+    let plain = HeadRows { head_dim: 32, pairs: 16, clip: None, norm: None, whole: false };
+    let (rms, layer) = (Some(NormKind::Rms), Some(NormKind::Layer));
+    agree(3e-6, HeadRows { ..plain });
+    agree(3e-6, HeadRows { head_dim: 8, pairs: 0, clip: Some(0.5), ..plain });
+    agree(1e-5, HeadRows { head_dim: 20, pairs: 6, norm: rms, ..plain });
+    agree(1e-5, HeadRows { head_dim: 64, clip: Some(0.7), norm: layer, ..plain });
+    agree(1e-5, HeadRows { head_dim: 12, pairs: 6, clip: Some(0.9), norm: layer, whole: true });
 }
 
 struct Inner(Activation, bool);

@@ -119,8 +119,8 @@ fn attention_over_the_cache_agrees() {
 
 /// One sequence of `t` tokens over the cache, cut at `cuts`, the last of which is `t`; the numbers
 /// do not depend on where.
-fn in_chunks(
-    b: &mut CpuBackend,
+fn in_chunks<B: Backend>(
+    b: &mut B,
     spec: &AttentionSpec,
     format: KvFormat,
     cuts: &[usize],
@@ -159,10 +159,28 @@ fn decoding_chunked_prefill_and_recomputation_agree_to_the_bit() {
                 assert_eq!(in_a_span(b, &spec, t), whole);
             }
         }
+        let b = &mut emulator::cuda();
+        let whole = in_chunks(b, &spec, format, &[0, t]);
+        assert_eq!(in_chunks(b, &spec, format, &[0, 5, 6, BLOCK_TOKENS, 50, t]), whole);
+        if format == KvFormat::F32 {
+            assert_eq!(in_a_span(b, &spec, t), whole);
+        }
     }
 }
 
-fn in_a_span(b: &mut CpuBackend, spec: &AttentionSpec, t: usize) -> Vec<f32> {
+/// Positions from 256 on are a new segment, which few rows have a block of their own for.
+#[test]
+fn long_contexts_split_over_blocks_agree_to_the_bit() {
+    let (t, b) = (270, &mut emulator::cuda());
+    for spec in [spec(8), AttentionSpec { window: Some(100), ..spec(8) }] {
+        let whole = in_chunks(b, &spec, KvFormat::F32, &[0, t]);
+        let cuts = [0, 250, 256, 257, 258, 269, t];
+        assert_eq!(in_chunks(b, &spec, KvFormat::F32, &cuts), whole);
+        assert_eq!(in_a_span(b, &spec, t), whole);
+    }
+}
+
+fn in_a_span<B: Backend>(b: &mut B, spec: &AttentionSpec, t: usize) -> Vec<f32> {
     let (qw, kw) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
     let (q, k, v) = (seeded(b, 1, t, qw), seeded(b, 2, t, kw), seeded(b, 3, t, kw));
     let (mut o, mut lse) = (b.zeros(t, qw), b.zeros(t, spec.heads));

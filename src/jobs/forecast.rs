@@ -1,0 +1,236 @@
+//! What a run will take, told before it starts: memory at its peak, and time.
+//!
+//! Memory follows from shapes and from what the device has resident already. Time is operations over
+//! a rate: that of the last steps trained on the same base, or else of one layer tried just now.
+
+use serde::Serialize;
+
+use crate::domain::{BaseInfo, Example, Hyperparameters, Survey};
+use crate::worker::WorkerHandle;
+
+/// Rows whose logits live at one time.
+const HEAD_ROWS: usize = 256;
+/// Bytes per trained number: value and gradient in `f32`.
+const TRAINED: usize = 4 + 4;
+/// Bytes per trained number of a checkpoint on its way out: value and moments, beside the adapter.
+const CHECKPOINT: usize = 12 + 4;
+/// Share of a layer's forward rate that training reaches, before it was measured.
+const USUAL_SHARE: f64 = 0.72;
+
+/// What is to be trained, and on what.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Load<'a> {
+    pub base: &'a BaseInfo,
+    pub hyperparameters: &'a Hyperparameters,
+    /// Numbers trained.
+    pub parameters: usize,
+    pub examples: &'a [Example],
+    pub validation: &'a [Example],
+}
+
+/// What a run is expected to take.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Forecast {
+    /// Bytes the whole process takes at the run's peak; `None` where its size is not known.
+    pub peak_memory_bytes: Option<usize>,
+    /// Bytes the run adds: what is trained with its optimiser, activations, checkpoints.
+    pub memory_bytes: usize,
+    /// Bytes there are for it; `None` where that is not known.
+    pub available_bytes: Option<usize>,
+    /// Whether it fits.
+    pub fits: bool,
+    /// The most rows of a micro-batch that would fit.
+    pub largest_micro_batch: Option<usize>,
+    pub seconds: f64,
+    /// Whether the rate was measured in training on this base since the server started.
+    pub measured: bool,
+}
+
+impl Forecast {
+    /// The sentence for a run that cannot be.
+    pub fn refusal(&self, micro_batch_size: usize) -> String {
+        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+        let advice = match self.largest_micro_batch {
+            Some(rows) if rows > 0 => format!(
+                "a micro-batch of {rows} would fit: set `micro_batch_size` or shorten \
+                 `max_seq_length`"
+            ),
+            _ => "a smaller `r`, an optimizer in 8 bits or a smaller base model would need less"
+                .to_owned(),
+        };
+        format!(
+            "The run needs {} MiB with micro-batches of {micro_batch_size}, and {} MiB are \
+             available; {advice}.",
+            mib(self.memory_bytes),
+            mib(self.available_bytes.unwrap_or(0)),
+        )
+    }
+}
+
+/// The forecast on the device as it is now, and operations per token; `None` if the device thread
+/// does not say what there is.
+pub(super) async fn forecast(worker: &WorkerHandle, load: &Load<'_>) -> Option<(Forecast, f64)> {
+    let base = &*load.base.name;
+    let survey = worker.survey(base).await?;
+    let forecast = load.forecast(&survey, worker.stats().training_rate(base));
+    Some((forecast, load.operations_per_token(&survey)))
+}
+
+impl Load<'_> {
+    /// What the run takes on a device as `survey` found it; `rate` is that of training measured.
+    pub fn forecast(&self, survey: &Survey, rate: Option<f64>) -> Forecast {
+        let rows = self.hyperparameters.micro_batch_size;
+        let memory_bytes = self.memory_bytes(self.micro_batch_tokens(rows), survey);
+        let fits = |bytes| survey.available_bytes.is_none_or(|available| bytes <= available);
+        let largest = (1..=self.examples.len().min(256))
+            .take_while(|&rows| fits(self.memory_bytes(self.micro_batch_tokens(rows), survey)))
+            .last();
+        let usual = USUAL_SHARE * survey.forward_rate;
+        Forecast {
+            peak_memory_bytes: survey.resident_bytes.map(|resident| resident + memory_bytes),
+            memory_bytes,
+            available_bytes: survey.available_bytes,
+            fits: fits(memory_bytes),
+            largest_micro_batch: survey.available_bytes.map(|_| largest.unwrap_or(0)),
+            seconds: self.operations(survey) / rate.unwrap_or(usual).max(1.0),
+            measured: rate.is_some(),
+        }
+    }
+
+    /// Operations of a step over its tokens, on average; a multiply-add counts as two.
+    pub fn operations_per_token(&self, survey: &Survey) -> f64 {
+        self.epoch(survey) / self.tokens(self.examples).max(1) as f64
+    }
+
+    /// Bytes of a run whose largest micro-batch has so many tokens.
+    fn memory_bytes(&self, tokens: usize, survey: &Survey) -> usize {
+        let cost = &self.base.training;
+        let kept_layers = self.kept_layers(tokens, survey);
+        let recomputed = usize::from(kept_layers < self.base.num_layers);
+        let inputs = (self.base.num_layers + 2) * self.base.hidden_size;
+        let kept = (kept_layers + recomputed) * cost.kept_values;
+        let values = inputs + kept + cost.working_values + cost.rounded_values / 2;
+        let head = HEAD_ROWS.min(tokens) * (self.base.vocab_size + 4 * self.base.hidden_size);
+        size_of::<f32>() * (values * tokens + head) + self.trained_bytes()
+    }
+
+    /// Values, gradients, moments, and a checkpoint of them.
+    fn trained_bytes(&self) -> usize {
+        let h = self.hyperparameters;
+        let moments = if h.optimizer.is_8bit() { 2 } else { 8 } * self.parameters;
+        let resident = match h.optimizer_memory_bytes {
+            Some(bytes) if h.optimizer.is_paged() => moments.min(bytes as usize),
+            _ => moments,
+        };
+        self.parameters * (TRAINED + CHECKPOINT) + resident
+    }
+
+    /// Layers whose activations are kept between forward and backward.
+    fn kept_layers(&self, tokens: usize, survey: &Survey) -> usize {
+        let half = || survey.available_bytes.map_or(usize::MAX, |bytes| bytes / 2);
+        let layer = size_of::<f32>() * self.base.training.kept_values * tokens;
+        (survey.kept_bytes.unwrap_or_else(half) / layer.max(1)).min(self.base.num_layers)
+    }
+
+    /// Tokens of the largest micro-batch of so many rows.
+    fn micro_batch_tokens(&self, rows: usize) -> usize {
+        let h = self.hyperparameters;
+        if h.packing {
+            return (rows * h.max_seq_length).min(self.tokens(self.examples));
+        }
+        let mut lengths: Vec<usize> = self.lengths(self.examples).collect();
+        lengths.sort_unstable_by(|x, y| y.cmp(x));
+        lengths.iter().take(rows).sum()
+    }
+
+    fn lengths<'a>(&self, examples: &'a [Example]) -> impl Iterator<Item = usize> + use<'a> {
+        let most = self.hyperparameters.max_seq_length;
+        examples.iter().map(move |example| example.ids.len().min(most))
+    }
+
+    fn tokens(&self, examples: &[Example]) -> usize {
+        self.lengths(examples).sum()
+    }
+
+    /// Operations of the whole run, validations included.
+    fn operations(&self, survey: &Survey) -> f64 {
+        let h = self.hyperparameters;
+        let per_epoch = self.examples.len().div_ceil(h.batch_size.max(1)).max(1);
+        let steps = h.max_steps.unwrap_or(per_epoch * h.n_epochs);
+        let validations = 1 + steps / h.eval_steps.unwrap_or(per_epoch).max(1);
+        let forward = self.forward(self.validation) + self.head(self.validation);
+        let validated = if self.validation.is_empty() { 0.0 } else { validations as f64 * forward };
+        self.epoch(survey) * steps as f64 / per_epoch as f64 + validated
+    }
+
+    /// Operations of one pass over the examples. Backward, each product is formed for its input;
+    /// those of the adapter also for its matrices; attention takes five products where forward took
+    /// two.
+    fn epoch(&self, survey: &Survey) -> f64 {
+        let examples = self.examples;
+        let tokens = self.micro_batch_tokens(self.hyperparameters.micro_batch_size);
+        let kept = self.kept_layers(tokens, survey) as f64 / self.base.num_layers.max(1) as f64;
+        let adapters = 2.0 * self.parameters as f64 * self.tokens(examples) as f64;
+        let backward = self.forward(examples) + adapters + 1.5 * self.attention(examples);
+        let again = (1.0 - kept) * self.forward(examples);
+        self.forward(examples) + again + backward + 2.0 * self.head(examples)
+    }
+
+    /// Operations of the layers, forward, adapters included.
+    fn forward(&self, examples: &[Example]) -> f64 {
+        let inside = self.base.modules.iter().filter(|module| module.layer.is_some());
+        let weights: f64 = inside.map(|m| (m.in_features * m.out_features) as f64).sum();
+        let per_token = 2.0 * (weights + self.parameters as f64);
+        per_token * self.tokens(examples) as f64 + self.attention(examples)
+    }
+
+    /// Operations of causal attention, forward: half of two products of `n × n`.
+    fn attention(&self, examples: &[Example]) -> f64 {
+        let squares: f64 = self.lengths(examples).map(|n| (n * n) as f64).sum();
+        let (layers, width) = (self.base.num_layers, self.base.training.attention_width);
+        2.0 * (layers * width) as f64 * squares
+    }
+
+    /// Operations of the output head, forward: only rows that bear loss.
+    fn head(&self, examples: &[Example]) -> f64 {
+        let labels: usize = examples.iter().map(Example::trained_tokens).sum();
+        2.0 * (self.base.vocab_size * self.base.hidden_size) as f64 * labels as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::TrainingCost;
+    use crate::peft::testing::tiny_base;
+
+    #[test]
+    fn a_run_that_does_not_fit_is_refused_with_its_numbers() {
+        let cost = TrainingCost { kept_values: 4000, working_values: 9000, ..Default::default() };
+        let base = BaseInfo { training: cost, ..tiny_base() };
+        let hyperparameters = Hyperparameters { micro_batch_size: 8, ..Default::default() };
+        let examples = vec![Example { ids: vec![1; 1000], labels: vec![1; 1000] }; 8];
+        let load = Load {
+            base: &base,
+            hyperparameters: &hyperparameters,
+            parameters: 1000,
+            examples: &examples,
+            validation: &[],
+        };
+        let room = |available| Survey {
+            resident_bytes: Some(1 << 30),
+            available_bytes: Some(available),
+            kept_bytes: Some(0),
+            forward_rate: 1e9,
+        };
+        let roomy = load.forecast(&room(1 << 30), None);
+        assert!(roomy.fits && roomy.memory_bytes > 8000 * 13_000 * 4, "{roomy:?}");
+        assert_eq!(roomy.peak_memory_bytes, Some((1 << 30) + roomy.memory_bytes));
+        let tight = load.forecast(&room(200 << 20), None);
+        assert!(!tight.fits && tight.largest_micro_batch == Some(4), "{tight:?}");
+        let told = tight.refusal(8);
+        assert!(told.contains("200 MiB are available; a micro-batch of 4 would fit"), "{told}");
+        let twice = load.forecast(&room(1 << 30), Some(0.5 * USUAL_SHARE * 1e9));
+        assert!((twice.seconds / roomy.seconds - 2.0).abs() < 1e-9 && twice.measured);
+    }
+}

@@ -1,0 +1,53 @@
+//! What a token costs in training, told from shapes alone.
+
+use super::Model;
+use super::layer::{Keys, Layer, Pass};
+use super::linear::Adapters;
+use crate::backend::Backend;
+use crate::domain::TrainingCost;
+
+impl<B: Backend> Layer<B> {
+    /// Values per token of this layer's backward that live beside what [`Layer::kept_values`]
+    /// counts: the MLP's inner values with their gradients, heads with theirs, and rows of the
+    /// residual's width on the way.
+    fn working_values(&self, hidden_size: usize) -> usize {
+        let heads = self.qkv.out_features;
+        let inner = if self.gated { self.up.out_features / 2 } else { self.up.out_features };
+        self.up.out_features + 2 * inner + 3 * heads + 4 * hidden_size
+    }
+
+    /// The most values per token that one operation of this layer rounds to bf16 at a time.
+    fn rounded_values(&self, hidden_size: usize) -> usize {
+        let inner = if self.gated { self.up.out_features / 2 } else { self.up.out_features };
+        self.up.out_features.max(self.qkv.out_features) + inner.max(hidden_size)
+    }
+}
+
+impl<B: Backend> Model<B> {
+    /// What one token of a training run costs on this model.
+    pub(super) fn training_cost(&self) -> TrainingCost {
+        let d = self.info.hidden_size;
+        let most = |values: fn(&Layer<B>, usize) -> usize| {
+            self.layers.iter().map(|layer| values(layer, d)).max().unwrap_or(0)
+        };
+        TrainingCost {
+            kept_values: most(Layer::kept_values),
+            working_values: most(Layer::working_values),
+            rounded_values: most(Layer::rounded_values),
+            attention_width: most(|layer, _| layer.attention.heads * layer.attention.head_dim),
+        }
+    }
+
+    /// Runs the first layer forward over `rows` tokens, for somebody who wants to know how long that
+    /// takes.
+    pub fn try_layer(&self, b: &mut B, rows: usize) {
+        let Some(layer) = self.layers.first() else { return };
+        let positions: Vec<u32> = (0..rows as u32).collect();
+        let whole = 0..rows;
+        let adapters = Adapters { rows: &[], dropout: None, training: true };
+        let keys = Keys::Spans(std::slice::from_ref(&whole));
+        let mut x = b.zeros(rows, self.info.hidden_size);
+        layer.forward(b, &mut x, &mut Pass { positions: &positions, adapters, keys });
+        b.recycle(x);
+    }
+}

@@ -1,0 +1,36 @@
+//! What the device has for a training run: room, and pace.
+
+use std::time::Instant;
+
+use super::lane::Lane;
+use crate::backend::Backend;
+use crate::domain::{BaseInfo, Survey};
+
+/// Tokens of the trial: enough that products run as they do in training.
+const TRIED_ROWS: usize = 128;
+
+/// Looks at the room there is, and tries one layer of the base model. `memory` bounds what a run
+/// keeps of activations.
+pub(super) fn survey<B: Backend>(b: &mut B, lane: &Lane<B>, memory: Option<usize>) -> Survey {
+    let (resident_bytes, available_bytes) = (b.resident_bytes(), b.available_bytes());
+    let mut trial = || {
+        let started = Instant::now();
+        lane.model.try_layer(b, TRIED_ROWS);
+        started.elapsed().as_secs_f64()
+    };
+    trial(); // the first finds cold caches
+    let seconds = trial().min(trial());
+    let operations = 2.0 * layer_weights(&lane.model.info) * TRIED_ROWS as f64;
+    Survey {
+        resident_bytes,
+        available_bytes,
+        kept_bytes: memory,
+        forward_rate: operations / seconds.max(1e-9),
+    }
+}
+
+/// Weights of the first layer's linear modules.
+fn layer_weights(base: &BaseInfo) -> f64 {
+    let first = base.modules.iter().filter(|module| module.layer == Some(0));
+    first.map(|module| (module.in_features * module.out_features) as f64).sum()
+}
