@@ -7,8 +7,8 @@ use super::scheduler::{Scheduler, StepLimits};
 use super::sequence::Sequence;
 use crate::domain::Speculation;
 
-/// While others decode, prompts may stretch a step to so many times what it would take without
-/// them: running streams slow down evenly, and none stalls.
+/// While others decode, prompts may stretch a step to so many times what it takes when all that
+/// run decode, as they soon will: running streams slow down evenly, and none stalls.
 const STRETCH: f64 = 1.8;
 /// But prompts get at least so many rows, or they would never be read.
 const LEAST_CHUNK: usize = 8;
@@ -124,7 +124,7 @@ impl Scheduler {
         if decoding == 0 {
             return usize::MAX;
         }
-        let seconds = STRETCH * self.pace.seconds(decoding);
+        let seconds = STRETCH * self.pace.seconds(self.running.len());
         let widest = self.pace.widest(seconds, decoding + self.limits.tokens);
         widest.saturating_sub(decoding).max(LEAST_CHUNK)
     }
