@@ -12,9 +12,8 @@ use super::job::{Job, status};
 use super::{NewEvent, Store, StoreError, StoreResult, events};
 use crate::domain::{JobId, JobStatus};
 
-/// A worker that dies so often in a row, without a checkpoint in between, dies of the job. Machines
-/// that lose their power again and again stay below it.
-const MOST_CRASHES: i64 = 20;
+/// A worker that dies so often in a row, without a checkpoint in between, dies of the job.
+const MOST_CRASHES: i64 = 3;
 
 /// `$1` and `$2` are the statuses of a stage, as [`Stage::while_held`] and [`Stage::from`].
 const CLAIMABLE: &str = "status in ($1, $2)
@@ -172,7 +171,7 @@ impl Store {
         let expired = self.dialect.sql(
             "select count(*) from jobs
              where lease_until <= {now} and status in ('validating_files', 'running')
-               and crash_streak + 1 >= $1",
+               and (crash_streak + 1 >= $1 or attempt >= max_attempts)",
         );
         let count: i64 =
             sqlx::query_scalar(expired).bind(MOST_CRASHES).fetch_one(&self.reader).await?;
@@ -196,7 +195,7 @@ impl Store {
                  error_message = 'The server died several times while it worked on this job, \
              and the job was given up.'
              where lease_until <= {now} and status in ('validating_files', 'running')
-               and crash_streak + 1 >= $1
+               and (crash_streak + 1 >= $1 or attempt >= max_attempts)
              returning *",
         );
         Ok(sqlx::query_as(update).bind(MOST_CRASHES).fetch_all(&mut **tx).await?)
