@@ -19,6 +19,7 @@ import test_crash as jobs  # noqa: E402
 
 BASE = pathlib.Path(__file__).resolve().parents[3] / "src" / "demo" / "model"
 TOLERANCE = 2e-4
+STEPS = 24
 
 
 def torch_logprobs(model, ids):
@@ -46,7 +47,7 @@ def main():
     ids = AutoTokenizer.from_pretrained(BASE)("Once upon a time there was a little cat named Anna.")["input_ids"]
     # Keys and values in bf16, as by default, differ from torch's f32 by more than the adapter may.
     with server.running("--kv-cache-dtype", "f32") as running:
-        name = jobs.finished(running.url, jobs.create_job(running.url))["fine_tuned_model"]
+        name = jobs.finished(running.url, jobs.create_job(running.url, STEPS))["fine_tuned_model"]
         base, served = (served_logprobs(running.url, model, ids) for model in ("demo", name))
         gap = farthest(torch_logprobs(load_base(), ids), base)
         print(f"demo: log-probabilities differ by {gap:.1e} at most")
