@@ -67,6 +67,8 @@ pub struct TrainingCost {
     pub rounded_values: usize,
     /// All query heads side by side.
     pub attention_width: usize,
+    /// Rows whose logits live at one time.
+    pub head_rows: usize,
 }
 
 /// Facts of a loaded base model, fixed for the life of the process.

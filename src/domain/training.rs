@@ -232,8 +232,9 @@ pub struct Survey {
     pub available_bytes: Option<usize>,
     /// Bytes of activations a run may keep; `None`: half of what is available.
     pub kept_bytes: Option<usize>,
-    /// Operations per second of a trial forward through one layer; a multiply-add counts as two.
-    pub forward_rate: f64,
+    /// Operations per second of a trial forward through one layer, if one was asked for; a
+    /// multiply-add counts as two.
+    pub forward_rate: Option<f64>,
 }
 
 /// How far an adapter as it is served gives the logits it gave in training.

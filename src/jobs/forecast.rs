@@ -8,12 +8,12 @@ use serde::Serialize;
 use crate::domain::{BaseInfo, Example, Hyperparameters, Survey};
 use crate::worker::WorkerHandle;
 
-/// Rows whose logits live at one time.
-const HEAD_ROWS: usize = 256;
 /// Bytes per trained number: value and gradient in `f32`.
 const TRAINED: usize = 4 + 4;
 /// Bytes per trained number of a checkpoint on its way out: value and moments, beside the adapter.
 const CHECKPOINT: usize = 12 + 4;
+/// Rows of a micro-batch up to which it is looked for what fits.
+const MOST_ROWS: usize = 256;
 /// Share of a layer's forward rate that training reaches, before it was measured.
 const USUAL_SHARE: f64 = 0.72;
 
@@ -28,25 +28,32 @@ pub(super) struct Load<'a> {
     pub validation: &'a [Example],
 }
 
-/// What a run is expected to take.
+/// What a run takes of memory, and whether it is there.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Forecast {
-    /// Bytes the whole process takes at the run's peak; `None` where its size is not known.
-    pub peak_memory_bytes: Option<usize>,
+pub struct Room {
     /// Bytes the run adds: what is trained with its optimiser, activations, checkpoints.
     pub memory_bytes: usize,
     /// Bytes there are for it; `None` where that is not known.
     pub available_bytes: Option<usize>,
     /// Whether it fits.
     pub fits: bool,
-    /// The most rows of a micro-batch that would fit.
+    /// The most rows of a micro-batch that would fit, of those that were tried.
     pub largest_micro_batch: Option<usize>,
+}
+
+/// What a run is expected to take.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Forecast {
+    /// Bytes the whole process takes at the run's peak; `None` where its size is not known.
+    pub peak_memory_bytes: Option<usize>,
+    #[serde(flatten)]
+    pub room: Room,
     pub seconds: f64,
     /// Whether the rate was measured in training on this base since the server started.
     pub measured: bool,
 }
 
-impl Forecast {
+impl Room {
     /// The sentence for a run that cannot be.
     pub fn refusal(&self, micro_batch_size: usize) -> String {
         let mib = |bytes: usize| bytes.div_ceil(1 << 20);
@@ -67,39 +74,49 @@ impl Forecast {
     }
 }
 
-/// The forecast on the device as it is now, and operations per token; `None` if the device thread
-/// does not say what there is.
-pub(super) async fn forecast(worker: &WorkerHandle, load: &Load<'_>) -> Option<(Forecast, f64)> {
+/// The forecast on the device as it is now; `None` if the device thread does not say what there is.
+pub(super) async fn forecast(worker: &WorkerHandle, load: &Load<'_>) -> Option<Forecast> {
     let base = &*load.base.name;
-    let survey = worker.survey(base).await?;
-    let forecast = load.forecast(&survey, worker.stats().training_rate(base));
-    Some((forecast, load.operations_per_token(&survey)))
+    let rate = worker.stats().training_rate(base);
+    let survey = worker.survey(base, rate.is_none()).await?;
+    Some(load.forecast(&survey, rate))
+}
+
+/// The memory a run takes on the device as it is now, and operations per token; `None` as in
+/// [`forecast`]. Nothing is tried, so that nobody who is served waits.
+pub(super) async fn room(worker: &WorkerHandle, load: &Load<'_>) -> Option<(Room, f64)> {
+    let survey = worker.survey(&load.base.name, false).await?;
+    let by_rows = load.tokens_by_rows();
+    let epoch = load.epoch(load.kept_layers(load.micro_batch_tokens(&by_rows), &survey));
+    Some((load.room(&by_rows, &survey), epoch / load.tokens(load.examples).max(1) as f64))
 }
 
 impl Load<'_> {
     /// What the run takes on a device as `survey` found it; `rate` is that of training measured.
-    pub fn forecast(&self, survey: &Survey, rate: Option<f64>) -> Forecast {
-        let rows = self.hyperparameters.micro_batch_size;
-        let memory_bytes = self.memory_bytes(self.micro_batch_tokens(rows), survey);
-        let fits = |bytes| survey.available_bytes.is_none_or(|available| bytes <= available);
-        let largest = (1..=self.examples.len().min(256))
-            .take_while(|&rows| fits(self.memory_bytes(self.micro_batch_tokens(rows), survey)))
-            .last();
-        let usual = USUAL_SHARE * survey.forward_rate;
+    fn forecast(&self, survey: &Survey, rate: Option<f64>) -> Forecast {
+        let by_rows = self.tokens_by_rows();
+        let room = self.room(&by_rows, survey);
+        let epoch = self.epoch(self.kept_layers(self.micro_batch_tokens(&by_rows), survey));
+        let usual = || USUAL_SHARE * survey.forward_rate.unwrap_or(0.0);
         Forecast {
-            peak_memory_bytes: survey.resident_bytes.map(|resident| resident + memory_bytes),
-            memory_bytes,
-            available_bytes: survey.available_bytes,
-            fits: fits(memory_bytes),
-            largest_micro_batch: survey.available_bytes.map(|_| largest.unwrap_or(0)),
-            seconds: self.operations(survey) / rate.unwrap_or(usual).max(1.0),
+            peak_memory_bytes: survey.resident_bytes.map(|resident| resident + room.memory_bytes),
+            room,
+            seconds: self.operations(epoch) / rate.unwrap_or_else(usual).max(1.0),
             measured: rate.is_some(),
         }
     }
 
-    /// Operations of a step over its tokens, on average; a multiply-add counts as two.
-    pub fn operations_per_token(&self, survey: &Survey) -> f64 {
-        self.epoch(survey) / self.tokens(self.examples).max(1) as f64
+    fn room(&self, by_rows: &[usize], survey: &Survey) -> Room {
+        let memory_bytes = self.memory_bytes(self.micro_batch_tokens(by_rows), survey);
+        let fits = |bytes| survey.available_bytes.is_none_or(|available| bytes <= available);
+        let rows = by_rows[1..].iter();
+        let largest = rows.take_while(|&&tokens| fits(self.memory_bytes(tokens, survey))).count();
+        Room {
+            memory_bytes,
+            available_bytes: survey.available_bytes,
+            fits: fits(memory_bytes),
+            largest_micro_batch: survey.available_bytes.map(|_| largest),
+        }
     }
 
     /// Bytes of a run whose largest micro-batch has so many tokens.
@@ -110,7 +127,7 @@ impl Load<'_> {
         let inputs = (self.base.num_layers + 2) * self.base.hidden_size;
         let kept = (kept_layers + recomputed) * cost.kept_values;
         let values = inputs + kept + cost.working_values + cost.rounded_values / 2;
-        let head = HEAD_ROWS.min(tokens) * (self.base.vocab_size + 4 * self.base.hidden_size);
+        let head = cost.head_rows.min(tokens) * (self.base.vocab_size + 4 * self.base.hidden_size);
         size_of::<f32>() * (values * tokens + head) + self.trained_bytes()
     }
 
@@ -132,15 +149,27 @@ impl Load<'_> {
         (survey.kept_bytes.unwrap_or_else(half) / layer.max(1)).min(self.base.num_layers)
     }
 
-    /// Tokens of the largest micro-batch of so many rows.
-    fn micro_batch_tokens(&self, rows: usize) -> usize {
+    /// Tokens of the largest micro-batch of 0, 1, 2 … rows.
+    fn tokens_by_rows(&self) -> Vec<usize> {
         let h = self.hyperparameters;
+        let most = MOST_ROWS.max(h.micro_batch_size).min(self.examples.len());
         if h.packing {
-            return (rows * h.max_seq_length).min(self.tokens(self.examples));
+            let all = self.tokens(self.examples);
+            return (0..=most).map(|rows| (rows * h.max_seq_length).min(all)).collect();
         }
         let mut lengths: Vec<usize> = self.lengths(self.examples).collect();
         lengths.sort_unstable_by(|x, y| y.cmp(x));
-        lengths.iter().take(rows).sum()
+        let mut by_rows = vec![0];
+        by_rows.extend(lengths.iter().take(most).scan(0, |sum, length| {
+            *sum += length;
+            Some(*sum)
+        }));
+        by_rows
+    }
+
+    /// Tokens of the largest micro-batch as it is asked for.
+    fn micro_batch_tokens(&self, by_rows: &[usize]) -> usize {
+        by_rows[self.hyperparameters.micro_batch_size.min(by_rows.len() - 1)]
     }
 
     fn lengths<'a>(&self, examples: &'a [Example]) -> impl Iterator<Item = usize> + use<'a> {
@@ -153,23 +182,22 @@ impl Load<'_> {
     }
 
     /// Operations of the whole run, validations included.
-    fn operations(&self, survey: &Survey) -> f64 {
+    fn operations(&self, epoch: f64) -> f64 {
         let h = self.hyperparameters;
         let per_epoch = self.examples.len().div_ceil(h.batch_size.max(1)).max(1);
         let steps = h.max_steps.unwrap_or(per_epoch * h.n_epochs);
         let validations = 1 + steps / h.eval_steps.unwrap_or(per_epoch).max(1);
         let forward = self.forward(self.validation) + self.head(self.validation);
         let validated = if self.validation.is_empty() { 0.0 } else { validations as f64 * forward };
-        self.epoch(survey) * steps as f64 / per_epoch as f64 + validated
+        epoch * steps as f64 / per_epoch as f64 + validated
     }
 
-    /// Operations of one pass over the examples. Backward, each product is formed for its input;
+    /// Operations of one pass over the examples; a multiply-add counts as two. Backward, each product is formed for its input;
     /// those of the adapter also for its matrices; attention takes five products where forward took
     /// two.
-    fn epoch(&self, survey: &Survey) -> f64 {
+    fn epoch(&self, kept_layers: usize) -> f64 {
         let examples = self.examples;
-        let tokens = self.micro_batch_tokens(self.hyperparameters.micro_batch_size);
-        let kept = self.kept_layers(tokens, survey) as f64 / self.base.num_layers.max(1) as f64;
+        let kept = kept_layers as f64 / self.base.num_layers.max(1) as f64;
         let adapters = 2.0 * self.parameters as f64 * self.tokens(examples) as f64;
         let backward = self.forward(examples) + adapters + 1.5 * self.attention(examples);
         let again = (1.0 - kept) * self.forward(examples);
@@ -221,12 +249,12 @@ mod tests {
             resident_bytes: Some(1 << 30),
             available_bytes: Some(available),
             kept_bytes: Some(0),
-            forward_rate: 1e9,
+            forward_rate: Some(1e9),
         };
         let roomy = load.forecast(&room(1 << 30), None);
-        assert!(roomy.fits && roomy.memory_bytes > 8000 * 13_000 * 4, "{roomy:?}");
-        assert_eq!(roomy.peak_memory_bytes, Some((1 << 30) + roomy.memory_bytes));
-        let tight = load.forecast(&room(200 << 20), None);
+        assert!(roomy.room.fits && roomy.room.memory_bytes > 8000 * 13_000 * 4, "{roomy:?}");
+        assert_eq!(roomy.peak_memory_bytes, Some((1 << 30) + roomy.room.memory_bytes));
+        let tight = load.forecast(&room(200 << 20), None).room;
         assert!(!tight.fits && tight.largest_micro_batch == Some(4), "{tight:?}");
         let told = tight.refusal(8);
         assert!(told.contains("200 MiB are available; a micro-batch of 4 would fit"), "{told}");

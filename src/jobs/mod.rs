@@ -20,7 +20,7 @@ mod service;
 mod spec;
 
 pub use fields::{InvalidKind, InvalidRequest};
-pub use forecast::Forecast;
+pub use forecast::{Forecast, Room};
 pub use heartbeat::LeaseTiming;
 pub use hyperparameters::{RequestedHyperparameters, shown as shown_hyperparameters};
 pub use preflight::Preflight;

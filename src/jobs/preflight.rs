@@ -65,12 +65,12 @@ impl Preflight {
             (Some(hyperparameters), Some(parameters)) => {
                 let (base, examples, validation) = (&base.info, &*rows, &*others);
                 let load = Load { base, hyperparameters, parameters, examples, validation };
-                forecast(worker, &load).await.map(|(forecast, _)| forecast)
+                forecast(worker, &load).await
             }
             _ => None,
         };
         Ok(Self {
-            ok: ok && forecast.as_ref().is_none_or(|forecast| forecast.fits),
+            ok: ok && forecast.as_ref().is_none_or(|forecast| forecast.room.fits),
             base_model: base.info.name.to_string(),
             training,
             validation,

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::forecast::{Load, forecast};
+use super::forecast::{Load, room};
 use super::preflight::trainable_parameters;
 use super::prepare::{Prepare, Prepared, Unprepared};
 use super::spec::{JobSpec, Settled};
@@ -91,14 +91,14 @@ impl Preparation {
     /// Operations per token, where the device tells what it has; a `new` run that does not fit is
     /// refused. One that has begun did fit.
     async fn operations(&self, load: &Load<'_>, new: bool) -> Result<Option<f64>, Unprepared> {
-        let Some((forecast, operations)) = forecast(&self.worker, load).await else {
+        let Some((room, operations)) = room(&self.worker, load).await else {
             return Ok(None);
         };
         let busy = self.worker.stats().training.load(Relaxed);
-        if forecast.fits || busy || !new {
+        if room.fits || busy || !new {
             return Ok(Some(operations));
         }
-        let message = forecast.refusal(load.hyperparameters.micro_batch_size);
+        let message = room.refusal(load.hyperparameters.micro_batch_size);
         Err(never("insufficient_memory", message, None))
     }
 

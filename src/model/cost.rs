@@ -3,6 +3,7 @@
 use super::Model;
 use super::layer::{Keys, Layer, Pass};
 use super::linear::Adapters;
+use super::micro_batch::HEAD_CHUNK;
 use crate::backend::Backend;
 use crate::domain::TrainingCost;
 
@@ -34,6 +35,7 @@ impl<B: Backend> Model<B> {
             kept_values: most(Layer::kept_values),
             working_values: most(Layer::working_values),
             rounded_values: most(Layer::rounded_values),
+            head_rows: HEAD_CHUNK,
             attention_width: most(|layer, _| layer.attention.heads * layer.attention.head_dim),
         }
     }

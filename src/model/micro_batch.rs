@@ -8,7 +8,7 @@ use crate::backend::{Backend, LossSum};
 use crate::domain::IGNORE_INDEX;
 
 /// Rows whose logits live at one time.
-const HEAD_CHUNK: usize = 256;
+pub(super) const HEAD_CHUNK: usize = 256;
 
 /// How a micro-batch is run.
 #[derive(Clone, Debug, Default)]

@@ -92,10 +92,11 @@ impl WorkerHandle {
         Ok(TrainEvents { events, control })
     }
 
-    /// What there is for a training run on `base`; `None` if the device thread does not say.
-    pub async fn survey(&self, base: &str) -> Option<Survey> {
+    /// What there is for a training run on `base`, its pace by a `trial`; `None` if the device thread
+    /// does not say.
+    pub async fn survey(&self, base: &str, trial: bool) -> Option<Survey> {
         let (done, answer) = oneshot::channel();
-        self.send(Command::Survey { base: base.to_owned(), done }).ok()?;
+        self.send(Command::Survey { base: base.to_owned(), trial, done }).ok()?;
         answer.await.ok()
     }
 

@@ -132,10 +132,10 @@ impl<B: Backend> Device<B> {
                 self.accept_request(*request, stops, events);
             }
             Command::Train { run, control, events } => self.training.push(*run, control, events),
-            Command::Survey { base, done } => {
+            Command::Survey { base, trial, done } => {
                 let lane = self.lanes.iter().find(|lane| *lane.model.info.name == *base);
                 let memory = self.training.memory();
-                let found = lane.map(|lane| survey(&mut self.backend, lane, memory));
+                let found = lane.map(|lane| survey(&mut self.backend, lane, memory, trial));
                 let _gone_is_fine = found.map(|found| done.send(found));
             }
             Command::Stop => {}

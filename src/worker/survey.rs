@@ -9,10 +9,23 @@ use crate::domain::{BaseInfo, Survey};
 /// Tokens of the trial: enough that products run as they do in training.
 const TRIED_ROWS: usize = 128;
 
-/// Looks at the room there is, and tries one layer of the base model. `memory` bounds what a run
-/// keeps of activations.
-pub(super) fn survey<B: Backend>(b: &mut B, lane: &Lane<B>, memory: Option<usize>) -> Survey {
-    let (resident_bytes, available_bytes) = (b.resident_bytes(), b.available_bytes());
+/// Looks at the room there is, and with a `trial` at the pace of one layer of the base model.
+/// `memory` bounds what a run keeps of activations.
+pub(super) fn survey<B: Backend>(
+    b: &mut B,
+    lane: &Lane<B>,
+    memory: Option<usize>,
+    trial: bool,
+) -> Survey {
+    Survey {
+        resident_bytes: b.resident_bytes(),
+        available_bytes: b.available_bytes(),
+        kept_bytes: memory,
+        forward_rate: trial.then(|| forward_rate(b, lane)),
+    }
+}
+
+fn forward_rate<B: Backend>(b: &mut B, lane: &Lane<B>) -> f64 {
     let mut trial = || {
         let started = Instant::now();
         lane.model.try_layer(b, TRIED_ROWS);
@@ -20,13 +33,7 @@ pub(super) fn survey<B: Backend>(b: &mut B, lane: &Lane<B>, memory: Option<usize
     };
     trial(); // the first finds cold caches
     let seconds = trial().min(trial());
-    let operations = 2.0 * layer_weights(&lane.model.info) * TRIED_ROWS as f64;
-    Survey {
-        resident_bytes,
-        available_bytes,
-        kept_bytes: memory,
-        forward_rate: operations / seconds.max(1e-9),
-    }
+    2.0 * layer_weights(&lane.model.info) * TRIED_ROWS as f64 / seconds.max(1e-9)
 }
 
 /// Weights of the first layer's linear modules.
