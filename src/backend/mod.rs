@@ -52,6 +52,10 @@ pub trait Backend: Send + 'static {
     }
     /// Gives back to the system what was recycled and is not in use.
     fn trim(&mut self) {}
+    /// Values that a head may have.
+    fn most_head_values(&self) -> usize {
+        usize::MAX
+    }
     /// Bytes that may still be allocated, where that is known.
     fn available_bytes(&self) -> Option<usize> {
         None

@@ -32,6 +32,11 @@ pub enum ModelError {
         "config.json: `{key}` = {value} changes the mathematics in a way that is not supported"
     )]
     Unsupported { key: String, value: String },
+    #[error(
+        "its heads have {head_dim} values, and this device computes with at most {most}; serve it \
+         with `--device cpu`"
+    )]
+    LargeHeads { head_dim: usize, most: usize },
     #[error("`model_type` {family} is not supported; supported are {supported}")]
     UnknownFamily { family: String, supported: String },
     #[error("{file} is not a usable checkpoint: {reason}")]

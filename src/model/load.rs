@@ -32,6 +32,10 @@ impl<B: Backend> Model<B> {
         let bytes = config_bytes(source)?;
         let (json, mut config) = read_config(&bytes)?;
         add_generation_config(source, &mut config)?;
+        if config.head_dim > b.most_head_values() {
+            let (head_dim, most) = (config.head_dim, b.most_head_values());
+            return Err(ModelError::LargeHeads { head_dim, most });
+        }
         let mut checkpoint = Checkpoint::open(source, &bytes, &config.family)?;
         if let ModelSource::Gguf(_) = source {
             checkpoint.set_layout(Layout::Gguf(Box::new(config.clone())));

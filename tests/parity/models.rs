@@ -212,6 +212,20 @@ fn same_bits_on_the_emulated_cuda_backend() {
 }
 
 #[test]
+fn heads_too_large_for_the_device_are_refused_before_a_weight_is_read() {
+    let mut config = golden::json(&golden::path("models/llama_gqa/model/config.json"));
+    config["head_dim"] = 258.into();
+    let config = serde_json::to_vec(&config).unwrap().into();
+    let source = ModelSource::Embedded { config, tensors: Cow::Borrowed(&[]) };
+    let options = LoadOptions { name: "large".into(), format: None };
+    let refused = Model::load(&mut emulator::cuda(), &source, &options).err().expect("a refusal");
+    assert!(refused.to_string().contains("258 values"), "{refused}");
+    assert!(refused.to_string().contains("--device cpu"), "{refused}");
+    let other = Model::load(&mut CpuBackend::new(1), &source, &options).err().expect("no weights");
+    assert!(!other.to_string().contains("258"), "{other}");
+}
+
+#[test]
 fn older_configurations_mean_the_same() {
     let b = &mut ReferenceBackend;
     for name in FAMILIES.into_iter().filter(|&name| name != "llama3_rope") {

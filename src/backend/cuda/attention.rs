@@ -10,7 +10,7 @@ use crate::backend::{AttentionSpec, KvFormat, SequenceRows};
 /// `SEGMENT` in `attention.cu`.
 const SEGMENT: usize = 256;
 /// `MOST_HEAD_DIM` in `attend.cu`.
-const MOST_HEAD_DIM: usize = 256;
+pub(super) const MOST_HEAD_DIM: usize = 256;
 const ALL: u32 = u32::MAX;
 
 /// `Work` in `attend.cu`: first row, vectors, first vector, position, base, segment.

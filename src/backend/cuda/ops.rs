@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::attention::Saved;
+use super::attention::{MOST_HEAD_DIM, Saved};
 use super::cache;
 use super::products::{Finish, Side};
 use super::source::Module;
@@ -78,6 +78,10 @@ impl Backend for CudaBackend {
 
     fn trim(&mut self) {
         self.pool.trim(&*self.machine);
+    }
+
+    fn most_head_values(&self) -> usize {
+        MOST_HEAD_DIM
     }
 
     fn available_bytes(&self) -> Option<usize> {

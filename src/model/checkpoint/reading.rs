@@ -1,4 +1,5 @@
-//! The bytes of a tensor, read and hashed piece by piece on every core.
+//! The bytes of a tensor, read and hashed piece by piece on every core. BLAKE3, since SHA-256 took a
+//! sixth of the time that a model needed to load.
 
 use std::io;
 use std::thread;
