@@ -119,32 +119,38 @@ fn rows_that_are_no_whole_blocks_get_another_type() {
 }
 
 #[test]
-fn a_merged_adapter_gives_the_weights_of_peft() {
+fn a_merged_adapter_gives_the_weights_and_logits_of_peft() {
     let (b, folder) = (&mut ReferenceBackend, tempfile::tempdir().unwrap());
-    for (case, base) in [
-        ("llama_lora", "llama_gqa"),
-        ("llama_dora", "llama_gqa"),
-        ("gpt2_lora", "gpt2"),
-        ("mpt_lora", "mpt_alibi"),
-    ] {
+    let mut compared = Vec::new();
+    for (case, base) in super::lora::CASES {
         let to = folder.path().join(case);
         std::fs::create_dir(&to).unwrap();
         let model = golden::load(b, base);
         let adapter = golden::adapter(case, &model);
         let weights = model.weights(&source(base), Some(&adapter)).unwrap();
         weights.write_safetensors(&to, TensorType::F32).unwrap();
-        let written = golden::tensors(&to.join("model.safetensors"));
         let io = golden::tensors(&golden::path(&format!("lora/{case}/io.safetensors")));
-        let mut compared = 0;
+        let written = golden::tensors(&to.join("model.safetensors"));
         for (name, (shape, expected)) in &io {
             let Some(name) = name.strip_prefix("merged.") else { continue };
             let (found_shape, found) = &written[name];
             assert_eq!(found_shape, shape, "{case}: {name}");
             assert!(golden::max_error(found, expected) < 5e-6, "{case}: {name}");
-            compared += 1;
+            compared.push(case);
         }
-        assert!(compared > 0, "{case} has merged weights");
+        let config = golden::path(&format!("models/{base}/model/config.json"));
+        std::fs::copy(config, to.join("config.json")).unwrap();
+        let merged = golden::load_from(b, &ModelSource::Folder(to));
+        let case_file = golden::json(&golden::path(&format!("lora/{case}/case.json")));
+        let atol = golden::number(&case_file, "atol");
+        let rows = golden::ids(&io["input_ids"]);
+        let (n, all) = (rows[0].len(), (0..2 * rows[0].len()).collect::<Vec<_>>());
+        let z = merged.forward_spans(b, &rows.concat(), &[0..n, n..2 * n], &[], &all);
+        let error = golden::max_error(&b.download(&z), &io["logits"].1);
+        assert!(error <= atol, "{case}: logits are off by {error:.1e}, {atol:.1e} is allowed");
     }
+    compared.dedup();
+    assert_eq!(compared, ["llama_lora", "gpt2_lora", "mpt_lora", "llama_dora"]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::golden;
 use crate::support::emulator;
 
 /// The case and its base model.
-const CASES: [(&str, &str); 9] = [
+pub const CASES: [(&str, &str); 9] = [
     ("llama_lora", "llama_gqa"),
     ("llama_rslora", "llama_gqa"),
     ("gpt2_lora", "gpt2"),
