@@ -12,9 +12,10 @@
 //! ```
 //!
 //! Three invariants carry the design. Above the handle there is no tensor; below it there is no
-//! `.await`, no SQL and no HTTP. SQL lives in `store`, status codes in `api`, `unsafe` in `kernels`,
-//! at the door to NVIDIA's libraries and in the mapping of weights; nothing above `backend` knows the device. A command carries
-//! everything its work needs, so the device thread asks nobody anything.
+//! `.await`, no SQL and no HTTP. SQL lives in `store`, status codes in `api`, `unsafe` in `kernels`
+//! and at the door to NVIDIA's libraries; only `app` and `bench` choose a device, and nothing else
+//! above `backend` knows it. A command carries everything its work needs, so the device thread asks
+//! nobody anything.
 //! `tests/architecture.rs` holds each module to this picture.
 
 // The emulated GPU of the tests stands outside and inside of the library.
