@@ -81,6 +81,11 @@ pub trait Backend: Send + 'static {
     fn recycle(&mut self, x: Self::Rows);
     /// A copy.
     fn duplicate(&mut self, x: &Self::Rows) -> Self::Rows;
+    /// `x (t, n)` rounded to bf16, two values to a word, `(t, ⌈n / 2⌉)`: to be put by, not to be
+    /// computed with. Word `i` of a row holds value `i` low and value `⌈n / 2⌉ + i` high.
+    fn halve(&mut self, x: &Self::Rows) -> Self::Rows;
+    /// The values `(t, width)` of what [`Backend::halve`] gave.
+    fn widen(&mut self, x: &Self::Rows, width: usize) -> Self::Rows;
 
     /// Packs a frozen weight.
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> Self::Weight;

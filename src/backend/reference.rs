@@ -4,6 +4,8 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::{
     Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, CacheShape, HeadsSpec, HostBlocks,
     HostMoments, HostWeight, KvFormat, LossSum, Norm, SequenceRows, WeightFormat, dropout_keeps,
@@ -77,6 +79,24 @@ impl Backend for ReferenceBackend {
 
     fn duplicate(&mut self, x: &Matrix) -> Matrix {
         x.clone()
+    }
+
+    fn halve(&mut self, x: &Matrix) -> Matrix {
+        let words = x.width.div_ceil(2);
+        let bits = |x: &[f32], i: usize| x.get(i).map_or(0, |&x| bf16::from_f32(x).to_bits());
+        let word = |row: &[f32], i| u32::from(bits(row, i)) | u32::from(bits(row, words + i)) << 16;
+        let rows = (0..x.rows).flat_map(|r| (0..words).map(move |i| (r, i)));
+        let halved = rows.map(|(r, i)| f32::from_bits(word(x.row(r), i))).collect();
+        Matrix::new(halved, x.rows, words)
+    }
+
+    fn widen(&mut self, x: &Matrix, width: usize) -> Matrix {
+        let words = x.width;
+        assert_eq!(words, width.div_ceil(2), "rows of this width have so many words");
+        let half = |row: &[f32], c: usize| row[c % words].to_bits() >> (16 * (c / words));
+        let values = (0..x.rows).flat_map(|r| (0..width).map(move |c| (r, c)));
+        let whole = values.map(|(r, c)| bf16::from_bits(half(x.row(r), c) as u16).to_f32());
+        Matrix::new(whole.collect(), x.rows, width)
     }
 
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> ReferenceWeight {

@@ -16,6 +16,7 @@ mod transpose;
 mod weight;
 
 pub use rows::Bf16Rows;
+pub(crate) use weight::round_bits;
 pub use weight::{PackedBf16, Widened};
 
 pub(crate) use gemm::{Chunk, Panels, Term, gemm, gemm_sum, gemms};

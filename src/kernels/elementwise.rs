@@ -1,5 +1,6 @@
 //! Value by value: addition, scaling, soft cap, sums of rows.
 
+use super::bf16::round_bits;
 use super::lanes::{LANES, kernel};
 use super::math::tanh;
 
@@ -66,6 +67,30 @@ kernel! {
                 s.store_part(y, value);
             }
         }
+    }
+}
+
+kernel! {
+    /// A row rounded to bf16, two values to a word: word `i` holds value `i` low and value
+    /// `words.len() + i` high, if there is one.
+    pub fn halve(_s, row: &[f32], words: &mut [f32]) {
+        let (low, high) = row.split_at(words.len());
+        let (pairs, single) = words.split_at_mut(high.len());
+        for ((word, &low), &high) in pairs.iter_mut().zip(low).zip(high) {
+            *word = f32::from_bits(round_bits(low) | round_bits(high) << 16);
+        }
+        let rest = single.iter_mut().zip(&low[high.len()..]);
+        rest.for_each(|(word, &low)| *word = f32::from_bits(round_bits(low)));
+    }
+}
+
+kernel! {
+    /// The values of the words that [`halve`] wrote.
+    pub fn widen(_s, words: &[f32], row: &mut [f32]) {
+        let (low, high) = row.split_at_mut(words.len());
+        low.iter_mut().zip(words).for_each(|(x, w)| *x = f32::from_bits(w.to_bits() << 16));
+        let upper = |word: &f32| f32::from_bits(word.to_bits() & 0xffff_0000);
+        high.iter_mut().zip(words).for_each(|(x, word)| *x = upper(word));
     }
 }
 

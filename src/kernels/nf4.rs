@@ -25,6 +25,7 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
+use crate::kernels::split::{PerItem, split};
 use absmax::PackedAbsmax;
 pub(crate) use panel::Dequantized;
 
@@ -52,8 +53,19 @@ impl PackedNf4 {
     /// # Panics
     /// If `k` is not a multiple of 64 or the slice has another length.
     pub fn quantize(weights: &[f32], n: usize, k: usize, code: Code, double: bool) -> Self {
+        Self::quantize_on(&Pool::new(1), weights, (n, k), code, double)
+    }
+
+    /// [`PackedNf4::quantize`] on the threads of `pool`.
+    pub fn quantize_on(
+        pool: &Pool,
+        weights: &[f32],
+        (n, k): (usize, usize),
+        code: Code,
+        double: bool,
+    ) -> Self {
         assert_eq!(weights.len(), n * k, "weights must hold n · k values");
-        Self::pack(&Blocks::quantize(weights, code, BLOCK, double), n, k)
+        Self::pack_on(pool, &Blocks::quantize_on(pool, weights, code, BLOCK, double), n, k)
     }
 
     /// Packs the NF4 tensor `(n, k)` of a bitsandbytes checkpoint, absmax per 64.
@@ -70,17 +82,30 @@ impl PackedNf4 {
     /// # Panics
     /// If `k` is not a multiple of 64, blocks are not of whole 64s, or a length does not fit.
     pub fn pack(tensor: &Blocks, n: usize, k: usize) -> Self {
+        Self::pack_on(&Pool::new(1), tensor, n, k)
+    }
+
+    /// [`PackedNf4::pack`] on the threads of `pool`.
+    pub fn pack_on(pool: &Pool, tensor: &Blocks, n: usize, k: usize) -> Self {
         assert_eq!(tensor.bytes.len(), n * k / 2, "bytes must hold n · k nibbles");
         assert_eq!(k % BLOCK, 0, "k must be a multiple of {BLOCK}");
-        let panels = n.div_ceil(32);
-        let mut codes = line::zeroed(panels * k / 8 * 2);
-        for (row, column) in (0..panels * 32).flat_map(|r| (0..k).map(move |c| (r, c))) {
-            let in_tensor = row < n;
-            let code =
-                if in_tensor { tensor.code_at(row * k + column) } else { tensor.code.zero() };
-            let (line, shift) = place(k, row, column);
-            codes[line].0[row % 16] |= u32::from(code) << shift;
-        }
+        let (panels, lines_per_panel) = (n.div_ceil(32), k / 8 * 2);
+        let rows: Vec<&[u8]> = tensor.bytes.chunks_exact((k / 2).max(1)).collect();
+        let padding = u32::from(tensor.code.zero()) * 0x1111_1111;
+        let mut codes = line::zeroed(panels * lines_per_panel);
+        let out = PerItem::new(&mut codes, lines_per_panel);
+        split(pool, panels, 32 * k, out, |panels, lines| {
+            for (panel, lines) in panels.zip(lines.chunks_exact_mut(lines_per_panel.max(1))) {
+                for lane in 0..32 {
+                    let words = lines.iter_mut().skip(lane / 16).step_by(2);
+                    let words = words.map(|line| &mut line.0[lane % 16]);
+                    match rows.get(panel * 32 + lane) {
+                        Some(row) => words.zip(row.as_chunks().0).for_each(|(to, b)| *to = word(b)),
+                        None => words.for_each(|to| *to = padding),
+                    }
+                }
+            }
+        });
         let absmax = PackedAbsmax::new(tensor.absmax.clone(), tensor.block, n, k);
         Self { n, k, code: tensor.code, codes, absmax }
     }
@@ -118,6 +143,16 @@ impl PackedNf4 {
 fn place(k: usize, row: usize, column: usize) -> (usize, usize) {
     let line = (row / 32 * (k / 8) + column / 8) * 2 + row % 32 / 16;
     (line, 16 * (column % 2) + 4 * (column % 8 / 2))
+}
+
+/// Eight codes, the first of each byte in its high half, in the order of [`PackedNf4`].
+fn word(bytes: &[u8; 4]) -> u32 {
+    let bytes = u32::from_le_bytes(*bytes);
+    let side_by_side = |nibbles: u32| {
+        let pairs = (nibbles | nibbles >> 4) & 0x00ff_00ff;
+        (pairs | pairs >> 8) & 0xffff
+    };
+    side_by_side(bytes >> 4 & 0x0f0f_0f0f) | side_by_side(bytes & 0x0f0f_0f0f) << 16
 }
 
 /// `y = x · Wᵀ`, fused. Shapes: `x (m, k)`, `W (n, k)`, `y (m, n)`.

@@ -97,6 +97,7 @@ impl<'a, B: Backend> Builder<'a, B> {
         let mlp_norm = self.norm(&format!("{path}{}", names.mlp_norm), d)?;
         let up = self.projection(&path, Some(index), &names.up, d)?;
         let down = self.projection(&path, Some(index), &[names.down], config.intermediate_size)?;
+        let held = self.specs[up.linears[0].slot].kind;
         Ok(Layer {
             index,
             input_norm,
@@ -111,6 +112,8 @@ impl<'a, B: Backend> Builder<'a, B> {
             gated: config.gated,
             down,
             post_mlp_norm: self.optional_norm(&path, names.post_mlp_norm)?,
+            halves: held != TensorKind::Weight(WeightFormat::F32)
+                && held != TensorKind::Weight(WeightFormat::F16),
         })
     }
 

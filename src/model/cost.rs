@@ -9,12 +9,13 @@ use crate::domain::TrainingCost;
 
 impl<B: Backend> Layer<B> {
     /// Values per token of this layer's backward that live beside what [`Layer::kept_values`]
-    /// counts: the MLP's inner values with their gradients, heads with theirs, and rows of the
-    /// residual's width on the way.
+    /// counts: the MLP's inner values with their gradients, heads with theirs, rows of the
+    /// residual's width on the way, and the MLP's projection again where it was put by in halves.
     fn working_values(&self, hidden_size: usize) -> usize {
         let heads = self.qkv.out_features;
         let inner = if self.gated { self.up.out_features / 2 } else { self.up.out_features };
-        self.up.out_features + 2 * inner + 3 * heads + 4 * hidden_size
+        let widened = if self.halves { self.up.out_features + hidden_size } else { 0 };
+        self.up.out_features + 2 * inner + 3 * heads + 5 * hidden_size + widened
     }
 
     /// The most values per token that one operation of this layer rounds to bf16 at a time.

@@ -22,6 +22,8 @@ pub(super) struct Layer<B: Backend> {
     pub gated: bool,
     pub down: Projection<B>,
     pub post_mlp_norm: Option<ModelNorm<B>>,
+    /// Whether what the backward needs is put by in bf16: where the weights are no finer.
+    pub halves: bool,
 }
 
 /// What every layer of one pass needs to know of the batch.
@@ -40,12 +42,11 @@ pub(super) enum Keys<'a, B: Backend> {
 }
 
 /// What a layer's backward needs of its forward, beside the input. It is kept where memory allows
-/// and computed again where it does not, to the same bits. Cheap things are never kept: norms, heads
-/// turned from the projection, what lies between the MLP's products.
+/// and computed again where it does not, to the same bits. Cheap things are never kept: sums on the
+/// residual, norms, heads turned from the projection, what lies between the MLP's products.
 pub(super) struct Kept<B: Backend> {
+    /// As [`Layer::put_by`] leaves them, but for `lse`.
     attention: AttentionParts<B>,
-    /// The sum after the attention block, `(t, d)`.
-    x1: B::Rows,
     /// `(t, ff)`, or `(t, 2 ff)` where it is gated.
     up: B::Rows,
 }
@@ -58,13 +59,13 @@ struct AttentionParts<B: Backend> {
     o: B::Rows,
     /// `(t, h)` when training.
     lse: Option<B::Rows>,
-    /// `(t, d)`; forgotten where no norm follows it.
-    proj: Option<B::Rows>,
+    /// `(t, d)`.
+    proj: B::Rows,
 }
 
 impl<B: Backend> AttentionParts<B> {
     fn recycle(self, b: &mut B) {
-        let all = [self.qkv, self.o].into_iter().chain(self.lse).chain(self.proj);
+        let all = [self.qkv, self.o, self.proj].into_iter().chain(self.lse);
         all.for_each(|rows| b.recycle(rows));
     }
 }
@@ -72,8 +73,8 @@ impl<B: Backend> AttentionParts<B> {
 impl<B: Backend> Layer<B> {
     /// The block in place on `x (t, d)`.
     pub fn forward(&self, b: &mut B, x: &mut B::Rows, pass: &mut Pass<'_, B>) {
-        let mut parts = self.attend(b, x, pass);
-        self.add_attention(b, &mut parts, x);
+        let parts = self.attend(b, x, pass);
+        self.add_attention(b, &parts, x);
         parts.recycle(b);
         let up = self.mlp_up(b, x, pass.adapters);
         self.add_mlp(b, &up, pass.adapters, x);
@@ -87,18 +88,16 @@ impl<B: Backend> Layer<B> {
         x: &B::Rows,
         pass: &mut Pass<'_, B>,
     ) -> (B::Rows, Kept<B>) {
-        let kept = self.keep(b, x, pass);
-        let mut y = b.duplicate(&kept.x1);
-        self.add_mlp(b, &kept.up, pass.adapters, &mut y);
-        (y, kept)
+        let (parts, mut y, up) = self.as_far_as_up(b, x, pass);
+        self.add_mlp(b, &up, pass.adapters, &mut y);
+        (y, self.keep(b, parts, up))
     }
 
-    /// Values per token that [`Layer::forward_keeping`] keeps.
+    /// Values of `f32` per token that [`Layer::forward_keeping`] keeps.
     pub fn kept_values(&self, hidden_size: usize) -> usize {
         let AttentionSpec { heads, head_dim, .. } = self.attention;
-        let proj = if self.post_attention_norm.is_some() { hidden_size } else { 0 };
-        let attention = self.qkv.out_features + heads * head_dim + heads + proj;
-        attention + hidden_size + self.up.out_features
+        let values = self.qkv.out_features + heads * head_dim + hidden_size + self.up.out_features;
+        heads + if self.halves { values.div_ceil(2) } else { values }
     }
 
     /// Backward from the block's input `x` and what was kept of its forward, which is computed
@@ -116,28 +115,69 @@ impl<B: Backend> Layer<B> {
         gradients: &mut Gradients<'_, B>,
         need_dx: bool,
     ) -> B::Rows {
-        let Kept { attention, x1, up } = kept.unwrap_or_else(|| self.keep(b, x, pass));
+        let Kept { mut attention, up } = kept.unwrap_or_else(|| self.compute_again(b, x, pass));
+        attention.proj = self.take_back(b, attention.proj, b.shape(x).1);
+        let mut x1 = b.duplicate(x);
+        self.add_attention(b, &attention, &mut x1);
+        let up = self.take_back(b, up, self.up.out_features);
         let dx1 = self.mlp_backward(b, &x1, up, dy, pass.adapters, gradients);
         b.recycle(x1);
+        attention.qkv = self.take_back(b, attention.qkv, self.qkv.out_features);
+        let width = self.attention.heads * self.attention.head_dim;
+        attention.o = self.take_back(b, attention.o, width);
         self.attention_backward(b, x, attention, dx1, pass, gradients, need_dx)
     }
 
-    /// The block as far as its backward needs it.
-    fn keep(&self, b: &mut B, x: &B::Rows, pass: &mut Pass<'_, B>) -> Kept<B> {
-        let mut attention = self.attend(b, x, pass);
+    fn compute_again(&self, b: &mut B, x: &B::Rows, pass: &mut Pass<'_, B>) -> Kept<B> {
+        let (parts, x1, up) = self.as_far_as_up(b, x, pass);
+        b.recycle(x1);
+        self.keep(b, parts, up)
+    }
+
+    /// The block as far as its backward needs it: the attention's parts, the sum after it, and the
+    /// raw projection of the MLP.
+    fn as_far_as_up(
+        &self,
+        b: &mut B,
+        x: &B::Rows,
+        pass: &mut Pass<'_, B>,
+    ) -> (AttentionParts<B>, B::Rows, B::Rows) {
+        let parts = self.attend(b, x, pass);
         let mut x1 = b.duplicate(x);
-        self.add_attention(b, &mut attention, &mut x1);
+        self.add_attention(b, &parts, &mut x1);
         let up = self.mlp_up(b, &x1, pass.adapters);
-        Kept { attention, x1, up }
+        (parts, x1, up)
+    }
+
+    fn keep(&self, b: &mut B, parts: AttentionParts<B>, up: B::Rows) -> Kept<B> {
+        let AttentionParts { qkv, o, lse, proj } = parts;
+        let [qkv, o, proj, up] = [qkv, o, proj, up].map(|rows| self.put_by(b, rows));
+        Kept { attention: AttentionParts { qkv, o, lse, proj }, up }
+    }
+
+    /// Rows that the backward will ask for.
+    fn put_by(&self, b: &mut B, rows: B::Rows) -> B::Rows {
+        if !self.halves {
+            return rows;
+        }
+        let halved = b.halve(&rows);
+        b.recycle(rows);
+        halved
+    }
+
+    /// Rows of `width` that were [`Layer::put_by`].
+    fn take_back(&self, b: &mut B, rows: B::Rows, width: usize) -> B::Rows {
+        if !self.halves {
+            return rows;
+        }
+        let whole = b.widen(&rows, width);
+        b.recycle(rows);
+        whole
     }
 
     /// `x += post(proj)`.
-    fn add_attention(&self, b: &mut B, parts: &mut AttentionParts<B>, x: &mut B::Rows) {
-        let norm = self.post_attention_norm.as_ref();
-        add_normed(b, norm, parts.proj.as_ref().expect("just computed"), x);
-        if norm.is_none() {
-            parts.proj.take().into_iter().for_each(|proj| b.recycle(proj));
-        }
+    fn add_attention(&self, b: &mut B, parts: &AttentionParts<B>, x: &mut B::Rows) {
+        add_normed(b, self.post_attention_norm.as_ref(), &parts.proj, x);
     }
 
     fn attend(&self, b: &mut B, x: &B::Rows, pass: &mut Pass<'_, B>) -> AttentionParts<B> {
@@ -149,7 +189,7 @@ impl<B: Backend> Layer<B> {
         let mut o = b.room(t, width);
         let lse = self.attention(b, pass, [&q, &k, &v], &mut o);
         [q, k, v].into_iter().for_each(|rows| b.recycle(rows));
-        let proj = Some(self.o.forward(b, &o, pass.adapters));
+        let proj = self.o.forward(b, &o, pass.adapters);
         AttentionParts { qkv, o, lse, proj }
     }
 
@@ -268,7 +308,7 @@ impl<B: Backend> Layer<B> {
         need_dx: bool,
     ) -> B::Rows {
         let norm = self.post_attention_norm.as_ref();
-        let dproj = normed_backward(b, norm, &dx1, parts.proj.as_ref().unwrap_or(&dx1), gradients);
+        let dproj = normed_backward(b, norm, &dx1, &parts.proj, gradients);
         let outer = dproj.as_ref().unwrap_or(&dx1);
         let d_o = self.o.backward(b, outer, &parts.o, pass.adapters, gradients, true);
         let d_o = d_o.expect("asked for");

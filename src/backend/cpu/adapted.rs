@@ -29,10 +29,12 @@ type PartOf<'a> = Part<'a, CpuBackend>;
 impl CpuWeight {
     /// The weight as a right operand in bf16, and the same for `dy · W`; none where the format
     /// computes otherwise.
-    fn panels(&self) -> Option<&dyn Panels> {
+    /// Four bits are written out as bf16 panels, as bitsandbytes does it: a panel serves many rows,
+    /// and the product of bf16 has registers to spare that the fused one has not.
+    fn panels(&self) -> Option<Box<dyn Panels + '_>> {
         match self {
-            Self::Bf16(w) => Some(w),
-            Self::Nf4(w) => Some(w),
+            Self::Bf16(w) => Some(Box::new(w)),
+            Self::Nf4(w) => Some(Box::new(Dequantized(w))),
             _ => None,
         }
     }
@@ -86,7 +88,7 @@ impl CpuBackend {
             let frozen = part.weight.panels().expect("asked above");
             let output = Output::new(y.values_mut(), stride, part.at).adding(bias.is_some());
             let Some(LowRank { b, .. }) = &part.low_rank else {
-                gemm(cpu, &self.pool, &packed, frozen, &output);
+                gemm(cpu, &self.pool, &packed, &*frozen, &output);
                 continue;
             };
             let (own, r) = (&mut self.work.more[0], b.width);
@@ -94,7 +96,7 @@ impl CpuBackend {
             at += r;
             let b = [b.values()];
             let up = RoundedColumns(Matrix::stacked(&b, r));
-            gemm_sum(cpu, &self.pool, &[(&packed, frozen), (own, &up)], &output);
+            gemm_sum(cpu, &self.pool, &[(&packed, &*frozen), (own, &up)], &output);
         }
         self.free.give(z);
         self.work.bf16 = packed;

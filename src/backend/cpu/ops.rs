@@ -82,6 +82,31 @@ impl Backend for CpuBackend {
         self.upload(x.values(), x.rows, x.width)
     }
 
+    fn halve(&mut self, x: &CpuRows) -> CpuRows {
+        let (cpu, width, words) = (self.cpu, x.width, x.width.div_ceil(2));
+        let mut halved = self.free.take(x.rows, words);
+        let out = PerItem::new(halved.values_mut(), words);
+        split(&self.pool, x.rows, width, out, |rows, words_of| {
+            let rows = x.values()[span(&rows, width)].chunks_exact(width.max(1));
+            let words_of = words_of.chunks_exact_mut(words.max(1));
+            rows.zip(words_of).for_each(|(row, to)| elementwise::halve(cpu, row, to));
+        });
+        halved
+    }
+
+    fn widen(&mut self, x: &CpuRows, width: usize) -> CpuRows {
+        let (cpu, words) = (self.cpu, x.width);
+        assert_eq!(words, width.div_ceil(2), "rows of this width have so many words");
+        let mut whole = self.free.take(x.rows, width);
+        let out = PerItem::new(whole.values_mut(), width);
+        split(&self.pool, x.rows, width, out, |rows, whole| {
+            let rows = x.values()[span(&rows, words)].chunks_exact(words.max(1));
+            let whole = whole.chunks_exact_mut(width.max(1));
+            rows.zip(whole).for_each(|(row, to)| elementwise::widen(cpu, row, to));
+        });
+        whole
+    }
+
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> CpuWeight {
         CpuWeight::pack(&self.pool, weight, format)
     }

@@ -115,6 +115,21 @@ impl Backend for CudaBackend {
         y
     }
 
+    fn halve(&mut self, x: &CudaRows) -> CudaRows {
+        let halved = self.rows(x.rows, x.width.div_ceil(2));
+        let args = [x.at(), halved.at(), x.rows as u64, x.width as u64];
+        self.each(ROWS, "halve", halved.len(), &args);
+        halved
+    }
+
+    fn widen(&mut self, x: &CudaRows, width: usize) -> CudaRows {
+        assert_eq!(x.width, width.div_ceil(2), "rows of this width have so many words");
+        let whole = self.rows(x.rows, width);
+        let args = [x.at(), whole.at(), x.rows as u64, width as u64];
+        self.each(ROWS, "widen", whole.len(), &args);
+        whole
+    }
+
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> CudaWeight {
         self.packed(weight, format)
     }

@@ -147,6 +147,28 @@ fn moves_and_sums_agree() {
     agree(1e-6, Moves);
 }
 
+struct Halves;
+
+impl Case for Halves {
+    fn run<B: Backend>(&self, b: &mut B) -> Vec<Vec<f32>> {
+        let back = [1, 2, 33, 100].map(|width| {
+            let x = seeded(b, 1, 7, width);
+            let halved = b.halve(&x);
+            assert_eq!(b.shape(&halved), (7, width.div_ceil(2)));
+            let back = b.widen(&halved, width);
+            let (x, back) = (b.download(&x), b.download(&back));
+            assert!(x.iter().zip(&back).all(|(x, y)| (x - y).abs() <= x.abs() / 256.0));
+            back
+        });
+        back.into()
+    }
+}
+
+#[test]
+fn halves_agree_to_the_bit() {
+    agree(0.0, Halves);
+}
+
 struct Optimiser;
 
 impl Case for Optimiser {

@@ -21,7 +21,8 @@ pub struct PackedBf16 {
 }
 
 /// The bits of a finite value rounded to bf16, to the nearest, ties to even.
-fn round_bits(x: f32) -> u32 {
+#[inline(always)]
+pub(crate) fn round_bits(x: f32) -> u32 {
     let bits = x.to_bits();
     bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16
 }

@@ -1,6 +1,10 @@
 //! A tensor in 4 bits exactly as bitsandbytes stores it: flat, before it is packed for a product.
 
 use super::Absmax;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::lanes::{LANES, kernel};
+use crate::kernels::pool::Pool;
+use crate::kernels::split::{PerItem, split};
 
 /// What the sixteen codes stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,17 +98,28 @@ impl Blocks {
     /// Quantises `values`, row-major: the nearest code, the lower one of two that are equally near.
     /// The last block may be shorter. `double` quantises absmax once more.
     pub fn quantize(values: &[f32], code: Code, block: usize, double: bool) -> Self {
-        let absmax: Vec<f32> = values.chunks(block).map(largest).collect();
-        let (order, midpoints) = (code.order(), code.midpoints());
-        let nearest = |x: f32| order[midpoints.iter().filter(|&&m| m < x).count()];
+        Self::quantize_on(&Pool::new(1), values, code, block, double)
+    }
+
+    /// [`Blocks::quantize`] on the threads of `pool`.
+    pub fn quantize_on(
+        pool: &Pool,
+        values: &[f32],
+        code: Code,
+        block: usize,
+        double: bool,
+    ) -> Self {
+        let (cpu, order, midpoints) = (Cpu::detect(), code.order(), code.midpoints());
         let mut bytes = vec![0; values.len().div_ceil(2)];
-        for (at, (values, absmax)) in values.chunks(block).zip(&absmax).enumerate() {
-            let inverse = 1.0 / absmax.max(1e-38);
-            for (i, x) in (at * block..).zip(values) {
-                let code = nearest((x * inverse).clamp(-1.0, 1.0));
-                bytes[i / 2] |= code << (4 - 4 * (i % 2));
+        let mut absmax = vec![0.0; values.len().div_ceil(block)];
+        let (blocks, half) = (absmax.len(), block / 2);
+        let out = (PerItem::new(&mut bytes, half), PerItem::new(&mut absmax, 1));
+        split(pool, blocks, block, out, |items, (bytes, absmax)| {
+            let blocks = values[items.start * block..].chunks(block);
+            for ((values, bytes), absmax) in blocks.zip(bytes.chunks_mut(half)).zip(absmax) {
+                *absmax = quantize_block(cpu, values, &midpoints, &order, bytes);
             }
-        }
+        });
         let absmax = Absmax::F32(absmax);
         let absmax = if double { absmax.double_quantize() } else { absmax };
         Self { code, block, bytes, absmax }
@@ -121,8 +136,35 @@ impl Blocks {
     }
 }
 
-fn largest(block: &[f32]) -> f32 {
-    block.iter().fold(0f32, |max, x| max.max(x.abs()))
+kernel! {
+    /// Writes the codes of one block, two per byte, and returns its absmax. A code is found by
+    /// counting the midpoints below a value, for sixteen values at a time.
+    fn quantize_block(
+        _s,
+        values: &[f32],
+        midpoints: &[f32; 15],
+        order: &[u8; 16],
+        bytes: &mut [u8],
+    ) -> f32 {
+        let mut largest = [0f32; LANES];
+        for values in values.chunks(LANES) {
+            largest.iter_mut().zip(values).for_each(|(max, x)| *max = max.max(x.abs()));
+        }
+        let absmax = largest.into_iter().fold(0f32, f32::max);
+        let inverse = 1.0 / absmax.max(1e-38);
+        for (values, bytes) in values.chunks(LANES).zip(bytes.chunks_mut(LANES / 2)) {
+            let (mut x, mut below) = ([0f32; LANES], [0u32; LANES]);
+            x[..values.len()].copy_from_slice(values);
+            x.iter_mut().for_each(|x| *x = (*x * inverse).clamp(-1.0, 1.0));
+            for midpoint in midpoints {
+                below.iter_mut().zip(&x).for_each(|(n, x)| *n += u32::from(midpoint < x));
+            }
+            for (i, &n) in below[..values.len()].iter().enumerate() {
+                bytes[i / 2] |= order[n as usize] << (4 - 4 * (i % 2));
+            }
+        }
+        absmax
+    }
 }
 
 #[cfg(test)]

@@ -85,6 +85,12 @@ impl Backend for FaultyBackend {
     fn duplicate(&mut self, x: &Self::Rows) -> Self::Rows {
         self.inner.duplicate(x)
     }
+    fn halve(&mut self, x: &Self::Rows) -> Self::Rows {
+        self.inner.halve(x)
+    }
+    fn widen(&mut self, x: &Self::Rows, width: usize) -> Self::Rows {
+        self.inner.widen(x, width)
+    }
 
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> Self::Weight {
         self.inner.pack(weight, format)

@@ -7,6 +7,27 @@ KERNEL(add, AddArgs) {
     if (i < a.count) a.y[i] += (float)a.factor * a.x[i];
 }
 
+/* Rows of width values as bf16, two to a word: value i low, value ceil(width / 2) + i high. */
+typedef struct { const float *x; u32 *words; i64 rows, width; } HalveArgs;
+KERNEL(halve, HalveArgs) {
+    i64 i = index_of(), count = (a.width + 1) / 2;
+    if (i >= a.rows * count) return;
+    const float *x = a.x + i / count * a.width;
+    i64 low = i % count, high = count + low;
+    u32 upper = high < a.width ? float_to_bf16(x[high]) : 0;
+    a.words[i] = float_to_bf16(x[low]) | upper << 16;
+}
+
+/* The values of those words. */
+typedef struct { const u32 *words; float *x; i64 rows, width; } WidenArgs;
+KERNEL(widen, WidenArgs) {
+    i64 i = index_of(), count = (a.width + 1) / 2;
+    if (i >= a.rows * a.width) return;
+    i64 c = i % a.width;
+    u32 word = a.words[i / a.width * count + c % count];
+    a.x[i] = bf16_to_float((u16)(c < count ? word : word >> 16));
+}
+
 /* x *= factor. */
 typedef struct { float *x; i64 count; double factor; } ScaleArgs;
 KERNEL(scale, ScaleArgs) {
