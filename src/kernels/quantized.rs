@@ -36,7 +36,7 @@ pub const TILE: usize = 16;
 const BLOCKS_PER_PASS: usize = 64;
 
 /// Rows that are multiplied in a single pass along `k`.
-const STREAMED_ROWS: usize = 2;
+const STREAMED_ROWS: usize = 16;
 
 /// Tiles per work item, at most.
 const TILES_PER_ITEM: usize = 8;
@@ -265,7 +265,7 @@ unsafe fn work_item<W: IntegerWeight>(
     y: &Output<'_>,
 ) {
     let (n, k) = w.shape();
-    // A few rows stay in L1 whatever their length, and the weight streams best in one run.
+    // A few rows stay near whatever their length, and the weight streams best in one run.
     let per_pass = if x.rows() <= STREAMED_ROWS { k / BLOCK } else { BLOCKS_PER_PASS };
     for blocks in pieces(0..k / BLOCK, per_pass.max(1)) {
         for tile in tiles.clone() {

@@ -82,11 +82,11 @@ static INTERLEAVE: Line = {
     Line(words)
 };
 
-/// Asks for the line `ahead` lines after `line`, which need not exist.
+/// Asks for what lies `ahead` times its size after `item`, which need not exist.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub fn prefetch(line: &Line, ahead: usize) {
-    let address = ptr::from_ref(line).wrapping_add(ahead);
+pub fn prefetch<T>(item: &T, ahead: usize) {
+    let address = ptr::from_ref(item).wrapping_add(ahead);
     _mm_prefetch::<_MM_HINT_T0>(address.cast()); // a hint: it never faults
 }
 

@@ -8,7 +8,7 @@ use crate::kernels::line::Line;
 use crate::kernels::quantized::avx512::unpack;
 use crate::kernels::simd::{load_line, load_ps, prefetch, store_ps};
 
-/// Lines ahead of a single row's stream: 4 KiB, about the latency of memory at its bandwidth.
+/// Lines ahead of the stream: 4 KiB, about the latency of memory at its bandwidth.
 const AHEAD: usize = 64;
 
 /// `MR` rows by 16 columns; see [`super::IntegerWeight::tile`].
@@ -22,12 +22,11 @@ pub fn tile<const MR: usize>(w: Weights<'_>, x: &[Q8Block], y: [&mut [f32]; MR],
     }
     let blocks = w.codes.chunks_exact(PARTS * PART_LINES).zip(w.scales.chunks_exact(SCALE_LINES));
     for ((codes, scales), x) in blocks.zip(x.chunks_exact(PARTS * MR)) {
-        if MR == 1 {
-            codes.iter().for_each(|line| prefetch(line, AHEAD));
-        }
+        scales.iter().for_each(|line| prefetch(line, 2 * SCALE_LINES));
         let scales = Scales::read(scales);
         let parts = codes.chunks_exact(PART_LINES).zip(x.chunks_exact(MR));
         for (part, (codes, x)) in parts.enumerate() {
+            codes.iter().for_each(|line| prefetch(line, AHEAD));
             let (scale, min) = scales.part(part);
             let weights = unpack::<4>(codes);
             for i in 0..MR {
