@@ -83,28 +83,11 @@ impl Backend for CpuBackend {
     }
 
     fn halve(&mut self, x: &CpuRows) -> CpuRows {
-        let (cpu, width, words) = (self.cpu, x.width, x.width.div_ceil(2));
-        let mut halved = self.free.take(x.rows, words);
-        let out = PerItem::new(halved.values_mut(), words);
-        split(&self.pool, x.rows, width, out, |rows, words_of| {
-            let rows = x.values()[span(&rows, width)].chunks_exact(width.max(1));
-            let words_of = words_of.chunks_exact_mut(words.max(1));
-            rows.zip(words_of).for_each(|(row, to)| elementwise::halve(cpu, row, to));
-        });
-        halved
+        self.rounded_halves(x)
     }
 
     fn widen(&mut self, x: &CpuRows, width: usize) -> CpuRows {
-        let (cpu, words) = (self.cpu, x.width);
-        assert_eq!(words, width.div_ceil(2), "rows of this width have so many words");
-        let mut whole = self.free.take(x.rows, width);
-        let out = PerItem::new(whole.values_mut(), width);
-        split(&self.pool, x.rows, width, out, |rows, whole| {
-            let rows = x.values()[span(&rows, words)].chunks_exact(words.max(1));
-            let whole = whole.chunks_exact_mut(width.max(1));
-            rows.zip(whole).for_each(|(row, to)| elementwise::widen(cpu, row, to));
-        });
-        whole
+        self.from_halves(x, width)
     }
 
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> CpuWeight {
@@ -426,25 +409,7 @@ impl Backend for CpuBackend {
         dweight: Option<&mut CpuRows>,
         dbias: Option<&mut CpuRows>,
     ) {
-        let (width, row, cpu) = (x.width, specs::norm(norm), self.cpu);
-        assert_eq!((dy.rows, dx.rows, dy.width, dx.width), (x.rows, x.rows, width, width));
-        let (rows, x, dy) = (x.rows, x.values(), dy.values());
-        self.work.moments.resize(rows, [0.0; 2]);
-        let moments = PerItem::new(&mut self.work.moments, 1);
-        let out = (PerItem::new(dx.values_mut(), width), moments);
-        split(&self.pool, rows, 3 * width, out, |rows, (dx, moments)| {
-            let values = span(&rows, width);
-            norm::backward(cpu, &dy[values.clone()], &x[values], row, dx, moments);
-        });
-        if dweight.is_none() && dbias.is_none() {
-            return;
-        }
-        let moments = &self.work.moments;
-        let dw = PerItem::new(dweight.map_or(&mut [], |dw| dw.values_mut()), 16);
-        let db = PerItem::new(dbias.map_or(&mut [], |db| db.values_mut()), 16);
-        split(&self.pool, width.div_ceil(16), 16 * rows, (dw, db), |lines, (dw, db)| {
-            norm::weight_gradient(cpu, dy, x, moments, width, lines.start * 16, dw, db);
-        });
+        self.norm_gradients(dy, x, norm, dx, dweight, dbias);
     }
 
     fn heads_backward(
