@@ -143,7 +143,7 @@ fn request(info: &BaseInfo, job: &Job) -> TrainRequest {
     let mut example = || {
         let ids: Vec<u32> = (0..job.tokens).map(|_| token()).collect();
         let labels = ids.iter().map(|&id| id as i32).collect();
-        Example { ids, labels }
+        Example::new(ids, labels)
     };
     TrainRequest {
         job: "bench".into(),

@@ -237,7 +237,7 @@ mod tests {
         let cost = TrainingCost { kept_values: 4000, working_values: 9000, ..Default::default() };
         let base = BaseInfo { training: cost, ..tiny_base() };
         let hyperparameters = Hyperparameters { micro_batch_size: 8, ..Default::default() };
-        let examples = vec![Example { ids: vec![1; 1000], labels: vec![1; 1000] }; 8];
+        let examples = vec![Example::new(vec![1; 1000], vec![1; 1000]); 8];
         let load = Load {
             base: &base,
             hyperparameters: &hyperparameters,

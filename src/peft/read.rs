@@ -6,7 +6,9 @@ use super::provenance::{Fingerprints, Provenance};
 use super::targets::{by_pattern, compile_patterns, resolve_saved, resolve_targets};
 use super::tensors::Tensors;
 use super::write::{AdapterFiles, content_key};
-use crate::domain::{AdapterSite, AdapterWeights, BaseInfo, ModuleShape, SavedModule};
+use crate::domain::{
+    AdapterSite, AdapterWeights, BaseInfo, ModuleShape, SaveableModule, SavedModule, TensorShape,
+};
 
 /// An adapter that fits its base model.
 #[derive(Clone, Debug)]
@@ -114,9 +116,11 @@ fn read_site(
     })
 }
 
-fn read_saved(tensors: &mut Tensors<'_>, module: &ModuleShape) -> Result<SavedModule> {
-    let shape = [module.out_features, module.in_features];
-    let values = tensors.take(saved_name(&module.name), &shape)?;
+fn read_saved(tensors: &mut Tensors<'_>, module: &SaveableModule) -> Result<SavedModule> {
+    let read = |tensor: &TensorShape| {
+        tensors.take(saved_name(&module.name, &tensor.name), &tensor.stored())
+    };
+    let values = module.tensors.iter().map(read).collect::<Result<_>>()?;
     Ok(SavedModule { module: module.name.clone(), values })
 }
 
@@ -125,9 +129,9 @@ pub(super) fn magnitude_name(module: &str) -> String {
     format!("base_model.model.{module}.lora_magnitude_vector")
 }
 
-/// The name PEFT gives to a module that is saved whole.
-pub(super) fn saved_name(module: &str) -> String {
-    format!("base_model.model.{module}.weight")
+/// The name PEFT gives to a tensor of a module that is saved whole.
+pub(super) fn saved_name(module: &str, tensor: &str) -> String {
+    format!("base_model.model.{module}.{tensor}")
 }
 
 /// The names PEFT gives to the matrices A and B of a module.

@@ -100,7 +100,7 @@ impl Weights<'_> {
         let module = spec.name.strip_suffix(".weight").unwrap_or("");
         let saved = self.adapter.iter().flat_map(|adapter| &adapter.saved);
         for saved in saved.filter(|saved| saved.module == module) {
-            values.clone_from(&saved.values);
+            values.clone_from(&saved.values[0]);
         }
         let sites = self.adapter.iter().flat_map(|adapter| &adapter.sites);
         for site in sites.filter(|site| site.module == module) {

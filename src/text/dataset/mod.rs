@@ -16,14 +16,16 @@ mod lines;
 mod records;
 mod report;
 
+use std::collections::HashSet;
 use std::io::BufRead;
 
+pub use build::picture_url;
 pub use format::Format;
 pub use records::alpaca_prompt;
 pub use report::{Bucket, Finding, Piece, Problem, Report, Sample, Severity};
 
 use super::model::TextModel;
-use crate::domain::Example;
+use crate::domain::{Example, MAX_CONVERSATION_BYTES, PictureShelf, VisionInfo};
 
 /// What bears loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +46,24 @@ pub struct Limits {
     pub max_seq_length: usize,
     /// So many errors, and as many warnings, are kept; all are counted.
     pub max_findings: usize,
+}
+
+/// How a file shows pictures to a model that sees.
+#[derive(Clone, Copy)]
+pub struct Seeing<'a> {
+    pub vision: VisionInfo,
+    /// Takes them from the file.
+    pub shelf: &'a dyn PictureShelf,
+}
+
+impl Limits {
+    /// The usual ones; where pictures are `seen`, lines may be as long as a chat request.
+    pub fn of(seen: bool) -> Self {
+        match seen {
+            true => Self { max_line_bytes: MAX_CONVERSATION_BYTES, ..Self::default() },
+            false => Self::default(),
+        }
+    }
 }
 
 impl Default for Limits {
@@ -69,7 +89,8 @@ pub struct Dataset {
     pub report: Report,
 }
 
-/// Reads the whole file once, holding one line at a time, and reports everything found.
+/// Reads the whole file once, holding one line at a time, and reports everything found; without
+/// `seeing` no line may show pictures.
 ///
 /// # Errors
 /// Only if reading itself fails; bad content is in the report.
@@ -78,8 +99,9 @@ pub fn validate(
     model: &TextModel,
     limits: &Limits,
     train_on: TrainOn,
+    seeing: Option<Seeing<'_>>,
 ) -> std::io::Result<Report> {
-    build::run(reader, model, limits, train_on, |_| {})
+    build::run(reader, model, (limits, train_on, seeing), |_| {})
 }
 
 /// Reads the examples of a file.
@@ -91,9 +113,11 @@ pub fn load(
     model: &TextModel,
     limits: &Limits,
     train_on: TrainOn,
+    seeing: Option<Seeing<'_>>,
 ) -> Result<Dataset, DatasetError> {
     let mut examples = Vec::new();
-    let report = build::run(reader, model, limits, train_on, |example| examples.push(example))?;
+    let options = (limits, train_on, seeing);
+    let report = build::run(reader, model, options, |example| examples.push(example))?;
     match report.is_usable() {
         true => Ok(Dataset { examples, report }),
         false => Err(DatasetError::Invalid(Box::new(report))),
@@ -102,7 +126,12 @@ pub fn load(
 
 /// How many of `others` are also among `examples`: an overlap of training and validation data.
 pub fn overlap(examples: &[Example], others: &[Example]) -> usize {
-    let known: std::collections::HashSet<&[u32]> =
-        examples.iter().map(|example| example.ids.as_slice()).collect();
-    others.iter().filter(|other| known.contains(other.ids.as_slice())).count()
+    let known: HashSet<_> = examples.iter().map(content).collect();
+    others.iter().filter(|other| known.contains(&content(other))).count()
+}
+
+/// What makes an example the same as another.
+fn content(example: &Example) -> (&[u32], Vec<[u8; 32]>) {
+    let digests = example.pictures.iter().map(|placed| placed.picture.digest());
+    (&example.ids, digests.collect())
 }

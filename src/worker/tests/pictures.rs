@@ -90,7 +90,7 @@ fn company_chunks_and_preemption_do_not_show() {
         WorkerSettings { speculation: Speculation::Always, ..roomy() },
         WorkerSettings { kv_cache_bytes: blocks(9), ..roomy() },
         // Features of three pictures: others wait until those are no longer shown.
-        WorkerSettings { picture_cache_bytes: 3 * TOKENS * 64 * 4, ..roomy() },
+        WorkerSettings { picture_cache_bytes: 3 * TOKENS * 48 * 4, ..roomy() },
     ] {
         let mut bench = bench(&settings);
         let mut events: Vec<_> = asks.iter().map(|ask| bench.submit(ask)).collect();
@@ -125,7 +125,7 @@ fn what_cannot_be_seen_is_refused_and_who_leaves_frees_the_tower() {
     let mut request = shows(&[1], 3);
     request.prompt.iter_mut().for_each(|token| *token %= 60);
     assert!(matches!(blind.answer(&request).failed, Some(WorkerError::Device(_))));
-    let mut bench = bench(&WorkerSettings { picture_cache_bytes: 2 * TOKENS * 64 * 4, ..roomy() });
+    let mut bench = bench(&WorkerSettings { picture_cache_bytes: 2 * TOKENS * 48 * 4, ..roomy() });
     let failed = bench.answer(&shows(&[1, 2, 3], 2)).failed;
     assert_eq!(failed, Some(WorkerError::TooManyPictures { pictures: 3, limit: 2 }));
     let elsewhere = GenerationRequest { prompt: vec![5; 40], ..shows(&[1], 3) };
