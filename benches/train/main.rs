@@ -189,6 +189,7 @@ fn hyperparameters(job: &Job) -> Hyperparameters {
         optimizer: OptimizerKind::default(),
         optimizer_memory_bytes: None,
         loraplus_lr_ratio: None,
+        modules_to_save_lr_ratio: None,
         early_stopping: None,
         load_best_model_at_end: false,
     }

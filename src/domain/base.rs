@@ -122,6 +122,12 @@ pub struct TrainingCost {
     pub attention_width: usize,
     /// Rows whose logits live at one time.
     pub head_rows: usize,
+    /// At work while the tower looks at a picture; 0 for models that see none.
+    pub picture_values: usize,
+    /// At work while the projector turns a picture's features, forward or backward.
+    pub projector_values: usize,
+    /// Multiply-adds the tower spends on a picture.
+    pub picture_products: usize,
 }
 
 /// Facts of a loaded base model, fixed for the life of the process.

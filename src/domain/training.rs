@@ -180,6 +180,9 @@ pub struct Hyperparameters {
     /// The rate of every `B` over that of `A`. Hayou et al. 2024, "LoRA+".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loraplus_lr_ratio: Option<f64>,
+    /// The rate of modules trained whole over that of the matrices beside them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modules_to_save_lr_ratio: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<EarlyStopping>,
     /// The result is the adapter of the lowest validation loss, not the last one.
@@ -215,6 +218,7 @@ impl Default for Hyperparameters {
             optimizer: OptimizerKind::AdamW,
             optimizer_memory_bytes: None,
             loraplus_lr_ratio: None,
+            modules_to_save_lr_ratio: None,
             early_stopping: None,
             load_best_model_at_end: false,
         }
@@ -277,6 +281,8 @@ pub struct Survey {
     pub available_bytes: Option<usize>,
     /// Bytes of activations a run may keep; `None`: half of what is available.
     pub kept_bytes: Option<usize>,
+    /// Bytes of what a run saw of pictures that it may keep.
+    pub picture_bytes: usize,
     /// Operations per second of a trial forward through one layer, if one was asked for; a
     /// multiply-add counts as two.
     pub forward_rate: Option<f64>,

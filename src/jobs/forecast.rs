@@ -3,6 +3,8 @@
 //! Memory follows from shapes and from what the device has resident already. Time is operations over
 //! a rate: that of the last steps trained on the same base, or else of one layer tried just now.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 
 use crate::domain::{BaseInfo, Example, Hyperparameters, Survey};
@@ -128,7 +130,23 @@ impl Load<'_> {
         let kept = (kept_layers + recomputed) * cost.kept_values;
         let values = inputs + kept + cost.working_values + cost.rounded_values / 2;
         let head = cost.head_rows.min(tokens) * (self.base.vocab_size + 4 * self.base.hidden_size);
-        size_of::<f32>() * (values * tokens + head) + self.trained_bytes()
+        size_of::<f32>() * (values * tokens + head)
+            + self.trained_bytes()
+            + self.picture_bytes(tokens, survey)
+    }
+
+    /// What is kept of pictures; what a micro-batch of so many tokens shows; the tower at work.
+    fn picture_bytes(&self, tokens: usize, survey: &Survey) -> usize {
+        let Some(vision) = self.base.vision else { return 0 };
+        let mut met = HashSet::new();
+        let pictures = self.examples.iter().chain(self.validation).flat_map(|e| &e.pictures);
+        let shown = pictures.filter(|placed| met.insert(placed.picture.digest())).count();
+        let all = shown * vision.feature_bytes();
+        let at_once = (tokens / vision.tokens_per_image.max(1)).min(shown);
+        let kept = all.min(survey.picture_bytes.max(at_once * vision.feature_bytes()));
+        let cost = &self.base.training;
+        let work = if shown > 0 { cost.picture_values + cost.projector_values } else { 0 };
+        kept + size_of::<f32>() * work
     }
 
     /// Values, gradients, moments, and a checkpoint of them.
@@ -201,7 +219,13 @@ impl Load<'_> {
         let adapters = 2.0 * self.parameters as f64 * self.tokens(examples) as f64;
         let backward = self.forward(examples) + adapters + 1.5 * self.attention(examples);
         let again = (1.0 - kept) * self.forward(examples);
-        self.forward(examples) + again + backward + 2.0 * self.head(examples)
+        self.forward(examples) + again + backward + 2.0 * self.head(examples) + self.tower()
+    }
+
+    /// Operations of the tower, as if nothing it saw were kept.
+    fn tower(&self) -> f64 {
+        let pictures: usize = self.examples.iter().map(|example| example.pictures.len()).sum();
+        2.0 * pictures as f64 * self.base.training.picture_products as f64
     }
 
     /// Operations of the layers, forward, adapters included.
@@ -249,6 +273,7 @@ mod tests {
             resident_bytes: Some(1 << 30),
             available_bytes: Some(available),
             kept_bytes: Some(0),
+            picture_bytes: 0,
             forward_rate: Some(1e9),
         };
         let roomy = load.forecast(&room(1 << 30), None);

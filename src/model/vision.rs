@@ -31,7 +31,7 @@ pub(super) struct Vision<B: Backend> {
     /// `(n + 1, w)`: what every picture begins with: positions, and in the first row the class token.
     beginning: B::Rows,
     pre_norm: ModelNorm<B>,
-    layers: Vec<Layer<B>>,
+    pub layers: Vec<Layer<B>>,
     pub projector: Projector<B>,
     pub parameters: u64,
     pub size_bytes: usize,

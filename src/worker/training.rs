@@ -76,9 +76,9 @@ impl<B: Backend> Training<B> {
         self.waiting.push_back((run, owner));
     }
 
-    /// Bytes of activations a run may keep, where that is bounded.
-    pub fn memory(&self) -> Option<usize> {
-        self.memory
+    /// Bytes a run may keep: of activations, where that is bounded, and of pictures.
+    pub fn memory(&self) -> (Option<usize>, usize) {
+        (self.memory, self.pictures)
     }
 
     pub fn is_idle(&self) -> bool {

@@ -49,6 +49,9 @@ impl<B: Backend> Model<B> {
         source: &ModelSource,
         adapter: Option<&'a AdapterWeights>,
     ) -> Result<Weights<'a>, ModelError> {
+        if self.vision.is_some() {
+            return Err(unsupported("model_type", &self.config.family));
+        }
         let bytes = config_bytes(source)?;
         let mut checkpoint = Checkpoint::open(source, &bytes, &self.config.family)?;
         if let ModelSource::Gguf(_) = source {

@@ -228,8 +228,13 @@ impl<'a> Builder<'a> {
         pictures: usize,
         findings: &mut Findings,
     ) -> Option<Vec<Range<usize>>> {
-        let Some(Seeing { vision, .. }) = self.seeing.filter(|_| pictures > 0) else {
+        if pictures == 0 {
             return Some(Vec::new());
+        }
+        let Some(Seeing { vision, .. }) = self.seeing else {
+            let reason = "the model sees no pictures".to_owned();
+            findings.add("$.messages", Problem::Picture { reason });
+            return None;
         };
         let (ids, starts) = vision.make_room(&example.ids);
         if starts.len() != pictures {
