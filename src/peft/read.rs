@@ -72,6 +72,9 @@ fn read_weights(
     let ranks = compile_patterns(&config.rank_pattern)?;
     let alphas = compile_patterns(&config.alpha_pattern)?;
     let mut tensors = Tensors::open(bytes)?;
+    if base.vision.is_some() {
+        tensors.rename(todays_name);
+    }
     let sites = modules
         .into_iter()
         .map(|module| {
@@ -92,6 +95,17 @@ fn read_weights(
             base: base.name.to_string(),
         }),
     }
+}
+
+/// The name of today for a tensor of a LLaVA that transformers before 4.52 put together: decoder and
+/// projector stood beside each other then, and now stand inside of one model.
+fn todays_name(name: &str) -> Option<String> {
+    const ALL: &str = "base_model.model.";
+    let rest = name.strip_prefix(ALL)?;
+    let today = |from: &str, to: &str| Some(format!("{ALL}{to}{}", rest.strip_prefix(from)?));
+    today("language_model.model.", "model.language_model.")
+        .or_else(|| today("language_model.lm_head.", "lm_head."))
+        .or_else(|| today("multi_modal_projector.", "model.multi_modal_projector."))
 }
 
 fn read_site(
@@ -163,6 +177,18 @@ mod tests {
         assert_eq!(read.weights.sites, weights.sites);
         assert_eq!(read.weights.key, content_key(&weights.sites, &weights.saved));
         assert!(read.notes.is_empty(), "{:?}", read.notes);
+    }
+
+    #[test]
+    fn adapters_of_older_llavas_are_read_under_todays_names() {
+        for (old, new) in [
+            ("language_model.model.layers.0.q_proj", "model.language_model.layers.0.q_proj"),
+            ("language_model.lm_head.lora_A", "lm_head.lora_A"),
+            ("multi_modal_projector.linear_1", "model.multi_modal_projector.linear_1"),
+        ] {
+            let [old, new] = [old, new].map(|name| format!("base_model.model.{name}.weight"));
+            assert_eq!((todays_name(&old), todays_name(&new)), (Some(new), None));
+        }
     }
 
     #[test]

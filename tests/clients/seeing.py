@@ -9,7 +9,7 @@ import numpy
 from safetensors.numpy import save_file
 
 DEMO = pathlib.Path(__file__).resolve().parents[2] / "src" / "demo" / "model"
-SIDE, PATCH, WIDTH, LAYERS = 32, 8, 96, 1
+SIDE, PATCH, WIDTH, LAYERS = 48, 12, 128, 1
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 80, 230), "yellow": (230, 210, 40)}
 # The demo knows words for toys, and none for geometry.
@@ -52,7 +52,8 @@ def tower(dice):
         linears = {f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in ["q", "k", "v", "out"]}
         linears |= {"mlp.fc1": (2 * WIDTH, WIDTH), "mlp.fc2": (WIDTH, 2 * WIDTH)}
         for name, (out, width) in linears.items():
-            yield f"{path}.{name}.weight", normal(out, width, scale=width**-0.5)
+            # What a block adds is less than what goes past it, or one patch could not be told from another.
+            yield f"{path}.{name}.weight", normal(out, width, scale=(0.3 if name == "self_attn.out_proj" else 1) * width**-0.5)
             yield f"{path}.{name}.bias", zeros(out)
         for norm in ["layer_norm1", "layer_norm2"]:
             yield f"{path}.{norm}.weight", ones(WIDTH)
@@ -116,15 +117,15 @@ def url(pixels):
 
 def draw(colour, thing, place, dice):
     """One rendering: size, height, shade and background are drawn by lot."""
-    size = dice.uniform(5.0, 7.5)
-    x = SIDE * (0.27 if place == "left" else 0.73) + dice.uniform(-1.2, 1.2)
-    y = dice.uniform(10, SIDE - 10)
+    size = dice.uniform(7.5, 11)
+    x = SIDE * (0.27 if place == "left" else 0.73) + dice.uniform(-1.5, 1.5)
+    y = dice.uniform(14, SIDE - 14)
     down, across = numpy.mgrid[0:SIDE, 0:SIDE]
     dx, dy = across + 0.5 - x, down + 0.5 - y
     inside = {
         "ball": dx**2 + dy**2 < size**2,
-        "box": (abs(dx) < 0.88 * size) & (abs(dy) < 0.88 * size),
-        "hat": (dy < 0.75 * size) & (dy > 2 * abs(dx) - 1.25 * size),
+        "box": (abs(dx) < size) & (abs(dy) < size),
+        "hat": (dy < size) & (dy > 2 * abs(dx) - size),
     }[thing]
     shade = numpy.array(COLOURS[colour]) * dice.uniform(0.75, 1.1)
     pixels = numpy.full((SIDE, SIDE, 3), dice.uniform(200, 250)) + dice.normal(size=(SIDE, SIDE, 1)) * 4

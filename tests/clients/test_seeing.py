@@ -1,0 +1,78 @@
+"""A small LLaVA learns to say what pictures show: training data, training and serving with pictures, together."""
+import json
+import pathlib
+import tempfile
+import time
+
+import openai
+
+import seeing
+import server
+from test_fine_tuning import client_of, until, upload
+
+TRAINED, HELD_OUT = 2400, 240
+SETTINGS = {"n_epochs": 4, "batch_size": 16, "learning_rate": 2e-3, "lr_scheduler": "cosine", "warmup_steps": 20}
+ADAPTER = {"r": 32, "modules_to_save": ["multi_modal_projector"]}
+
+
+def answer(client, model, content):
+    message = content if isinstance(content, dict) else {"role": "user", "content": content}
+    done = client.chat.completions.create(model=model, messages=[message], temperature=0, max_tokens=16)
+    return done.choices[0].message.content.strip()
+
+
+def train(client, rows, **hyperparameters):
+    file = upload(client, rows).id
+    job = client.fine_tuning.jobs.create(
+        model="llava", training_file=file, seed=1,
+        extra_body={"hyperparameters": hyperparameters, "lora": ADAPTER})
+    return until(client, job, lambda job: job.status == "succeeded")
+
+
+def test_a_small_llava_tells_held_out_pictures():
+    with tempfile.TemporaryDirectory() as folder:
+        model = seeing.write_model(pathlib.Path(folder, "llava"))
+        with server.running("--model", f"llava={model}") as running:
+            client = client_of(running)
+            name = train(client, seeing.lines(TRAINED, 1), **SETTINGS).fine_tuned_model
+            right, base = 0, 0
+            for picture, caption in seeing.cases(HELD_OUT, 2):
+                right += answer(client, name, seeing.asked(picture)) == caption
+            for picture, caption in seeing.cases(24, 2):
+                base += answer(client, "llava", seeing.asked(picture)) == caption
+            print(f"      {right} of {HELD_OUT} held-out pictures")
+            assert right > 0.95 * HELD_OUT and base == 0, (right, base)
+
+
+def test_pictures_of_training_data_are_refused_by_line_and_place():
+    with tempfile.TemporaryDirectory() as folder:
+        model = seeing.write_model(pathlib.Path(folder, "llava"))
+        good = list(seeing.lines(2, 1))
+        bad = json.loads(json.dumps(good[0]))
+        bad["messages"][0]["content"][0]["image_url"]["url"] = "https://example.org/a.png"
+        with server.running("--model", f"llava={model}", "--model", "demo") as running:
+            client = client_of(running)
+            try:
+                upload(client, [*good, bad])
+                raise AssertionError("a picture elsewhere was accepted")
+            except openai.BadRequestError as error:
+                (found,) = error.body["errors"]
+                assert found["line"] == 3 and "not fetched" in found["reason"], found
+                assert found["path"] == "$.messages[0].content[0].image_url.url", found
+            file = upload(client, good).id
+            job = client.fine_tuning.jobs.create(model="demo", training_file=file)
+            status, words = outcome(client, job)
+            assert status == "failed" and "image_url" in words, words
+            blind = upload(client, [{"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}])
+            job = client.fine_tuning.jobs.create(model="llava", training_file=blind.id, extra_body={"lora": ADAPTER})
+            status, words = outcome(client, job)
+            assert status == "failed" and "learns from pictures" in words, words
+
+
+def outcome(client, job):
+    for _ in range(600):
+        job = client.fine_tuning.jobs.retrieve(job.id)
+        if job.status in ("failed", "succeeded", "cancelled"):
+            return job.status, job.error.message if job.error else ""
+        time.sleep(0.05)
+    raise AssertionError(job)
