@@ -128,8 +128,8 @@ def draw(colour, thing, place, dice):
         "hat": (dy < size) & (dy > 2 * abs(dx) - size),
     }[thing]
     shade = numpy.array(COLOURS[colour]) * dice.uniform(0.75, 1.1)
-    pixels = numpy.full((SIDE, SIDE, 3), dice.uniform(200, 250)) + dice.normal(size=(SIDE, SIDE, 1)) * 4
-    pixels[inside] = shade + dice.normal(size=(inside.sum(), 1)) * 4
+    pixels = numpy.full((SIDE, SIDE, 3), dice.uniform(200, 250))
+    pixels[inside] = shade
     return pixels.clip(0, 255).astype(numpy.uint8)
 
 

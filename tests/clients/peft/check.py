@@ -53,7 +53,8 @@ def told(url, model, picture):
     status, answer = server.request(url + "/v1/chat/completions", body)
     assert status == 200, answer
     choice = answer["choices"][0]
-    return answer["prompt_token_ids"], choice["token_ids"], [t["logprob"] for t in choice["logprobs"]["content"]]
+    logprobs = [token["logprob"] for token in choice["logprobs"]["content"]]
+    return answer["prompt_token_ids"], choice["token_ids"][: len(logprobs)], logprobs
 
 
 def torch_told(model, picture, prompt, answer):
