@@ -9,7 +9,7 @@ import numpy
 from safetensors.numpy import save_file
 
 DEMO = pathlib.Path(__file__).resolve().parents[2] / "src" / "demo" / "model"
-SIDE, PATCH, WIDTH, LAYERS = 48, 12, 128, 1
+SIDE, PATCH, WIDTH, LAYERS = 48, 12, 256, 1
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 80, 230), "yellow": (230, 210, 40)}
 # The demo knows words for toys, and none for geometry.
