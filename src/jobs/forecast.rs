@@ -138,9 +138,15 @@ impl Load<'_> {
     /// What is kept of pictures; what a micro-batch of so many tokens shows; the tower at work.
     fn picture_bytes(&self, tokens: usize, survey: &Survey) -> usize {
         let Some(vision) = self.base.vision else { return 0 };
-        let mut met = HashSet::new();
-        let pictures = self.examples.iter().chain(self.validation).flat_map(|e| &e.pictures);
-        let shown = pictures.filter(|placed| met.insert(placed.picture.digest())).count();
+        let mut known = HashSet::new();
+        let mut new = |examples: &[Example]| {
+            let pictures = examples.iter().flat_map(|example| &example.pictures);
+            pictures.filter(|placed| known.insert(placed.picture.digest())).count()
+        };
+        // A short run does not meet every example.
+        let (examples, h) = (self.examples.len().max(1), self.hyperparameters);
+        let met = (self.steps() * h.batch_size.max(1)).min(examples);
+        let shown = (new(self.examples) * met).div_ceil(examples) + new(self.validation);
         let all = shown * vision.feature_bytes();
         let at_once = (tokens / vision.tokens_per_image.max(1)).min(shown);
         let kept = all.min(survey.picture_bytes.max(at_once * vision.feature_bytes()));
@@ -199,20 +205,28 @@ impl Load<'_> {
         self.lengths(examples).sum()
     }
 
+    fn steps_per_epoch(&self) -> usize {
+        self.examples.len().div_ceil(self.hyperparameters.batch_size.max(1)).max(1)
+    }
+
+    fn steps(&self) -> usize {
+        let h = self.hyperparameters;
+        h.max_steps.unwrap_or(self.steps_per_epoch() * h.n_epochs)
+    }
+
     /// Operations of the whole run, validations included.
     fn operations(&self, epoch: f64) -> f64 {
         let h = self.hyperparameters;
-        let per_epoch = self.examples.len().div_ceil(h.batch_size.max(1)).max(1);
-        let steps = h.max_steps.unwrap_or(per_epoch * h.n_epochs);
+        let (per_epoch, steps) = (self.steps_per_epoch(), self.steps());
         let validations = 1 + steps / h.eval_steps.unwrap_or(per_epoch).max(1);
         let forward = self.forward(self.validation) + self.head(self.validation);
         let validated = if self.validation.is_empty() { 0.0 } else { validations as f64 * forward };
         epoch * steps as f64 / per_epoch as f64 + validated
     }
 
-    /// Operations of one pass over the examples; a multiply-add counts as two. Backward, each product is formed for its input;
-    /// those of the adapter also for its matrices; attention takes five products where forward took
-    /// two.
+    /// Operations of one pass over the examples; a multiply-add counts as two. Backward, each product
+    /// is formed for its input; those of the adapter also for its matrices; attention takes five
+    /// products where forward took two.
     fn epoch(&self, kept_layers: usize) -> f64 {
         let examples = self.examples;
         let kept = kept_layers as f64 / self.base.num_layers.max(1) as f64;

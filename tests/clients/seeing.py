@@ -52,8 +52,9 @@ def tower(dice):
         linears = {f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in ["q", "k", "v", "out"]}
         linears |= {"mlp.fc1": (2 * WIDTH, WIDTH), "mlp.fc2": (WIDTH, 2 * WIDTH)}
         for name, (out, width) in linears.items():
-            # What a block adds is less than what goes past it, or one patch could not be told from another.
-            yield f"{path}.{name}.weight", normal(out, width, scale=(0.3 if name == "self_attn.out_proj" else 1) * width**-0.5)
+            # What attention adds is less than what goes past it, or one patch could not be told from another.
+            share = 0.3 if name == "self_attn.out_proj" else 1
+            yield f"{path}.{name}.weight", normal(out, width, scale=share * width**-0.5)
             yield f"{path}.{name}.bias", zeros(out)
         for norm in ["layer_norm1", "layer_norm2"]:
             yield f"{path}.{norm}.weight", ones(WIDTH)

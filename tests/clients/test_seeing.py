@@ -10,7 +10,7 @@ import seeing
 import server
 from test_fine_tuning import client_of, until, upload
 
-TRAINED, HELD_OUT = 4800, 240
+TRAINED, HELD_OUT = 3600, 240
 SETTINGS = {"n_epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "lr_scheduler": "cosine", "warmup_steps": 20}
 ADAPTER = {"r": 32, "modules_to_save": ["multi_modal_projector"]}
 

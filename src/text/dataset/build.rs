@@ -9,13 +9,14 @@ use serde_json::{Map, Value};
 
 use super::format::{Format, is_preference};
 use super::lines::{Line, Lines};
+use super::pictures::{self, Seeing};
 use super::records::{self, Findings, Record};
 use super::report::{Finding, Piece, Problem, Report, Sample};
-use super::{Limits, Seeing, TrainOn};
-use crate::domain::{Example, ExamplePicture, IGNORE_INDEX, VisionInfo};
+use super::{Limits, TrainOn};
+use crate::domain::{Example, IGNORE_INDEX};
 use crate::text::detokenizer::{Detokenizer, Start};
 use crate::text::mask::{self, MaskError};
-use crate::text::messages::{PictureUrl, picture_urls};
+use crate::text::messages::PictureUrl;
 use crate::text::model::TextModel;
 use crate::text::template::TemplateError;
 use crate::text::tokenizer::TokenizerError;
@@ -27,7 +28,7 @@ const SAMPLE_TOKENS: usize = 512;
 /// Examples remembered to find duplicates, 16 bytes each.
 const REMEMBERED: usize = 1 << 20;
 /// The byte order mark.
-const MARK: &str = "\u{feff}";
+pub(super) const MARK: &str = "\u{feff}";
 /// Fewer examples than this deserve a word.
 const FEW_EXAMPLES: u64 = 10;
 
@@ -50,18 +51,6 @@ pub(super) fn run(
             Outcome::Stop => return Ok(builder.finish()),
         }
     }
-}
-
-/// The URL of picture `number`, counted from 0, that a line shows.
-pub fn picture_url(line: &[u8], number: usize) -> Option<String> {
-    let line = line.strip_prefix(MARK.as_bytes()).unwrap_or(line);
-    let object = parse_object(line).ok()?;
-    shown(&object).get(number).map(|picture| picture.url.to_owned())
-}
-
-/// The pictures of a well-formed line, in order.
-fn shown(line: &Map<String, Value>) -> Vec<PictureUrl<'_>> {
-    line.get("messages").and_then(Value::as_array).map_or_else(Vec::new, |list| picture_urls(list))
 }
 
 struct Builder<'a> {
@@ -128,7 +117,7 @@ impl<'a> Builder<'a> {
         let mut findings = Findings::default();
         let example = self.parse(bytes, &mut findings).and_then(|(object, format)| {
             let record = records::read(format, &object, self.model, self.train_on, &mut findings)?;
-            self.example(record, (&shown(&object), place), &mut findings)
+            self.example(record, (&pictures::shown(&object), place), &mut findings)
         });
         for (path, problem) in findings.0 {
             self.find(path, problem);
@@ -177,11 +166,11 @@ impl<'a> Builder<'a> {
         Some((object, found))
     }
 
-    /// The example of a record that shows `pictures` and stands at `place` in the file.
+    /// The example of a record that has `shown` pictures and stands at `place` in the file.
     fn example(
         &mut self,
         record: Record,
-        (pictures, place): (&[PictureUrl<'_>], Range<u64>),
+        (shown, place): (&[PictureUrl<'_>], Range<u64>),
         findings: &mut Findings,
     ) -> Option<Example> {
         let mut example = match to_example(self.model, record) {
@@ -194,7 +183,8 @@ impl<'a> Builder<'a> {
         if self.train_on == TrainOn::All {
             example.labels = example.ids.iter().map(|&id| id as i32).collect();
         }
-        let rooms = self.make_room(&mut example, pictures.len(), findings)?;
+        let rooms = pictures::make_room(self.seeing, &mut example, shown.len());
+        let rooms = rooms.map_err(|problem| findings.add("$.messages", problem)).ok()?;
         let tokens = example.ids.len();
         self.report.count_length(tokens);
         let most = tokens.min(self.limits.max_seq_length);
@@ -204,7 +194,7 @@ impl<'a> Builder<'a> {
         example.ids.truncate(kept);
         example.labels.truncate(kept);
         let rooms = rooms.into_iter().filter(|room| room.end <= kept);
-        example.pictures = self.take(pictures, place, rooms, findings)?;
+        example.pictures = pictures::take(self.seeing, shown, place, rooms, findings)?;
         if example.trained_tokens() == 0 {
             findings.add("$", Problem::NothingTrained { truncated: kept < tokens });
             return None;
@@ -219,54 +209,6 @@ impl<'a> Builder<'a> {
         }
         self.count(&example);
         Some(example)
-    }
-
-    /// Gives every picture its tokens, which bear no loss, and says where they are.
-    fn make_room(
-        &self,
-        example: &mut Example,
-        pictures: usize,
-        findings: &mut Findings,
-    ) -> Option<Vec<Range<usize>>> {
-        if pictures == 0 {
-            return Some(Vec::new());
-        }
-        let Some(Seeing { vision, .. }) = self.seeing else {
-            let reason = "the model sees no pictures".to_owned();
-            findings.add("$.messages", Problem::Picture { reason });
-            return None;
-        };
-        let (ids, starts) = vision.make_room(&example.ids);
-        if starts.len() != pictures {
-            findings.add("$", Problem::PicturePlaces { pictures, places: starts.len() });
-            return None;
-        }
-        example.labels = room_for_labels(&example.ids, &example.labels, vision);
-        example.ids = ids;
-        Some(starts.into_iter().map(|start| start..start + vision.tokens_per_image).collect())
-    }
-
-    /// Takes the pictures for which there is room; all bad ones are found.
-    fn take(
-        &self,
-        pictures: &[PictureUrl<'_>],
-        place: Range<u64>,
-        rooms: impl Iterator<Item = Range<usize>>,
-        findings: &mut Findings,
-    ) -> Option<Vec<ExamplePicture>> {
-        let Some(Seeing { shelf, .. }) = self.seeing else { return Some(Vec::new()) };
-        let mut taken = Some(Vec::new());
-        for (number, (PictureUrl { path, url }, tokens)) in pictures.iter().zip(rooms).enumerate() {
-            match (shelf.take(place.clone(), number, url), &mut taken) {
-                (Ok(picture), Some(taken)) => taken.push(ExamplePicture { tokens, picture }),
-                (Ok(_), None) => {}
-                (Err(reason), _) => {
-                    findings.add(format!("$.messages{path}"), Problem::Picture { reason });
-                    taken = None;
-                }
-            }
-        }
-        taken
     }
 
     fn count(&mut self, example: &Example) {
@@ -329,7 +271,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
+pub(super) fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
     let text = std::str::from_utf8(bytes)
         .map_err(|error| Problem::InvalidUtf8 { at: error.valid_up_to() })?;
     let value: Value = serde_json::from_str(text).map_err(|error| {
@@ -393,15 +335,6 @@ fn mask_problem(error: MaskError) -> Problem {
 
 fn tokenizer_problem(error: TokenizerError) -> Problem {
     Problem::Tokenizer { reason: error.to_string() }
-}
-
-/// The labels of `ids` as [`VisionInfo::make_room`] widens them.
-fn room_for_labels(ids: &[u32], labels: &[i32], vision: VisionInfo) -> Vec<i32> {
-    let widened = ids.iter().zip(labels).flat_map(|(&id, &label)| match id == vision.image_token {
-        true => std::iter::repeat_n(IGNORE_INDEX, vision.tokens_per_image),
-        false => std::iter::repeat_n(label, 1),
-    });
-    widened.collect()
 }
 
 /// An example as text, cut where loss begins and ends; of a picture's tokens only the first is shown.

@@ -9,23 +9,27 @@
 //! Literal special tokens (`</s>`, `<|im_end|>`, …) in messages, ShareGPT turns and Alpaca fields
 //! are refused, because there the template writes the structure. In `prompt`/`completion` and
 //! `text`, where the author writes everything, they are taken as tokens, as `/v1/completions` does.
+//!
+//! Messages show pictures as in a chat request. A picture is decoded to be checked and stays in its
+//! file ([`Seeing`]); its tokens count and bear no loss, and it is kept whole or not at all.
 
 mod build;
 mod format;
 mod lines;
+mod pictures;
 mod records;
 mod report;
 
 use std::collections::HashSet;
 use std::io::BufRead;
 
-pub use build::picture_url;
 pub use format::Format;
+pub use pictures::{Seeing, picture_url};
 pub use records::alpaca_prompt;
 pub use report::{Bucket, Finding, Piece, Problem, Report, Sample, Severity};
 
 use super::model::TextModel;
-use crate::domain::{Example, MAX_CONVERSATION_BYTES, PictureShelf, VisionInfo};
+use crate::domain::{Example, MAX_CONVERSATION_BYTES};
 
 /// What bears loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,14 +50,6 @@ pub struct Limits {
     pub max_seq_length: usize,
     /// So many errors, and as many warnings, are kept; all are counted.
     pub max_findings: usize,
-}
-
-/// How a file shows pictures to a model that sees.
-#[derive(Clone, Copy)]
-pub struct Seeing<'a> {
-    pub vision: VisionInfo,
-    /// Takes them from the file.
-    pub shelf: &'a dyn PictureShelf,
 }
 
 impl Limits {
