@@ -2,12 +2,12 @@
 import json
 import pathlib
 import tempfile
-import time
 
 import openai
 
 import seeing
 import server
+from test_crash import finished, newest_step, wait, weights
 from test_fine_tuning import client_of, until, upload
 
 TRAINED, HELD_OUT = 3600, 240
@@ -44,6 +44,31 @@ def test_a_small_llava_tells_held_out_pictures():
             assert right > 0.95 * HELD_OUT and base == 0, (right, base)
 
 
+def test_a_killed_job_with_pictures_ends_with_the_same_weights():
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        model = seeing.write_model(folder / "llava")
+        ends = {}
+        for kind in ["calm", "stormy"]:
+            run = server.Server(folder / kind, "--model", f"llava={model}").wait_until_ready()
+            try:
+                file = upload(client_of(run), seeing.lines(48, 1)).id
+                hyperparameters = {"max_steps": 30, "batch_size": 4, "checkpoint_steps": 5}
+                job = {"model": "llava", "training_file": file, "seed": 7, "hyperparameters": hyperparameters,
+                       "lora": {"dropout": 0.1, **ADAPTER}}
+                status, job = server.request(run.url + "/v1/fine_tuning/jobs", job)
+                assert status == 200, job
+                if kind == "stormy":
+                    wait(lambda: newest_step(run.url, job["id"]) >= 10, "the second checkpoint")
+                    run.kill()
+                    run = server.Server(folder / kind, "--model", f"llava={model}").wait_until_ready()
+                finished(run.url, job["id"])
+                ends[kind] = weights(run.data)
+            finally:
+                run.kill()
+        assert len(ends["calm"]) == 6 and ends["calm"] == ends["stormy"], ends
+
+
 def test_pictures_of_training_data_are_refused_by_line_and_place():
     with tempfile.TemporaryDirectory() as folder:
         model = seeing.write_model(pathlib.Path(folder, "llava"))
@@ -70,9 +95,6 @@ def test_pictures_of_training_data_are_refused_by_line_and_place():
 
 
 def outcome(client, job):
-    for _ in range(600):
-        job = client.fine_tuning.jobs.retrieve(job.id)
-        if job.status in ("failed", "succeeded", "cancelled"):
-            return job.status, job.error.message if job.error else ""
-        time.sleep(0.05)
-    raise AssertionError(job)
+    look = lambda: client.fine_tuning.jobs.retrieve(job.id)
+    wait(lambda: look().status in ("failed", "succeeded", "cancelled"), "the job to end")
+    return look().status, look().error.message
