@@ -7,7 +7,9 @@ use axum::http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use tandem::domain::{AdapterWeights, BaseInfo, LoraSpec, ModuleShape, TrainingCost};
+use tandem::domain::{
+    AdapterWeights, BaseInfo, LoraSpec, ModuleShape, SaveableModule, TrainingCost,
+};
 use tandem::peft::{self, AdapterFiles, Fingerprints, PeftError, Provenance};
 use tower::ServiceExt;
 
@@ -22,8 +24,8 @@ fn served() -> Fingerprints {
     Fingerprints { base: "b".repeat(64), tokenizer: "t".repeat(64), template: None }
 }
 
-fn table(name: &str) -> ModuleShape {
-    ModuleShape { name: name.to_owned(), in_features: 64, out_features: 320, layer: None }
+fn table(name: &str) -> SaveableModule {
+    SaveableModule::table(name, 320, 64)
 }
 
 /// The linear layers of `golden/models/llama_gqa`.
@@ -57,7 +59,7 @@ fn base() -> BaseInfo {
         size_bytes: 4,
         fingerprint: served().base,
         modules: layers.collect(),
-        tables: ["model.embed_tokens", "lm_head"].map(table).to_vec(),
+        saveable: ["model.embed_tokens", "lm_head"].map(table).to_vec(),
         default_targets: vec!["q_proj".to_owned(), "v_proj".to_owned()],
         vision: None,
         training: TrainingCost::default(),

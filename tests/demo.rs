@@ -96,7 +96,7 @@ fn examples(text: &TextModel, name: &str) -> Vec<Example> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     let reader = BufReader::new(File::open(path).expect("a golden file"));
     let limits = Limits { max_seq_length: 512, ..Limits::default() };
-    dataset::load(reader, text, &limits, TrainOn::Completion).expect("examples").examples
+    dataset::load(reader, text, &limits, TrainOn::Completion, None).expect("examples").examples
 }
 
 /// How the pirate file is taught.

@@ -114,7 +114,7 @@ fn requests(handle: &WorkerHandle) -> Vec<GenerationRequest> {
 
 fn run(info: &BaseInfo) -> TrainRequest {
     let ids: Vec<u32> = (0..12).map(|i| (i * 5 + 1) % info.vocab_size as u32).collect();
-    let example = Example { labels: ids.iter().map(|&id| id as i32).collect(), ids };
+    let example = Example::new(ids.clone(), ids.iter().map(|&id| id as i32).collect());
     let last = |name: &&str| name.ends_with("q_proj") || name.ends_with("down_proj");
     let modules = info.modules.iter().map(|module| module.name.as_str()).filter(last);
     TrainRequest {

@@ -19,6 +19,7 @@ use tandem::model::{LoadOptions, ModelSource};
 use tandem::pictures::{PictureConfig, PictureReader};
 use tandem::store::Store;
 use tandem::text::TextModel;
+use tandem::text::dataset::{self, Dataset, DatasetError, Limits, Report, TrainOn};
 use tandem::worker::{self, BaseSource, WorkerSettings};
 use tempfile::TempDir;
 use tower::ServiceExt;
@@ -145,6 +146,126 @@ fn shown(picture: &[u8]) -> Value {
 
 fn said(text: &str) -> Value {
     json!({"type": "text", "text": text})
+}
+
+/// What these lines of training data become, read for the golden model.
+fn trained(
+    lines: &[Value],
+    template: &str,
+    limits: Limits,
+    train_on: TrainOn,
+) -> Result<Dataset, DatasetError> {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model_folder(&folder);
+    let base = ServedBase {
+        info: Arc::clone(
+            &golden::load_from(&mut CpuBackend::new(1), &ModelSource::Folder(model.clone())).info,
+        ),
+        text: Arc::new(TextModel::from_folder(&model, Some(template)).unwrap()),
+        pictures: Some(Arc::new(PictureReader::new(
+            PictureConfig::from_folder(&model, 32).unwrap(),
+        ))),
+    };
+    let path = folder.path().join("data.jsonl");
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    std::fs::write(&path, format!("\u{feff}{text}")).unwrap();
+    let shelf = base.shelf(std::fs::File::open(&path).unwrap());
+    let reader = std::io::BufReader::new(std::fs::File::open(&path).unwrap());
+    let read = dataset::load(reader, &base.text, &limits, train_on, base.seeing(shelf.as_ref()));
+    std::fs::remove_file(&path).unwrap();
+    read
+}
+
+fn refused(lines: &[Value], template: &str) -> Report {
+    match trained(lines, template, Limits::of(true), TrainOn::Completion) {
+        Err(DatasetError::Invalid(report)) => *report,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn turn(content: Value, answer: &str) -> Value {
+    json!({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": content},
+        {"role": "assistant", "content": answer}]})
+}
+
+#[test]
+fn training_lines_show_pictures_as_chat_does() {
+    let one = turn(json!([said("what?"), shown(&golden_picture())]), "it");
+    let other = turn(json!([said("what?"), shown(&plain(10))]), "it");
+    let both = turn(json!([shown(&plain(10)), shown(&golden_picture())]), "both");
+    let words = turn(json!("what?"), "it");
+    let lines = [one.clone(), other, both, words, one];
+    let Dataset { examples, report } =
+        trained(&lines, "llava-v1", Limits::of(true), TrainOn::All).unwrap();
+    assert_eq!(examples.iter().map(|e| e.pictures.len()).collect::<Vec<_>>(), [1, 1, 2, 0, 1]);
+    assert_eq!(report.duplicates, 1, "the same words with another picture are no duplicate");
+    for example in &examples {
+        let image = |at: usize| example.pictures.iter().any(|p| p.tokens.contains(&at));
+        for (at, (&id, &label)) in example.ids.iter().zip(&example.labels).enumerate() {
+            assert_eq!((id == 250, label == -100), (image(at), image(at)));
+        }
+        for placed in &example.pictures {
+            // The file has been deleted meanwhile.
+            assert_eq!(placed.picture.read().unwrap().digest, placed.picture.digest());
+            assert_eq!(placed.tokens.len() as u64, TOKENS);
+        }
+    }
+    assert_eq!(examples[0].pictures[0].picture.digest(), examples[2].pictures[1].picture.digest());
+    assert_eq!(report.longest_tokens, examples[2].ids.len());
+    let sample: String = report.samples[0].pieces.iter().map(|piece| &*piece.text).collect();
+    assert_eq!(sample.matches("<image>").count(), 1, "{sample}");
+}
+
+#[test]
+fn bad_pictures_of_training_lines_are_found_by_line_and_place() {
+    let url = |url: &str| json!({"type": "image_url", "image_url": {"url": url}});
+    let whole = golden_picture();
+    let lines = [
+        turn(json!([said("what?"), url("https://example.org/a.png")]), "it"),
+        turn(json!([shown(&whole), url(&data_url(&whole[..900])), url("data:,")]), "it"),
+        turn(json!([shown(&whole)]), "it"),
+        turn(json!("an <image> in words"), "it"),
+        turn(json!([said("")]), "it"),
+    ];
+    let report = refused(&lines, "llava-v1");
+    let found: Vec<_> = report.errors.iter().map(|f| (f.line, f.path.as_str())).collect();
+    let at = |part: usize| format!("$.messages[1].content[{part}].image_url.url");
+    let content = "$.messages[1].content";
+    let (first, second, third) = (at(1), at(1), at(2));
+    let expected = [(1, &*first), (2, &*second), (2, &*third), (4, content), (5, content)];
+    assert_eq!(found, expected);
+    let told = report.errors[0].to_string();
+    assert!(told.contains("not fetched") && told.contains("replace the picture"), "{told}");
+    let report = refused(&lines[2..3], "chatml");
+    assert!(report.errors[0].to_string().contains("template=llava-v1"));
+    let text =
+        TextModel::from_folder(&model_folder(&tempfile::tempdir().unwrap()), Some("llava-v1"));
+    let line = lines[2].to_string();
+    let blind = dataset::load(
+        line.as_bytes(),
+        &text.unwrap(),
+        &Limits::default(),
+        TrainOn::Completion,
+        None,
+    );
+    assert!(blind.expect_err("no tower").to_string().contains("sees no pictures"));
+}
+
+#[test]
+fn a_picture_that_does_not_fit_is_left_out_with_what_follows() {
+    let line = turn(json!([shown(&golden_picture())]), "it");
+    let cut = |max_seq_length| {
+        let limits = Limits { max_seq_length, ..Limits::of(true) };
+        trained(std::slice::from_ref(&line), "llava-v1", limits, TrainOn::All).unwrap()
+    };
+    let whole = cut(128).examples.remove(0);
+    let seen = whole.pictures[0].tokens.clone();
+    let Dataset { mut examples, report } = cut(seen.end - 1);
+    let halved = examples.remove(0);
+    assert_eq!((halved.ids.len(), halved.pictures.len()), (seen.start, 0));
+    assert!(report.warnings.iter().any(|found| found.to_string().contains("the end is lost")));
+    let exact = cut(seen.end).examples.remove(0);
+    assert_eq!((exact.ids.len(), exact.pictures.len()), (seen.end, 1));
 }
 
 #[tokio::test]

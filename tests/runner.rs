@@ -51,7 +51,7 @@ impl Prepare for PlainPrepare {
 }
 
 fn prepared(job: &Job, seed: u64) -> Prepared {
-    let example = Example { ids: vec![1, 2], labels: vec![-100, 2] };
+    let example = Example::new(vec![1, 2], vec![-100, 2]);
     Prepared {
         operations_per_token: None,
         lora: LoraSpec {

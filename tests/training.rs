@@ -199,10 +199,10 @@ fn examples(path: &Path) -> Vec<Example> {
     let row = |at: usize| {
         let real = |i: &usize| mask[*i] == 1;
         let range = at * width..(at + 1) * width;
-        Example {
-            ids: range.clone().filter(real).map(|i| ids[i] as u32).collect(),
-            labels: range.filter(real).map(|i| labels[i] as i32).collect(),
-        }
+        Example::new(
+            range.clone().filter(real).map(|i| ids[i] as u32).collect(),
+            range.filter(real).map(|i| labels[i] as i32).collect(),
+        )
     };
     (0..ids.len() / width).map(row).collect()
 }
@@ -496,7 +496,7 @@ fn examples_without_labels_are_refused_or_told() {
     let masked: Vec<Example> = request
         .examples
         .iter()
-        .map(|e| Example { ids: e.ids.clone(), labels: vec![IGNORE_INDEX; e.ids.len()] })
+        .map(|e| Example::new(e.ids.clone(), vec![IGNORE_INDEX; e.ids.len()]))
         .collect();
     request.examples = Arc::new(masked.clone());
     let error = Run::start(&mut b, &model, request).err().expect("refused").to_string();
@@ -647,7 +647,7 @@ fn dora_and_whole_modules_are_trained_kept_and_served_as_trained() {
     let mut b = CpuBackend::new(1);
     let model = load(&mut b);
     for saved in &snapshot.adapter.saved {
-        assert_ne!(saved.values, model.table_values(&b, &saved.module).expect("a table"));
+        assert_ne!(saved.values, model.saved_values(&b, &saved.module).expect("a table"));
     }
     let served = snapshot.served.expect("compared");
     assert!(served.tokens > 50 && served.top1_agreement == 1.0, "{served:?}");

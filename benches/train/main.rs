@@ -143,7 +143,7 @@ fn request(info: &BaseInfo, job: &Job) -> TrainRequest {
     let mut example = || {
         let ids: Vec<u32> = (0..job.tokens).map(|_| token()).collect();
         let labels = ids.iter().map(|&id| id as i32).collect();
-        Example { ids, labels }
+        Example::new(ids, labels)
     };
     TrainRequest {
         job: "bench".into(),
@@ -189,6 +189,7 @@ fn hyperparameters(job: &Job) -> Hyperparameters {
         optimizer: OptimizerKind::default(),
         optimizer_memory_bytes: None,
         loraplus_lr_ratio: None,
+        modules_to_save_lr_ratio: None,
         early_stopping: None,
         load_best_model_at_end: false,
     }

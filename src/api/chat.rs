@@ -15,17 +15,15 @@ use utoipa_axum::routes;
 
 use super::error::ErrorBody;
 use super::{ApiError, ApiJson, AppState, Caller, sse};
+use crate::domain::MAX_CONVERSATION_BYTES;
 use crate::engine;
 
 pub use body::ChatBody;
 pub(super) use messages::check as check_messages;
 pub use object::ChatObject;
 
-/// Largest body: a conversation with its pictures.
-const MAX_CHAT_BYTES: usize = 32 << 20;
-
 pub(super) fn routes() -> OpenApiRouter<AppState> {
-    let limit = DefaultBodyLimit::max(MAX_CHAT_BYTES);
+    let limit = DefaultBodyLimit::max(MAX_CONVERSATION_BYTES);
     OpenApiRouter::new().routes(routes!(create_chat_completion)).layer(limit)
 }
 
@@ -44,7 +42,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 async fn create_chat_completion(
     State(app): State<AppState>,
     caller: Caller,
-    ApiJson(body): ApiJson<ChatBody, MAX_CHAT_BYTES>,
+    ApiJson(body): ApiJson<ChatBody, MAX_CONVERSATION_BYTES>,
 ) -> Result<Response, ApiError> {
     let asked = Instant::now();
     let (request, form) = body.settle(caller.tenant)?;

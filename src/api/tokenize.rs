@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 use super::error::ErrorBody;
 use super::{ApiError, ApiJson, AppState};
 use crate::domain::VisionInfo;
-use crate::engine::{EngineError, make_room};
+use crate::engine::EngineError;
 use crate::text::{TextError, TextModel};
 
 /// A text or a conversation to tokenise.
@@ -112,7 +112,7 @@ fn tokens(
             super::chat::check_messages(messages)?;
             let ids = text.chat_prompt(messages, None, &Map::new()).map_err(failed("messages"))?;
             Ok(match vision {
-                Some(vision) => make_room(&ids, vision).0,
+                Some(vision) => vision.make_room(&ids).0,
                 None => ids,
             })
         }

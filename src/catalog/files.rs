@@ -170,14 +170,18 @@ impl Catalog {
         blocking(move || {
             let unreadable =
                 |source| CatalogError::Folder { folder: path.display().to_string(), source };
-            let reader = BufReader::new(std::fs::File::open(&path).map_err(unreadable)?);
+            let open = || std::fs::File::open(&path).map_err(unreadable);
+            let shelf = base.shelf(open()?);
             let limits = Limits {
                 max_seq_length: base.info.context_length,
                 max_findings: LISTED_ERRORS,
-                ..Limits::default()
+                ..Limits::of(shelf.is_some())
             };
-            let report = dataset::validate(reader, &base.text, &limits, TrainOn::Completion)
-                .map_err(unreadable)?;
+            let reader = BufReader::new(open()?);
+            let seeing = base.seeing(shelf.as_ref());
+            let report =
+                dataset::validate(reader, &base.text, &limits, TrainOn::Completion, seeing)
+                    .map_err(unreadable)?;
             refuse_bad_lines(report)
         })
         .await
@@ -202,7 +206,9 @@ fn depends_on_model(problem: &Problem) -> bool {
         | Problem::Template { .. }
         | Problem::Tokenizer { .. }
         | Problem::NothingTrained { .. }
+        | Problem::PicturePlaces { .. }
         | Problem::PreferenceData => true,
+        Problem::Message(problem) => problem.depends_on_model(),
         _ => false,
     }
 }

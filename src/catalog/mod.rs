@@ -10,12 +10,14 @@ mod files;
 mod names;
 mod register;
 mod resolve;
+mod shelf;
 
 pub use error::{CatalogError, CatalogResult};
 pub use files::{FileContent, MAX_FILE_BYTES, Upload};
 pub use names::{check_adapter_name, check_suffix, checkpoint_name, fine_tuned_name};
 pub use register::{AdapterBytes, Registered};
 pub use resolve::{LoadedAdapter, ModelCard, ResolvedModel};
+pub use shelf::FileShelf;
 
 use std::path::PathBuf;
 use std::sync::Arc;

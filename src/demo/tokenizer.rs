@@ -125,7 +125,7 @@ pub fn render(document: &Document) -> String {
 /// # Errors
 /// [`DemoError::Tokenizer`] if the text cannot be encoded.
 pub fn example(tokenizer: &Tokenizer, document: &Document) -> Result<Example, DemoError> {
-    let mut example = Example { ids: Vec::new(), labels: Vec::new() };
+    let mut example = Example::default();
     let mut add = |text: &str, learned: bool| {
         let encoding = tokenizer.encode(text, false);
         let encoding = encoding.map_err(|error| DemoError::Tokenizer(error.to_string()))?;

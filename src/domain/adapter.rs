@@ -26,10 +26,17 @@ impl AdapterSite {
 /// A module that an adapter replaces whole: PEFT's `modules_to_save`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SavedModule {
-    /// As one of [`super::BaseInfo::tables`].
+    /// As one of [`super::BaseInfo::saveable`].
     pub module: String,
-    /// `(out, in)`, row-major.
-    pub values: Vec<f32>,
+    /// Of each of its tensors, row-major.
+    pub values: Vec<Vec<f32>>,
+}
+
+impl SavedModule {
+    /// Numbers it holds.
+    pub fn parameters(&self) -> usize {
+        self.values.iter().map(Vec::len).sum()
+    }
 }
 
 /// One immutable generation of an adapter: the value every request that names it pins.
@@ -49,7 +56,7 @@ impl AdapterWeights {
     /// Trainable numbers it holds.
     pub fn parameters(&self) -> usize {
         let low_rank = self.sites.iter().map(AdapterSite::parameters);
-        low_rank.chain(self.saved.iter().map(|saved| saved.values.len())).sum()
+        low_rank.chain(self.saved.iter().map(SavedModule::parameters)).sum()
     }
 
     /// Bytes its matrices take in memory.

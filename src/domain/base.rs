@@ -55,6 +55,59 @@ pub struct ModuleShape {
     pub layer: Option<usize>,
 }
 
+/// A module an adapter may replace whole: PEFT's `modules_to_save`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SaveableModule {
+    /// Its path in the checkpoint, for example `lm_head`.
+    pub name: String,
+    pub tensors: Vec<TensorShape>,
+}
+
+/// A matrix `(out, in)`, or a vector of length `in`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorShape {
+    /// Its name below the module's: `weight`.
+    pub name: String,
+    pub shape: (usize, usize),
+    pub is_vector: bool,
+}
+
+impl SaveableModule {
+    /// One matrix `(out, in)`: an embedding, a head.
+    pub fn table(name: impl Into<String>, out_features: usize, in_features: usize) -> Self {
+        let tensors = vec![TensorShape::matrix("weight", (out_features, in_features))];
+        Self { name: name.into(), tensors }
+    }
+
+    /// Numbers it holds.
+    pub fn parameters(&self) -> usize {
+        self.tensors.iter().map(TensorShape::parameters).sum()
+    }
+}
+
+impl TensorShape {
+    pub fn matrix(name: impl Into<String>, shape: (usize, usize)) -> Self {
+        Self { name: name.into(), shape, is_vector: false }
+    }
+
+    pub fn vector(name: impl Into<String>, width: usize) -> Self {
+        Self { name: name.into(), shape: (1, width), is_vector: true }
+    }
+
+    /// Numbers it holds.
+    pub fn parameters(&self) -> usize {
+        self.shape.0 * self.shape.1
+    }
+
+    /// Its shape in a file.
+    pub fn stored(&self) -> Vec<usize> {
+        match self.is_vector {
+            true => vec![self.shape.1],
+            false => vec![self.shape.0, self.shape.1],
+        }
+    }
+}
+
 /// What one token of a training run costs on a base model, in values of `f32`; of each count, that of
 /// the largest layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,6 +122,12 @@ pub struct TrainingCost {
     pub attention_width: usize,
     /// Rows whose logits live at one time.
     pub head_rows: usize,
+    /// At work while the tower looks at a picture; 0 for models that see none.
+    pub picture_values: usize,
+    /// At work while the projector turns a picture's features, forward or backward.
+    pub projector_values: usize,
+    /// Multiply-adds the tower spends on a picture.
+    pub picture_products: usize,
 }
 
 /// Facts of a loaded base model, fixed for the life of the process.
@@ -93,11 +152,19 @@ pub struct BaseInfo {
     pub fingerprint: String,
     /// Every linear layer an adapter may target, in forward order.
     pub modules: Vec<ModuleShape>,
-    /// What an adapter may replace whole: the token embedding and the output head.
-    pub tables: Vec<ModuleShape>,
+    /// What an adapter may replace whole: the token embedding, the output head and, last, the
+    /// projector of a model that sees.
+    pub saveable: Vec<SaveableModule>,
     /// `target_modules` where a request names none.
     pub default_targets: Vec<String>,
     /// Present if it sees pictures.
     pub vision: Option<VisionInfo>,
     pub training: TrainingCost,
+}
+
+impl BaseInfo {
+    /// What turns a picture's features into what stands in a prompt, of a model that sees.
+    pub fn projector(&self) -> Option<&SaveableModule> {
+        self.saveable.last().filter(|_| self.vision.is_some())
+    }
 }

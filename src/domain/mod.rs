@@ -14,15 +14,17 @@ pub mod serving;
 pub mod training;
 
 pub use adapter::{AdapterSite, AdapterWeights, SavedModule};
-pub use base::{BaseInfo, ModuleShape, TrainingCost, WeightFormat};
+pub use base::{BaseInfo, ModuleShape, SaveableModule, TensorShape, TrainingCost, WeightFormat};
 pub use generation::{FinishReason, GenerationRequest, PromptToken, SampledToken, TokenLogprob};
 pub use ids::{AdapterId, CheckpointId, EventId, FileId, JobId};
 pub use job::JobStatus;
-pub use picture::{Picture, PlacedPicture, VisionInfo};
+pub use picture::{
+    MAX_CONVERSATION_BYTES, Picture, PictureShelf, PlacedPicture, StoredPicture, VisionInfo,
+};
 pub use recipe::{RECIPES, Recipe};
 pub use sampling::SamplingParams;
 pub use serving::{KvFormat, Speculation};
 pub use training::{
-    BatchLimits, EarlyStopping, Example, Hyperparameters, IGNORE_INDEX, LoraSpec,
+    BatchLimits, EarlyStopping, Example, ExamplePicture, Hyperparameters, IGNORE_INDEX, LoraSpec,
     LossNormalization, LrScheduler, OptimizerKind, ServedCheck, Survey, TrainMetrics,
 };

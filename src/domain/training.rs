@@ -1,6 +1,11 @@
 //! What a training run is told, and what it reports.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
+
+use super::StoredPicture;
 
 /// The label of a token that bears no loss.
 pub const IGNORE_INDEX: i32 = -100;
@@ -9,13 +14,53 @@ pub const IGNORE_INDEX: i32 = -100;
 ///
 /// `labels[i]` belongs to `ids[i]`, as in Hugging Face: position `i` learns to predict
 /// `labels[i + 1]`, and [`IGNORE_INDEX`] marks tokens nobody learns to predict.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     pub ids: Vec<u32>,
     pub labels: Vec<i32>,
+    /// In order; each stands at a run of image tokens, which bear no loss.
+    pub pictures: Vec<ExamplePicture>,
+}
+
+/// A picture of an example.
+#[derive(Clone, Debug)]
+pub struct ExamplePicture {
+    /// Its tokens in the example.
+    pub tokens: Range<usize>,
+    pub picture: Arc<dyn StoredPicture>,
+}
+
+impl PartialEq for ExamplePicture {
+    fn eq(&self, other: &Self) -> bool {
+        self.tokens == other.tokens && self.picture.digest() == other.picture.digest()
+    }
 }
 
 impl Example {
+    /// An example of text alone.
+    pub fn new(ids: Vec<u32>, labels: Vec<i32>) -> Self {
+        Self { ids, labels, pictures: Vec::new() }
+    }
+
+    /// How many of its first tokens are kept where at most `max` are: a picture that does not fit
+    /// whole is left out whole, with all that follows.
+    pub fn kept(&self, max: usize) -> usize {
+        let cut = self.ids.len().min(self.labels.len()).min(max);
+        let halved = self.pictures.iter().find(|picture| picture.tokens.end > cut);
+        halved.map_or(cut, |picture| picture.tokens.start.min(cut))
+    }
+
+    /// Its beginning, of at most `max` tokens.
+    pub fn beginning(&self, max: usize) -> Self {
+        let kept = self.kept(max);
+        let whole = self.pictures.iter().filter(|picture| picture.tokens.end <= kept);
+        Self {
+            ids: self.ids[..kept].to_vec(),
+            labels: self.labels[..kept].to_vec(),
+            pictures: whole.cloned().collect(),
+        }
+    }
+
     /// Labels that bear loss: those after the first token.
     pub fn trained_tokens(&self) -> usize {
         self.labels.iter().skip(1).filter(|&&label| label != IGNORE_INDEX).count()
@@ -135,6 +180,9 @@ pub struct Hyperparameters {
     /// The rate of every `B` over that of `A`. Hayou et al. 2024, "LoRA+".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loraplus_lr_ratio: Option<f64>,
+    /// The rate of modules trained whole over that of the matrices beside them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modules_to_save_lr_ratio: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<EarlyStopping>,
     /// The result is the adapter of the lowest validation loss, not the last one.
@@ -170,6 +218,7 @@ impl Default for Hyperparameters {
             optimizer: OptimizerKind::AdamW,
             optimizer_memory_bytes: None,
             loraplus_lr_ratio: None,
+            modules_to_save_lr_ratio: None,
             early_stopping: None,
             load_best_model_at_end: false,
         }
@@ -232,6 +281,8 @@ pub struct Survey {
     pub available_bytes: Option<usize>,
     /// Bytes of activations a run may keep; `None`: half of what is available.
     pub kept_bytes: Option<usize>,
+    /// Bytes of what a run saw of pictures that it may keep.
+    pub picture_bytes: usize,
     /// Operations per second of a trial forward through one layer, if one was asked for; a
     /// multiply-add counts as two.
     pub forward_rate: Option<f64>,

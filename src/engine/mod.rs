@@ -17,5 +17,5 @@ pub use answer::{Answer, AnsweredChoice, AnsweredPrompt, collect, pick_best};
 pub use error::EngineError;
 pub use generate::{Engine, Generation, MAX_REQUEST_TOKENS, MaxTokens, TextRequest};
 pub use output::TextEvent;
-pub use prompt::{PreparedPrompt, PromptInput, make_room};
+pub use prompt::{PreparedPrompt, PromptInput};
 pub use tokens::{TextToken, TopToken};

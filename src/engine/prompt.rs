@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::EngineError;
 use super::tokens::TextToken;
-use crate::domain::{BaseInfo, PlacedPicture, PromptToken, VisionInfo};
+use crate::domain::{BaseInfo, PlacedPicture, PromptToken};
 use crate::pictures::PictureReader;
 use crate::text::{Detokenizer, PictureUrl, Start, TextError, TextModel, Tokenizer, picture_urls};
 
@@ -137,7 +137,7 @@ fn from_chat(with: &Preparation, messages: &[Value]) -> Result<PreparedPrompt, E
     let (Some(vision), Some(reader)) = (with.base.vision, &with.pictures) else {
         return Ok(PreparedPrompt { ids, ..PreparedPrompt::default() });
     };
-    let (ids, starts) = make_room(&ids, vision);
+    let (ids, starts) = vision.make_room(&ids);
     let urls = picture_urls(messages);
     if urls.len() != starts.len() {
         let (pictures, places) = (urls.len(), starts.len());
@@ -155,21 +155,6 @@ fn from_chat(with: &Preparation, messages: &[Value]) -> Result<PreparedPrompt, E
     });
     let pictures = pictures.collect::<Result<_, EngineError>>()?;
     Ok(PreparedPrompt { ids, pictures, ..PreparedPrompt::default() })
-}
-
-/// Repeats every image token as often as a picture has features; also where each run begins.
-pub fn make_room(ids: &[u32], vision: VisionInfo) -> (Vec<u32>, Vec<usize>) {
-    let (mut room, mut starts) = (Vec::with_capacity(ids.len()), Vec::new());
-    for &id in ids {
-        match id == vision.image_token {
-            false => room.push(id),
-            true => {
-                starts.push(room.len());
-                room.resize(room.len() + vision.tokens_per_image, id);
-            }
-        }
-    }
-    (room, starts)
 }
 
 fn from_ids(

@@ -3,6 +3,8 @@
 //! Memory follows from shapes and from what the device has resident already. Time is operations over
 //! a rate: that of the last steps trained on the same base, or else of one layer tried just now.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 
 use crate::domain::{BaseInfo, Example, Hyperparameters, Survey};
@@ -128,7 +130,29 @@ impl Load<'_> {
         let kept = (kept_layers + recomputed) * cost.kept_values;
         let values = inputs + kept + cost.working_values + cost.rounded_values / 2;
         let head = cost.head_rows.min(tokens) * (self.base.vocab_size + 4 * self.base.hidden_size);
-        size_of::<f32>() * (values * tokens + head) + self.trained_bytes()
+        size_of::<f32>() * (values * tokens + head)
+            + self.trained_bytes()
+            + self.picture_bytes(tokens, survey)
+    }
+
+    /// What is kept of pictures; what a micro-batch of so many tokens shows; the tower at work.
+    fn picture_bytes(&self, tokens: usize, survey: &Survey) -> usize {
+        let Some(vision) = self.base.vision else { return 0 };
+        let mut known = HashSet::new();
+        let mut new = |examples: &[Example]| {
+            let pictures = examples.iter().flat_map(|example| &example.pictures);
+            pictures.filter(|placed| known.insert(placed.picture.digest())).count()
+        };
+        // A short run does not meet every example.
+        let (examples, h) = (self.examples.len().max(1), self.hyperparameters);
+        let met = (self.steps() * h.batch_size.max(1)).min(examples);
+        let shown = (new(self.examples) * met).div_ceil(examples) + new(self.validation);
+        let all = shown * vision.feature_bytes();
+        let at_once = (tokens / vision.tokens_per_image.max(1)).min(shown);
+        let kept = all.min(survey.picture_bytes.max(at_once * vision.feature_bytes()));
+        let cost = &self.base.training;
+        let work = if shown > 0 { cost.picture_values + cost.projector_values } else { 0 };
+        kept + size_of::<f32>() * work
     }
 
     /// Values, gradients, moments, and a checkpoint of them.
@@ -181,27 +205,41 @@ impl Load<'_> {
         self.lengths(examples).sum()
     }
 
+    fn steps_per_epoch(&self) -> usize {
+        self.examples.len().div_ceil(self.hyperparameters.batch_size.max(1)).max(1)
+    }
+
+    fn steps(&self) -> usize {
+        let h = self.hyperparameters;
+        h.max_steps.unwrap_or(self.steps_per_epoch() * h.n_epochs)
+    }
+
     /// Operations of the whole run, validations included.
     fn operations(&self, epoch: f64) -> f64 {
         let h = self.hyperparameters;
-        let per_epoch = self.examples.len().div_ceil(h.batch_size.max(1)).max(1);
-        let steps = h.max_steps.unwrap_or(per_epoch * h.n_epochs);
+        let (per_epoch, steps) = (self.steps_per_epoch(), self.steps());
         let validations = 1 + steps / h.eval_steps.unwrap_or(per_epoch).max(1);
         let forward = self.forward(self.validation) + self.head(self.validation);
         let validated = if self.validation.is_empty() { 0.0 } else { validations as f64 * forward };
         epoch * steps as f64 / per_epoch as f64 + validated
     }
 
-    /// Operations of one pass over the examples; a multiply-add counts as two. Backward, each product is formed for its input;
-    /// those of the adapter also for its matrices; attention takes five products where forward took
-    /// two.
+    /// Operations of one pass over the examples; a multiply-add counts as two. Backward, each product
+    /// is formed for its input; those of the adapter also for its matrices; attention takes five
+    /// products where forward took two.
     fn epoch(&self, kept_layers: usize) -> f64 {
         let examples = self.examples;
         let kept = kept_layers as f64 / self.base.num_layers.max(1) as f64;
         let adapters = 2.0 * self.parameters as f64 * self.tokens(examples) as f64;
         let backward = self.forward(examples) + adapters + 1.5 * self.attention(examples);
         let again = (1.0 - kept) * self.forward(examples);
-        self.forward(examples) + again + backward + 2.0 * self.head(examples)
+        self.forward(examples) + again + backward + 2.0 * self.head(examples) + self.tower()
+    }
+
+    /// Operations of the tower, as if nothing it saw were kept.
+    fn tower(&self) -> f64 {
+        let pictures: usize = self.examples.iter().map(|example| example.pictures.len()).sum();
+        2.0 * pictures as f64 * self.base.training.picture_products as f64
     }
 
     /// Operations of the layers, forward, adapters included.
@@ -237,7 +275,7 @@ mod tests {
         let cost = TrainingCost { kept_values: 4000, working_values: 9000, ..Default::default() };
         let base = BaseInfo { training: cost, ..tiny_base() };
         let hyperparameters = Hyperparameters { micro_batch_size: 8, ..Default::default() };
-        let examples = vec![Example { ids: vec![1; 1000], labels: vec![1; 1000] }; 8];
+        let examples = vec![Example::new(vec![1; 1000], vec![1; 1000]); 8];
         let load = Load {
             base: &base,
             hyperparameters: &hyperparameters,
@@ -249,6 +287,7 @@ mod tests {
             resident_bytes: Some(1 << 30),
             available_bytes: Some(available),
             kept_bytes: Some(0),
+            picture_bytes: 0,
             forward_rate: Some(1e9),
         };
         let roomy = load.forecast(&room(1 << 30), None);

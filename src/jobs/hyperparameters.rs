@@ -38,6 +38,7 @@ pub struct RequestedHyperparameters {
     pub optimizer: Option<OptimizerKind>,
     pub optimizer_memory_bytes: Option<u64>,
     pub loraplus_lr_ratio: Option<f64>,
+    pub modules_to_save_lr_ratio: Option<f64>,
     pub early_stopping: Option<EarlyStopping>,
     pub load_best_model_at_end: Option<bool>,
     /// Loss on prompts too.
@@ -77,6 +78,7 @@ impl RequestedHyperparameters {
                 .whole("optimizer_memory_bytes", 0..=1 << 50)?
                 .map(|bytes| bytes as u64),
             loraplus_lr_ratio: fields.positive("loraplus_lr_ratio", 1000.0)?,
+            modules_to_save_lr_ratio: fields.positive("modules_to_save_lr_ratio", 1000.0)?,
             early_stopping: early_stopping(fields)?,
             load_best_model_at_end: fields.boolean("load_best_model_at_end")?,
             train_on_all: train_on_all(fields)?,
@@ -168,6 +170,7 @@ impl RequestedHyperparameters {
                 .filter(|optimizer| optimizer.is_paged())
                 .map(|_| self.optimizer_memory_bytes.unwrap_or(PAGED_BYTES)),
             loraplus_lr_ratio: self.loraplus_lr_ratio,
+            modules_to_save_lr_ratio: self.modules_to_save_lr_ratio,
             early_stopping: self.early_stopping,
             load_best_model_at_end: self.load_best_model_at_end.unwrap_or(false),
         }
@@ -349,6 +352,7 @@ mod tests {
             ("optimizer", json!("sgd")),
             ("optimizer_memory_bytes", json!(1000)),
             ("loraplus_lr_ratio", json!(0)),
+            ("modules_to_save_lr_ratio", json!(-1)),
             ("n_epochs", json!(0)),
             ("n_epochs", json!(51)),
             ("n_epochs", json!("many")),

@@ -9,7 +9,7 @@ use super::request::JobRequest;
 use super::service::{JobsError, JobsResult};
 use super::spec::JobSpec;
 use crate::catalog::{Catalog, CatalogError, ServedBase};
-use crate::domain::{BaseInfo, Example, FileId, Hyperparameters, LoraSpec};
+use crate::domain::{BaseInfo, Example, FileId, Hyperparameters, LoraSpec, SaveableModule};
 use crate::store::StoreError;
 use crate::text::dataset::{self, Dataset, Report};
 use crate::worker::WorkerHandle;
@@ -131,8 +131,8 @@ pub(super) fn trainable_parameters(lora: &LoraSpec, base: &BaseInfo) -> usize {
         let magnitude = if lora.use_dora { module.out_features } else { 0 };
         Some(r * (module.in_features + module.out_features) + magnitude)
     });
-    let saved = base.tables.iter().filter(|table| lora.modules_to_save.contains(&table.name));
-    low_rank.chain(saved.map(|table| table.in_features * table.out_features)).sum()
+    let saved = base.saveable.iter().filter(|module| lora.modules_to_save.contains(&module.name));
+    low_rank.chain(saved.map(SaveableModule::parameters)).sum()
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::preflight::trainable_parameters;
 use super::prepare::{Prepare, Prepared, Unprepared};
 use super::spec::{JobSpec, Settled};
 use crate::catalog::{Catalog, CatalogError, ServedBase, fine_tuned_name};
-use crate::domain::{AdapterWeights, BaseInfo, Example, FileId, LoraSpec};
+use crate::domain::{AdapterWeights, BaseInfo, Example, FileId, LoraSpec, SaveableModule};
 use crate::peft::{self, Provenance};
 use crate::store::{EventKind, EventLevel, Job, JobError, NewEvent, StoreError};
 use crate::text::dataset::{self, Dataset, DatasetError, Finding, Limits, Report};
@@ -220,9 +220,27 @@ fn settle(
         })?,
     };
     let examples = &data.training.examples;
+    check_projector(base, &lora, examples)?;
     let longest = examples.iter().map(|example| example.ids.len()).max().unwrap_or(1);
     let hyperparameters = spec.hyperparameters.resolve(base, examples.len(), longest);
     Ok(Settled { hyperparameters, lora })
+}
+
+/// A projector learns from pictures alone.
+fn check_projector(
+    base: &BaseInfo,
+    lora: &LoraSpec,
+    examples: &[Example],
+) -> Result<(), Unprepared> {
+    let saved = |projector: &&SaveableModule| lora.modules_to_save.contains(&projector.name);
+    let blind = examples.iter().all(|example| example.pictures.is_empty());
+    let Some(projector) = base.projector().filter(saved).filter(|_| blind) else { return Ok(()) };
+    let message = format!(
+        "`modules_to_save` names {}, which learns from pictures, and no line of the training file \
+         shows one within `max_seq_length`",
+        projector.name
+    );
+    Err(never("invalid_modules_to_save", message, Some("lora.modules_to_save")))
 }
 
 /// Why a file gave no examples.
@@ -252,15 +270,16 @@ pub(super) async fn load(
     let limits = Limits {
         max_seq_length: spec.hyperparameters.max_seq_length(&base.info),
         max_findings: LISTED_ERRORS,
-        ..Limits::default()
+        ..Limits::of(base.pictures.is_some())
     };
-    let (train_on, text) = (spec.hyperparameters.train_on(), base.text.clone());
+    let (train_on, base) = (spec.hyperparameters.train_on(), base.clone());
     let work = move || {
-        let file_on_disk =
-            File::open(&path).map_err(|error| LoadError::Other(error.to_string()))?;
+        let open = || File::open(&path).map_err(|error| LoadError::Other(error.to_string()));
+        let (file_on_disk, shelf) = (open()?, base.shelf(open()?));
+        let seeing = base.seeing(shelf.as_ref());
         let hash = Arc::new(Mutex::new(Sha256::new()));
         let reader = BufReader::new(Hashing { inner: file_on_disk, hash: hash.clone() });
-        let loaded = dataset::load(reader, &text, &limits, train_on);
+        let loaded = dataset::load(reader, &base.text, &limits, train_on, seeing);
         let hasher = std::mem::take(&mut *hash.lock().unwrap_or_else(PoisonError::into_inner));
         match loaded {
             Ok(_) if hex::encode(hasher.finalize()) != file.sha256 => Err(LoadError::Damaged),

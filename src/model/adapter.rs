@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::dora::Dora;
-use super::saved::Table;
+use super::projector::Projector;
+use super::saved::Part;
 use super::{Model, ModelError};
 use crate::backend::{Backend, LowRankShape, SharedMatrix};
 use crate::domain::{AdapterSite, AdapterWeights, ModuleShape, WeightFormat};
@@ -14,8 +15,10 @@ use crate::domain::{AdapterSite, AdapterWeights, ModuleShape, WeightFormat};
 pub struct Adapter<B: Backend> {
     /// By site, that is by index into `BaseInfo::modules`.
     pub(super) sites: Vec<Option<SiteWeights<B>>>,
-    /// Tables replaced whole, by [`Table`].
+    /// Embedding and head where they are replaced whole, by [`Part`].
     pub(super) saved: [Option<B::Weight>; 2],
+    /// The projector where it is replaced whole.
+    pub(super) projector: Option<Projector<B>>,
     /// The same, of sites that were packed for serving instead.
     packed: Vec<Option<PackedSite<B>>>,
     size_bytes: usize,
@@ -62,6 +65,7 @@ impl<B: Backend> Adapter<B> {
             sites: (0..modules).map(|_| None).collect(),
             packed: (0..modules).map(|_| None).collect(),
             saved: [None, None],
+            projector: None,
             size_bytes: 0,
         }
     }
@@ -75,8 +79,8 @@ impl<B: Backend> Adapter<B> {
         self.sites.get(site)?.as_ref()
     }
 
-    pub(super) fn saved(&self, table: Table) -> Option<&B::Weight> {
-        self.saved[table as usize].as_ref()
+    pub(super) fn saved(&self, part: Part) -> Option<&B::Weight> {
+        self.saved.get(part as usize)?.as_ref()
     }
 
     pub(super) fn packed(&self, site: usize) -> Option<&PackedSite<B>> {
@@ -156,11 +160,7 @@ impl<B: Backend> Model<B> {
             adapter.sites[index] = Some(self.attach_site(b, index, site, matrices));
         }
         for module in &weights.saved {
-            let (table, weight) = self.pack_saved(b, module)?;
-            adapter.size_bytes += b.weight_bytes(&weight);
-            if adapter.saved[table as usize].replace(weight).is_some() {
-                return Err(ModelError::RepeatedModule { module: module.module.clone() });
-            }
+            adapter.size_bytes += self.attach_saved(b, module, &mut adapter)?;
         }
         Ok(adapter)
     }
@@ -184,6 +184,7 @@ impl<B: Backend> Model<B> {
         // Packed sites give their memory back when they are dropped here.
         let sites = adapter.sites.into_iter().flatten().flat_map(SiteWeights::into_rows);
         sites.for_each(|rows| b.recycle(rows));
+        adapter.projector.into_iter().for_each(|projector| projector.release(b));
     }
 
     pub(super) fn module(&self, name: &str) -> Result<(usize, &ModuleShape), ModelError> {

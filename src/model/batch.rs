@@ -1,11 +1,12 @@
 //! Training examples laid end to end.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use crate::domain::{Example, IGNORE_INDEX};
+use crate::domain::{Example, IGNORE_INDEX, StoredPicture};
 
 /// A flat batch: examples end to end, no padding, none seeing another.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct TrainBatch {
     /// Token ids `(t)`.
     pub ids: Vec<u32>,
@@ -15,13 +16,20 @@ pub struct TrainBatch {
     pub targets: Vec<i32>,
     /// The rows of each example, in order.
     pub spans: Vec<Range<usize>>,
+    /// The pictures, and the rows that are theirs.
+    pub pictures: Vec<(Range<usize>, Arc<dyn StoredPicture>)>,
 }
 
 impl TrainBatch {
     /// Lays `examples` end to end. Empty examples vanish.
     pub fn new<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Self {
-        let mut batch =
-            Self { ids: Vec::new(), positions: Vec::new(), targets: Vec::new(), spans: Vec::new() };
+        let mut batch = Self {
+            ids: Vec::new(),
+            positions: Vec::new(),
+            targets: Vec::new(),
+            spans: Vec::new(),
+            pictures: Vec::new(),
+        };
         for example in examples {
             batch.push(example);
         }
@@ -38,6 +46,10 @@ impl TrainBatch {
         self.targets.extend(example.labels.iter().skip(1).take(n - 1));
         self.targets.resize(start + n, IGNORE_INDEX);
         self.spans.push(start..start + n);
+        self.pictures.extend(example.pictures.iter().map(|placed| {
+            let rows = start + placed.tokens.start..start + placed.tokens.end;
+            (rows, Arc::clone(&placed.picture))
+        }));
     }
 
     /// Tokens, labelled or not.
@@ -58,9 +70,9 @@ mod tests {
     #[test]
     fn each_row_learns_the_next_label_of_its_own_example() {
         let examples = [
-            Example { ids: vec![5, 6, 7], labels: vec![IGNORE_INDEX, 6, 7] },
-            Example { ids: vec![], labels: vec![] },
-            Example { ids: vec![8, 9], labels: vec![8, 9] },
+            Example::new(vec![5, 6, 7], vec![IGNORE_INDEX, 6, 7]),
+            Example::default(),
+            Example::new(vec![8, 9], vec![8, 9]),
         ];
         let batch = TrainBatch::new(&examples);
         assert_eq!(batch.ids, [5, 6, 7, 8, 9]);

@@ -4,6 +4,7 @@ use super::Model;
 use super::layer::{Keys, Layer, Pass};
 use super::linear::Adapters;
 use super::micro_batch::HEAD_CHUNK;
+use super::vision::Vision;
 use crate::backend::Backend;
 use crate::domain::TrainingCost;
 
@@ -25,6 +26,31 @@ impl<B: Backend> Layer<B> {
     }
 }
 
+impl<B: Backend> Vision<B> {
+    /// Values at work in the widest block, forward, and the picture before it.
+    fn working_values(&self) -> usize {
+        let d = self.config.tower.hidden_size;
+        let block = |layer: &Layer<B>| {
+            let inner = 2 * layer.up.out_features;
+            4 * d + (2 * layer.qkv.out_features + 2 * d).max(inner)
+        };
+        let widest = self.layers.iter().map(block).max().unwrap_or(0);
+        (self.config.patches() + 1) * widest + 3 * self.config.image_size.pow(2)
+    }
+
+    /// Multiply-adds of all blocks.
+    fn products(&self) -> usize {
+        let (tokens, d) = (self.config.patches() + 1, self.config.tower.hidden_size);
+        let block = |layer: &Layer<B>| {
+            let attention = layer.attention.heads * layer.attention.head_dim;
+            let weights =
+                d * layer.qkv.out_features + attention * d + 2 * d * layer.up.out_features;
+            tokens * (weights + 2 * tokens * attention)
+        };
+        self.layers.iter().map(block).sum()
+    }
+}
+
 impl<B: Backend> Model<B> {
     /// What one token of a training run costs on this model.
     pub(super) fn training_cost(&self) -> TrainingCost {
@@ -38,6 +64,12 @@ impl<B: Backend> Model<B> {
             rounded_values: most(Layer::rounded_values),
             head_rows: HEAD_CHUNK,
             attention_width: most(|layer, _| layer.attention.heads * layer.attention.head_dim),
+            picture_values: self.vision.as_ref().map_or(0, Vision::working_values),
+            projector_values: self.info.vision.map_or(0, |vision| {
+                // Two inner products and their gradients; a picture's rows taken out and put back.
+                vision.tokens_per_image * (vision.feature_width + 7 * d)
+            }),
+            picture_products: self.vision.as_ref().map_or(0, Vision::products),
         }
     }
 

@@ -10,7 +10,7 @@ use super::head::Head;
 use super::layer::{Keys, Layer, Pass};
 use super::linear::Adapters;
 use super::report::Report;
-use super::saved::{Table, replace_rows};
+use super::saved::{Part, replace_rows};
 use super::tensors::TensorSpec;
 use super::vision::{PictureRows, Vision};
 use crate::backend::{Backend, CacheShape, KvFormat, SequenceRows};
@@ -60,54 +60,54 @@ impl<B: Backend> Embedding<B> {
     pub const TABLE_SLOT: usize = 0;
     pub const POSITIONS_SLOT: usize = 1;
 
-    /// `x[i] = scale · E[id] (+ P[position])`, `(t, d)`; `E` is the adapter's where it brings one,
-    /// and where a picture is its features stand instead.
-    pub fn forward(
-        &self,
-        b: &mut B,
-        ids: &[u32],
-        positions: &[u32],
-        adapters: &[AdapterRows<'_, B>],
-        pictures: &[PictureRows<'_>],
-    ) -> B::Rows {
+    /// `x[i] = scale · E[id]`, `(t, d)`; `E` is the adapter's where it brings one.
+    fn tokens(&self, b: &mut B, ids: &[u32], adapters: &[AdapterRows<'_, B>]) -> B::Rows {
         let (_, d) = b.weight_shape(&self.table);
         let mut x = b.room(ids.len(), d);
         b.embed(&self.table, ids, self.scale, &mut x);
         for group in adapters {
-            let Some(table) = group.adapter.saved(Table::Embedding) else { continue };
+            let Some(table) = group.adapter.saved(Part::Embedding) else { continue };
             let mut own = b.zeros(group.rows.len(), d);
             b.embed(table, &ids[group.rows.clone()], self.scale, &mut own);
             replace_rows(b, &mut x, group.rows.clone(), own);
         }
-        for picture in pictures {
-            let count = picture.features.len() / d;
-            let features = b.upload(picture.features, count, d);
-            replace_rows(b, &mut x, picture.row..picture.row + count, features);
-        }
-        if let Some(table) = &self.positions {
-            let mut place = b.room(ids.len(), d);
-            b.embed(table, positions, 1.0, &mut place);
-            b.add(&place, &mut x);
-            b.recycle(place);
-        }
         x
     }
 
-    /// Adds to the gradients of the tables, where they are trained.
-    pub fn backward(
+    /// `x[i] += P[position]`, where positions are learned.
+    fn add_positions(&self, b: &mut B, positions: &[u32], x: &mut B::Rows) {
+        let Some(table) = &self.positions else { return };
+        let (t, d) = b.shape(x);
+        let mut place = b.room(t, d);
+        b.embed(table, positions, 1.0, &mut place);
+        b.add(&place, x);
+        b.recycle(place);
+    }
+
+    /// Adds to the gradient of the token table, where it is trained.
+    fn tokens_backward(
         &self,
         b: &mut B,
         dx: &B::Rows,
         ids: &[u32],
-        positions: &[u32],
         gradients: &mut Gradients<'_, B>,
     ) {
-        if let Some(dtable) = gradients.saved(Table::Embedding) {
+        if let Some(dtable) = gradients.saved(Part::Embedding) {
             b.embed_backward(dx, ids, self.scale, dtable);
         }
         if let Some(dtable) = gradients.tensor(Self::TABLE_SLOT) {
             b.embed_backward(dx, ids, self.scale, dtable);
         }
+    }
+
+    /// The same for the positions.
+    fn positions_backward(
+        &self,
+        b: &mut B,
+        dx: &B::Rows,
+        positions: &[u32],
+        gradients: &mut Gradients<'_, B>,
+    ) {
         if self.positions.is_some()
             && let Some(dtable) = gradients.tensor(Self::POSITIONS_SLOT)
         {
@@ -151,7 +151,7 @@ impl<B: Backend> Model<B> {
     pub fn forward(&self, b: &mut B, cache: &mut B::Cache, step: &Step<'_, B>) -> B::Rows {
         let positions = positions(step.sequences);
         let keys = Keys::Cached { cache, sequences: step.sequences };
-        let x = self.embedding.forward(b, step.tokens, &positions, step.adapters, step.pictures);
+        let x = self.embed(b, step.tokens, &positions, step.adapters, step.pictures);
         let x = self.hidden(b, x, &positions, step.adapters, keys);
         self.logits(b, x, step.adapters, step.logits)
     }
@@ -165,10 +165,54 @@ impl<B: Backend> Model<B> {
         adapters: &[AdapterRows<'_, B>],
         logits: &[usize],
     ) -> B::Rows {
+        self.forward_seeing(b, ids, spans, adapters, &[], logits)
+    }
+
+    /// The same with pictures among the tokens.
+    pub(super) fn forward_seeing(
+        &self,
+        b: &mut B,
+        ids: &[u32],
+        spans: &[Range<usize>],
+        adapters: &[AdapterRows<'_, B>],
+        pictures: &[PictureRows<'_>],
+        logits: &[usize],
+    ) -> B::Rows {
         let positions: Vec<u32> = spans.iter().flat_map(|span| 0..span.len() as u32).collect();
-        let x = self.embedding.forward(b, ids, &positions, adapters, &[]);
+        let x = self.embed(b, ids, &positions, adapters, pictures);
         let x = self.hidden(b, x, &positions, adapters, Keys::Spans(spans));
         self.logits(b, x, adapters, logits)
+    }
+
+    /// The first layer's input `(t, d)`: tokens, pictures in their places, positions.
+    pub(super) fn embed(
+        &self,
+        b: &mut B,
+        ids: &[u32],
+        positions: &[u32],
+        adapters: &[AdapterRows<'_, B>],
+        pictures: &[PictureRows<'_>],
+    ) -> B::Rows {
+        let mut x = self.embedding.tokens(b, ids, adapters);
+        self.place_pictures(b, &mut x, adapters, pictures);
+        self.embedding.add_positions(b, positions, &mut x);
+        x
+    }
+
+    /// From the gradient `dx (t, d)` of the first layer's input to those of what is trained before it.
+    pub(super) fn embed_backward(
+        &self,
+        b: &mut B,
+        mut dx: B::Rows,
+        (ids, positions): (&[u32], &[u32]),
+        adapters: &[AdapterRows<'_, B>],
+        pictures: &[PictureRows<'_>],
+        gradients: &mut Gradients<'_, B>,
+    ) {
+        self.embedding.positions_backward(b, &dx, positions, gradients);
+        self.pictures_backward(b, &mut dx, adapters, pictures, gradients);
+        self.embedding.tokens_backward(b, &dx, ids, gradients);
+        b.recycle(dx);
     }
 
     /// The last layer's output `(t, d)`, `x` being the first one's input.

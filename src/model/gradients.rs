@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::saved::Table;
+use super::saved::Part;
 use crate::backend::Backend;
 
 /// Gradients of one site's adapter, of the shapes of its matrices.
@@ -15,13 +15,13 @@ pub(super) struct SiteGradient<B: Backend> {
 
 /// The gradients of what a run trains; frozen tensors have none.
 pub(super) enum Gradients<'a, B: Backend> {
-    /// By site; and of tables replaced whole, by [`Table`].
-    Adapter { sites: &'a mut [Option<SiteGradient<B>>], saved: [Option<&'a mut B::Rows>; 2] },
+    /// By site; and of modules replaced whole, by [`Part`], of every tensor.
+    Adapter { sites: &'a mut [Option<SiteGradient<B>>], saved: [Vec<&'a mut B::Rows>; 3] },
     /// By slot: every tensor of the model.
     Full(&'a mut [B::Rows]),
 }
 
-impl<B: Backend> Gradients<'_, B> {
+impl<'a, B: Backend> Gradients<'a, B> {
     /// Of the adapter at `site`.
     pub fn site(&mut self, site: usize) -> &mut SiteGradient<B> {
         match self {
@@ -32,10 +32,20 @@ impl<B: Backend> Gradients<'_, B> {
         }
     }
 
-    /// Of a table that the trained adapter replaces.
-    pub fn saved(&mut self, table: Table) -> Option<&mut B::Rows> {
+    /// Of the embedding or the head, where the trained adapter replaces it.
+    pub fn saved(&mut self, part: Part) -> Option<&mut B::Rows> {
         match self {
-            Gradients::Adapter { saved, .. } => saved[table as usize].as_deref_mut(),
+            Gradients::Adapter { saved, .. } => saved[part as usize].first_mut().map(|g| &mut **g),
+            Gradients::Full(_) => None,
+        }
+    }
+
+    /// Of every tensor of the projector, where the trained adapter replaces it.
+    pub fn projector(&mut self) -> Option<&mut [&'a mut B::Rows]> {
+        match self {
+            Gradients::Adapter { saved, .. } => {
+                Some(&mut saved[Part::Projector as usize][..]).filter(|all| !all.is_empty())
+            }
             Gradients::Full(_) => None,
         }
     }

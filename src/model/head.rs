@@ -4,7 +4,7 @@ use super::decoder::Embedding;
 use super::gradients::Gradients;
 use super::linear::{Adapters, Projection};
 use super::norm::ModelNorm;
-use super::saved::{Table, replace_rows};
+use super::saved::{Part, replace_rows};
 use crate::backend::{Backend, LossSum};
 
 pub(super) struct Head<B: Backend> {
@@ -64,7 +64,7 @@ impl<B: Backend> Head<B> {
         adapters: Adapters<'_, B>,
     ) -> Option<B::Rows> {
         let [group] = adapters.rows else { return None };
-        let weight = group.adapter.saved(Table::Head)?;
+        let weight = group.adapter.saved(Part::Head)?;
         (group.rows.len() == b.shape(normed).0).then(|| self.product(b, normed, weight))
     }
 
@@ -72,7 +72,7 @@ impl<B: Backend> Head<B> {
     fn replace(&self, b: &mut B, normed: &B::Rows, adapters: Adapters<'_, B>, z: &mut B::Rows) {
         let n = b.shape(normed).0;
         for group in adapters.rows.iter().filter(|group| group.rows.len() < n) {
-            let Some(weight) = group.adapter.saved(Table::Head) else { continue };
+            let Some(weight) = group.adapter.saved(Part::Head) else { continue };
             let rows: Vec<usize> = group.rows.clone().collect();
             let mut own = b.zeros(rows.len(), b.shape(normed).1);
             b.gather(normed, &rows, &mut own);
@@ -136,10 +136,10 @@ impl<B: Backend> Head<B> {
         gradients: &mut Gradients<'_, B>,
         dnormed: &mut B::Rows,
     ) {
-        if let Some(dhead) = gradients.saved(Table::Head) {
+        if let Some(dhead) = gradients.saved(Part::Head) {
             b.weight_gradient(dz, 0, normed, dhead, None);
         }
-        let saved = adapters.rows.first().and_then(|group| group.adapter.saved(Table::Head));
+        let saved = adapters.rows.first().and_then(|group| group.adapter.saved(Part::Head));
         if let Some(weight) = saved {
             b.matmul_backward(dz, 0, weight, dnormed);
             return;

@@ -12,9 +12,9 @@ use super::checkpoint::{Checkpoint, Layout, read_file};
 use super::config::DecoderConfig;
 use super::fields::Fields;
 use super::vision::Vision;
-use super::{LoadOptions, Model, ModelError, ModelSource, families};
+use super::{LoadOptions, Model, ModelError, ModelSource, families, projector};
 use crate::backend::{Backend, WeightFormat};
-use crate::domain::{BaseInfo, ModuleShape, TrainingCost, VisionInfo};
+use crate::domain::{BaseInfo, SaveableModule, TrainingCost, VisionInfo};
 use crate::gguf::Gguf;
 
 impl<B: Backend> Model<B> {
@@ -84,13 +84,14 @@ impl<B: Backend> Model<B> {
             dtype: held.name().to_owned(),
             size_bytes: (report.size_bytes + seen.1) as u64,
             fingerprint: String::new(),
-            tables: tables(&config),
+            saveable: saveable(&config),
             modules,
             default_targets: config.default_targets.iter().map(|&name| name.to_owned()).collect(),
             training: TrainingCost::default(),
             vision: config.vision.as_ref().map(|vision| VisionInfo {
                 image_token: vision.image_token,
                 tokens_per_image: vision.tokens(),
+                feature_width: vision.tower.hidden_size,
                 image_size: vision.image_size,
             }),
         };
@@ -150,17 +151,13 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// The token embedding and the head, which may be the same matrix.
-fn tables(config: &DecoderConfig) -> Vec<ModuleShape> {
-    let names = &config.names;
+/// The token embedding and the head, which may be the same matrix, and the projector of pictures.
+fn saveable(config: &DecoderConfig) -> Vec<SaveableModule> {
+    let (names, hidden_size) = (&config.names, config.hidden_size);
     let embedding = format!("{}{}", names.prefix, names.embedding);
-    let table = |name| ModuleShape {
-        name,
-        in_features: config.hidden_size,
-        out_features: config.vocab_size,
-        layer: None,
-    };
-    vec![table(embedding), table(names.head.to_owned())]
+    let table = |name| SaveableModule::table(name, config.vocab_size, hidden_size);
+    let projector = config.vision.as_ref().map(|vision| projector::saveable(vision, hidden_size));
+    [table(embedding), table(names.head.to_owned())].into_iter().chain(projector).collect()
 }
 
 /// The bytes of the configuration.

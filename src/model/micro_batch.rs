@@ -3,6 +3,7 @@
 use super::adapter::AdapterRows;
 use super::layer::{Kept, Keys, Pass};
 use super::linear::Adapters;
+use super::vision::{PictureRows, SeenPicture};
 use super::{Model, TrainBatch, Trainee};
 use crate::backend::{Backend, LossSum};
 use crate::domain::IGNORE_INDEX;
@@ -19,6 +20,8 @@ pub struct MicroBatchOptions {
     pub dropout: Option<LoraDropout>,
     /// Added to the embeddings, `(t, d)`: NEFTune's noise (Jain et al. 2023), drawn by the caller.
     pub noise: Option<Vec<f32>>,
+    /// What the tower saw of the batch's pictures.
+    pub pictures: Vec<SeenPicture>,
     /// Bytes of activations that may be kept for the backward beside the layers' inputs. What is
     /// not kept is computed again, to the same bits.
     pub keep_bytes: usize,
@@ -73,7 +76,8 @@ enum State<B: Backend> {
 }
 
 impl<B: Backend> MicroBatch<B> {
-    /// Sets a micro-batch up; nothing is computed yet.
+    /// Sets a micro-batch up; nothing is computed yet. `options` bring what was seen of the batch's
+    /// pictures.
     pub fn start(batch: TrainBatch, options: MicroBatchOptions) -> Self {
         let rows = batch.targets.iter().enumerate();
         let labelled = rows.filter(|&(_, &target)| target != IGNORE_INDEX).map(|(row, _)| row);
@@ -114,7 +118,7 @@ impl<B: Backend> MicroBatch<B> {
     fn embed(&self, b: &mut B, model: &Model<B>, trainee: &mut Trainee<B>) -> B::Rows {
         let TrainBatch { ids, positions, .. } = &self.batch;
         let (worn, _) = trainee.parts(ids.len());
-        let mut x = model.embedding.forward(b, ids, positions, worn.as_slice(), &[]);
+        let mut x = model.embed(b, ids, positions, worn.as_slice(), &self.pictures());
         if let Some(noise) = &self.options.noise {
             let (t, d) = b.shape(&x);
             let noise = b.upload(noise, t, d);
@@ -222,7 +226,7 @@ impl<B: Backend> MicroBatch<B> {
         let first = trainee.first_layer(model).expect("inputs are kept for trained layers");
         let layer = first + self.inputs.len() - 1;
         let (x, kept) = self.inputs.pop().expect("an input is left");
-        let need_dx = layer > first || trainee.trains_embedding();
+        let need_dx = layer > first || trainee.trains_input();
         let (worn, mut gradients) = trainee.parts(self.batch.tokens());
         let mut pass = self.pass(worn.as_slice());
         let layer_of = &model.layers[layer];
@@ -232,9 +236,13 @@ impl<B: Backend> MicroBatch<B> {
             return State::Backward { dx };
         }
         let TrainBatch { ids, positions, .. } = &self.batch;
-        model.embedding.backward(b, &dx, ids, positions, &mut gradients);
-        b.recycle(dx);
+        let (tokens, pictures) = ((&ids[..], &positions[..]), self.pictures());
+        model.embed_backward(b, dx, tokens, worn.as_slice(), &pictures, &mut gradients);
         State::Done
+    }
+
+    fn pictures(&self) -> Vec<PictureRows<'_>> {
+        self.options.pictures.iter().map(SeenPicture::rows).collect()
     }
 
     fn pass<'a>(&'a self, worn: &'a [AdapterRows<'a, B>]) -> Pass<'a, B> {

@@ -2,12 +2,13 @@
 
 use super::adapter::{Adapter, AdapterRows, SiteWeights};
 use super::gradients::{Gradients, SiteGradient};
-use super::saved::{self, Table};
+use super::saved::Part;
 use super::tensors::TensorKind;
+use super::vision::PictureRows;
 use super::visit::TensorMut;
 use super::{Model, ModelError};
 use crate::backend::{Backend, HostWeight};
-use crate::domain::{AdapterSite, AdapterWeights, SavedModule};
+use crate::domain::{AdapterSite, AdapterWeights, SaveableModule, SavedModule};
 
 /// Master copies in `f32` of what is trained, each beside its gradient.
 pub struct Trainee<B: Backend> {
@@ -26,7 +27,7 @@ enum Kind<B: Backend> {
         gradients: Vec<Option<SiteGradient<B>>>,
         /// By site.
         modules: Vec<String>,
-        saved: Vec<SavedTable<B>>,
+        saved: Vec<SavedPart<B>>,
     },
     Full {
         /// By slot, of the shapes the model holds them in.
@@ -36,12 +37,12 @@ enum Kind<B: Backend> {
     Nothing,
 }
 
-/// A table that is trained whole, in its master copy.
-struct SavedTable<B: Backend> {
-    table: Table,
-    module: String,
-    value: B::Rows,
-    gradient: B::Rows,
+/// A module that is trained whole: of each of its tensors the master copy, and the gradient.
+struct SavedPart<B: Backend> {
+    part: Part,
+    module: SaveableModule,
+    values: Vec<B::Rows>,
+    gradients: Vec<B::Rows>,
 }
 
 /// One trained tensor.
@@ -67,7 +68,7 @@ impl<B: Backend> Trainee<B> {
         let gradients = adapter.sites.iter().map(|site| Some(site_gradient(b, site.as_ref()?)));
         let gradients = gradients.collect();
         let modules: Vec<_> = model.info.modules.iter().map(|m| m.name.clone()).collect();
-        let saved = saved_tables(b, model, &weights.saved)?;
+        let saved = saved_parts(b, model, &weights.saved)?;
         let names = adapter_names(&modules, &adapter, &saved);
         let kind = Kind::Adapter { adapter, gradients, modules, saved };
         Ok(Self { kind, names, trainable_parameters: weights.parameters(), stale: false })
@@ -120,7 +121,9 @@ impl<B: Backend> Trainee<B> {
                     let pairs = [(&mut s.a, &mut g.a), (&mut s.b, &mut g.b)];
                     pairs.into_iter().chain(magnitude.zip(g.magnitude.as_mut()))
                 });
-                let whole = saved.iter_mut().map(|table| (&mut table.value, &mut table.gradient));
+                let whole = saved
+                    .iter_mut()
+                    .flat_map(|part| part.values.iter_mut().zip(&mut part.gradients));
                 low_rank.chain(whole).collect()
             }
         };
@@ -142,20 +145,26 @@ impl<B: Backend> Trainee<B> {
     }
 
     /// Logits `(t, v)` of one sequence through the training graph: no cache, the master copies.
-    pub fn logits(&mut self, b: &mut B, model: &Model<B>, ids: &[u32]) -> Vec<f32> {
+    pub fn logits(
+        &mut self,
+        b: &mut B,
+        model: &Model<B>,
+        ids: &[u32],
+        pictures: &[PictureRows<'_>],
+    ) -> Vec<f32> {
         self.renew(b, model);
         let (worn, _) = self.parts(ids.len());
         let all: Vec<usize> = (0..ids.len()).collect();
         let whole = 0..ids.len();
         let span = std::slice::from_ref(&whole);
-        let z = model.forward_spans(b, ids, span, worn.as_slice(), &all);
+        let z = model.forward_seeing(b, ids, span, worn.as_slice(), pictures, &all);
         let logits = b.download(&z);
         b.recycle(z);
         logits
     }
 
     /// Brings what follows from the trained values up to date: DoRA's norms, and the packed copies
-    /// of tables that are trained whole.
+    /// of modules that are trained whole.
     pub(super) fn renew(&mut self, b: &mut B, model: &Model<B>) {
         let Kind::Adapter { adapter, saved, .. } = &mut self.kind else { return };
         if !std::mem::take(&mut self.stale) {
@@ -164,9 +173,9 @@ impl<B: Backend> Trainee<B> {
         for (index, site) in adapter.sites.iter_mut().enumerate() {
             site.iter_mut().for_each(|site| model.renew(b, index, site));
         }
-        for SavedTable { table, value, .. } in saved {
-            let (values, shape) = (b.download(value), b.shape(value));
-            adapter.saved[*table as usize] = Some(saved::pack(b, &values, shape));
+        for SavedPart { part, module, values, .. } in saved {
+            let values: Vec<Vec<f32>> = values.iter().map(|value| b.download(value)).collect();
+            model.renew_saved(b, *part, module, &values, adapter);
         }
     }
 
@@ -184,9 +193,9 @@ impl<B: Backend> Trainee<B> {
                 magnitude: site.dora.as_ref().map(|dora| b.download(&dora.magnitude)),
             })
         });
-        let saved = saved.iter().map(|table| SavedModule {
-            module: table.module.clone(),
-            values: b.download(&table.value),
+        let saved = saved.iter().map(|part| SavedModule {
+            module: part.module.name.clone(),
+            values: part.values.iter().map(|value| b.download(value)).collect(),
         });
         Some(AdapterWeights { key, sites: sites.collect(), saved: saved.collect(), dropout })
     }
@@ -221,8 +230,11 @@ impl<B: Backend> Trainee<B> {
                 let sites = adapter.sites.into_iter().flatten().flat_map(SiteWeights::into_rows);
                 let sums = gradients.into_iter().flatten();
                 let sums = sums.flat_map(|sum| [sum.a, sum.b].into_iter().chain(sum.magnitude));
-                let tables = saved.into_iter().flat_map(|table| [table.value, table.gradient]);
-                sites.chain(sums).chain(tables).collect()
+                let whole = saved.into_iter().flat_map(|part| [part.values, part.gradients]);
+                let projector = adapter.projector;
+                let rows = sites.chain(sums).chain(whole.flatten()).collect();
+                projector.into_iter().for_each(|projector| projector.release(b));
+                rows
             }
         };
         rows.into_iter().for_each(|rows| b.recycle(rows));
@@ -233,14 +245,16 @@ impl<B: Backend> Trainee<B> {
         match &mut self.kind {
             Kind::Adapter { adapter, gradients, saved, .. } => {
                 let worn = AdapterRows { rows: 0..rows, adapter, scale: 1.0 };
-                let mut tables = [None, None];
-                for table in saved {
-                    tables[table.table as usize] = Some(&mut table.gradient);
+                let mut whole = [const { Vec::new() }; 3];
+                for part in saved {
+                    whole[part.part as usize] = part.gradients.iter_mut().collect();
                 }
-                (Some(worn), Gradients::Adapter { sites: gradients, saved: tables })
+                (Some(worn), Gradients::Adapter { sites: gradients, saved: whole })
             }
             Kind::Full { gradients, .. } => (None, Gradients::Full(gradients)),
-            Kind::Nothing => (None, Gradients::Adapter { sites: &mut [], saved: [None, None] }),
+            Kind::Nothing => {
+                (None, Gradients::Adapter { sites: &mut [], saved: [const { Vec::new() }; 3] })
+            }
         }
     }
 
@@ -249,7 +263,7 @@ impl<B: Backend> Trainee<B> {
         match &self.kind {
             Kind::Full { .. } => Some(0),
             Kind::Nothing => None,
-            Kind::Adapter { .. } if self.trains_embedding() => Some(0),
+            Kind::Adapter { .. } if self.trains_input() => Some(0),
             Kind::Adapter { adapter, .. } => {
                 let sites = model.info.modules.iter().zip(&adapter.sites);
                 sites
@@ -260,14 +274,13 @@ impl<B: Backend> Trainee<B> {
         }
     }
 
-    /// Whether the embedding is trained, and so the first layer must form the gradient of its input.
-    pub(super) fn trains_embedding(&self) -> bool {
+    /// Whether embedding or projector are trained, and so the first layer must form the gradient of
+    /// its input.
+    pub(super) fn trains_input(&self) -> bool {
         match &self.kind {
             Kind::Full { .. } => true,
             Kind::Nothing => false,
-            Kind::Adapter { saved, .. } => {
-                saved.iter().any(|table| table.table == Table::Embedding)
-            }
+            Kind::Adapter { saved, .. } => saved.iter().any(|part| part.part != Part::Head),
         }
     }
 }
@@ -282,29 +295,27 @@ fn site_gradient<B: Backend>(b: &mut B, site: &SiteWeights<B>) -> SiteGradient<B
     SiteGradient { a: zeros_like(b, &site.a), b: zeros_like(b, &site.b), magnitude }
 }
 
-fn saved_tables<B: Backend>(
+fn saved_parts<B: Backend>(
     b: &mut B,
     model: &Model<B>,
     saved: &[SavedModule],
-) -> Result<Vec<SavedTable<B>>, ModelError> {
-    let table = |module: &SavedModule| {
-        let (table, shape) = model.table(&module.module)?;
-        let (rows, width) = (shape.out_features, shape.in_features);
-        Ok(SavedTable {
-            table,
-            module: module.module.clone(),
-            value: b.upload(&module.values, rows, width),
-            gradient: b.zeros(rows, width),
-        })
+) -> Result<Vec<SavedPart<B>>, ModelError> {
+    let part = |saved: &SavedModule| {
+        let (part, module) = model.saveable(&saved.module)?;
+        let shapes = module.tensors.iter().map(|tensor| tensor.shape);
+        let shaped = saved.values.iter().zip(shapes.clone());
+        let values = shaped.map(|(values, (rows, width))| b.upload(values, rows, width)).collect();
+        let gradients = shapes.map(|(rows, width)| b.zeros(rows, width)).collect();
+        Ok(SavedPart { part, module: module.clone(), values, gradients })
     };
-    saved.iter().map(table).collect()
+    saved.iter().map(part).collect()
 }
 
 /// The names of an adapter's tensors, in the order of [`Trainee::parameters_mut`].
 fn adapter_names<B: Backend>(
     modules: &[String],
     adapter: &Adapter<B>,
-    saved: &[SavedTable<B>],
+    saved: &[SavedPart<B>],
 ) -> Vec<String> {
     let sites = modules.iter().zip(&adapter.sites);
     let low_rank = sites.filter_map(|(module, site)| Some((module, site.as_ref()?))).flat_map(
@@ -314,5 +325,8 @@ fn adapter_names<B: Backend>(
             matrices.into_iter().chain(magnitude)
         },
     );
-    low_rank.chain(saved.iter().map(|table| format!("{}.weight", table.module))).collect()
+    let whole = saved.iter().flat_map(|SavedPart { module, .. }| {
+        module.tensors.iter().map(move |tensor| format!("{}.{}", module.name, tensor.name))
+    });
+    low_rank.chain(whole).collect()
 }

@@ -1,50 +1,84 @@
-//! Seeing: a picture through the vision tower and the projector, to features that stand in a prompt
-//! where its image tokens are.
+//! Seeing: a picture through the vision tower, to features of which a projector makes what stands in
+//! a prompt where its image tokens are. The tower is always the base's; the projector may be an
+//! adapter's own, so that features are kept as the tower gives them.
 //!
-//! Shapes: `n` patches of a picture, `p` their side, `d` the tower's hidden size.
+//! Shapes: `n` patches of a picture, `p` their side, `w` the tower's hidden size.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use super::ModelError;
+use super::adapter::AdapterRows;
 use super::build::{Builder, dense_format};
 use super::checkpoint::Checkpoint;
-use super::config::{LinearConfig, VisionConfig};
+use super::config::VisionConfig;
 use super::decoder::Model;
-use super::families::PROJECTOR;
+use super::gradients::Gradients;
 use super::layer::{Keys, Layer, Pass};
-use super::linear::{Adapters, Projection};
+use super::linear::Adapters;
 use super::norm::ModelNorm;
+use super::projector::Projector;
+use super::saved::replace_rows;
 use super::tensors::TensorKind;
-use crate::backend::{Activation, Backend, HostWeight, WeightFormat};
+use crate::backend::{Backend, HostWeight, WeightFormat};
 use crate::domain::Picture;
 
 /// Tower and projector of a model that sees.
 pub(super) struct Vision<B: Backend> {
     pub config: VisionConfig,
-    /// `(d, 3 p²)`.
+    /// `(w, 3 p²)`.
     filters: B::Weight,
-    /// `(n + 1, d)`: what every picture begins with: positions, and in the first row the class token.
+    /// `(n + 1, w)`: what every picture begins with: positions, and in the first row the class token.
     beginning: B::Rows,
     pre_norm: ModelNorm<B>,
-    layers: Vec<Layer<B>>,
-    /// Two linear layers with a non-linearity between them.
-    projector: [Projection<B>; 2],
-    activation: Activation,
+    pub layers: Vec<Layer<B>>,
+    pub projector: Projector<B>,
     pub parameters: u64,
     pub size_bytes: usize,
 }
 
 /// A picture on its way through the tower: one block per call, so that nobody waits for all.
 pub struct PictureRun<B: Backend> {
-    /// `(n + 1, d)`.
+    /// `(n + 1, w)`.
     x: B::Rows,
     next_layer: usize,
 }
 
-/// Features that take the place of token embeddings: of the batch's rows from `row` on.
+/// Features that, projected, take the place of token embeddings: of the batch's rows from `row` on.
 #[derive(Clone, Copy, Debug)]
 pub struct PictureRows<'a> {
     pub row: usize,
-    /// `(rows, hidden)`.
+    /// `(rows, w)`.
     pub features: &'a [f32],
+}
+
+impl<'a> PictureRows<'a> {
+    /// The part that lies within `rows`, counted from their first; `width` values describe a row.
+    pub fn within(&self, rows: &Range<usize>, width: usize) -> Option<PictureRows<'a>> {
+        let end = (self.row + self.features.len() / width).min(rows.end);
+        let start = self.row.max(rows.start);
+        let part = |row: usize| (row - self.row) * width;
+        (start < end).then(|| PictureRows {
+            row: start - rows.start,
+            features: &self.features[part(start)..part(end)],
+        })
+    }
+}
+
+/// The same of a training batch, which outlives a call.
+#[derive(Clone, Debug)]
+pub struct SeenPicture {
+    /// Its first row.
+    pub row: usize,
+    /// `(tokens_per_image, w)`.
+    pub features: Arc<[f32]>,
+}
+
+impl SeenPicture {
+    /// As the model wants it.
+    pub fn rows(&self) -> PictureRows<'_> {
+        PictureRows { row: self.row, features: &self.features }
+    }
 }
 
 impl<B: Backend> Vision<B> {
@@ -73,11 +107,7 @@ impl<B: Backend> Vision<B> {
         let layers = (0..tower.layers.len()).map(|index| builder.layer(index));
         let mut layers = layers.collect::<Result<Vec<_>, _>>()?;
         layers.iter_mut().for_each(|layer| layer.attention.causal = false);
-        let mut linear = |name, from| {
-            let linear = LinearConfig::new(name, hidden_size, config.projector_bias);
-            builder.projection(PROJECTOR, None, &[linear], from)
-        };
-        let projector = [linear("linear_1", tower.hidden_size)?, linear("linear_2", hidden_size)?];
+        let projector = Projector::build(&mut builder, config, hidden_size)?;
         Ok(Self {
             config: config.clone(),
             filters,
@@ -85,7 +115,6 @@ impl<B: Backend> Vision<B> {
             pre_norm,
             layers,
             projector,
-            activation: config.projector_activation,
             parameters: builder.specs.iter().map(|spec| spec.parameters() as u64).sum(),
             size_bytes: builder.report.size_bytes,
         })
@@ -116,19 +145,12 @@ impl<B: Backend> Vision<B> {
         run.next_layer += 1;
     }
 
-    /// `linear_2(act(linear_1(x)))` of the rows that are features.
-    fn project(&self, b: &mut B, x: &B::Rows) -> B::Rows {
-        let (tokens, d) = b.shape(x);
-        let rows: Vec<usize> = (usize::from(!self.config.keep_class)..tokens).collect();
-        let mut chosen = b.zeros(rows.len(), d);
-        b.gather(x, &rows, &mut chosen);
-        let none = Adapters { rows: &[], dropout: None, training: false };
-        let up = self.projector[0].forward(b, &chosen, none);
-        let mut inner = b.zeros(rows.len(), self.projector[0].out_features);
-        b.mlp_inner(&up, self.activation, false, &mut inner);
-        let features = self.projector[1].forward(b, &inner, none);
-        [chosen, up, inner].into_iter().for_each(|rows| b.recycle(rows));
-        features
+    /// The rows that are features.
+    fn features(&self, b: &mut B, x: &B::Rows) -> Vec<f32> {
+        let (_, width) = b.shape(x);
+        let mut values = b.download(x);
+        values.drain(..if self.config.keep_class { 0 } else { width });
+        values
     }
 }
 
@@ -141,9 +163,70 @@ impl<B: Backend> Model<B> {
     }
 }
 
+impl<B: Backend> Model<B> {
+    /// Puts projected features into the rows of `x (t, d)` where pictures are.
+    ///
+    /// # Panics
+    /// If there are pictures and the model sees none.
+    pub(super) fn place_pictures(
+        &self,
+        b: &mut B,
+        x: &mut B::Rows,
+        adapters: &[AdapterRows<'_, B>],
+        pictures: &[PictureRows<'_>],
+    ) {
+        for picture in pictures {
+            let (projector, features) = self.shown(b, adapters, picture);
+            let projected = projector.forward(b, &features);
+            let count = b.shape(&features).0;
+            b.recycle(features);
+            replace_rows(b, x, picture.row..picture.row + count, projected);
+        }
+    }
+
+    /// Takes the pictures' rows out of the gradient `dx (t, d)` of [`Model::place_pictures`], and adds
+    /// to those of the projector where it is trained.
+    pub(super) fn pictures_backward(
+        &self,
+        b: &mut B,
+        dx: &mut B::Rows,
+        adapters: &[AdapterRows<'_, B>],
+        pictures: &[PictureRows<'_>],
+        gradients: &mut Gradients<'_, B>,
+    ) {
+        for picture in pictures {
+            let (projector, features) = self.shown(b, adapters, picture);
+            let (count, d) = (b.shape(&features).0, b.shape(dx).1);
+            let rows: Vec<usize> = (picture.row..picture.row + count).collect();
+            let mut own = b.zeros(count, d);
+            b.gather(dx, &rows, &mut own);
+            if let Some(gradients) = gradients.projector() {
+                projector.backward(b, &own, &features, gradients);
+            }
+            let nothing = b.zeros(count, d);
+            replace_rows(b, dx, picture.row..picture.row + count, nothing);
+            [own, features].into_iter().for_each(|rows| b.recycle(rows));
+        }
+    }
+
+    /// The projector that the rows of `picture` wear, and its features on the device.
+    fn shown<'a>(
+        &'a self,
+        b: &mut B,
+        adapters: &[AdapterRows<'a, B>],
+        picture: &PictureRows<'_>,
+    ) -> (&'a Projector<B>, B::Rows) {
+        let worn = adapters.iter().find(|group| group.rows.contains(&picture.row));
+        let own = worn.and_then(|group| group.adapter.projector.as_ref());
+        let projector = own.or(self.projector()).expect("pictures are shown to models that see");
+        let width = self.info.vision.map_or(1, |vision| vision.feature_width);
+        (projector, b.upload(picture.features, picture.features.len() / width, width))
+    }
+}
+
 impl<B: Backend> PictureRun<B> {
-    /// One block more; at the end the features `(tokens_per_image, hidden)`. To be called no more
-    /// after that.
+    /// One block more; at the end the features `(tokens_per_image, w)`. To be called no more after
+    /// that.
     ///
     /// # Panics
     /// If `model` is not the one that began.
@@ -155,10 +238,7 @@ impl<B: Backend> PictureRun<B> {
         if self.next_layer < vision.layers.len() {
             return None;
         }
-        let features = vision.project(b, &self.x);
-        let values = b.download(&features);
-        b.recycle(features);
-        Some(values)
+        Some(vision.features(b, &self.x))
     }
 
     /// Gives its memory back.

@@ -6,7 +6,9 @@ use super::provenance::{Fingerprints, Provenance};
 use super::targets::{by_pattern, compile_patterns, resolve_saved, resolve_targets};
 use super::tensors::Tensors;
 use super::write::{AdapterFiles, content_key};
-use crate::domain::{AdapterSite, AdapterWeights, BaseInfo, ModuleShape, SavedModule};
+use crate::domain::{
+    AdapterSite, AdapterWeights, BaseInfo, ModuleShape, SaveableModule, SavedModule, TensorShape,
+};
 
 /// An adapter that fits its base model.
 #[derive(Clone, Debug)]
@@ -70,6 +72,9 @@ fn read_weights(
     let ranks = compile_patterns(&config.rank_pattern)?;
     let alphas = compile_patterns(&config.alpha_pattern)?;
     let mut tensors = Tensors::open(bytes)?;
+    if base.vision.is_some() {
+        tensors.rename(todays_name);
+    }
     let sites = modules
         .into_iter()
         .map(|module| {
@@ -90,6 +95,17 @@ fn read_weights(
             base: base.name.to_string(),
         }),
     }
+}
+
+/// The name of today for a tensor of a LLaVA that transformers before 4.52 put together: decoder and
+/// projector stood beside each other then, and now stand inside of one model.
+fn todays_name(name: &str) -> Option<String> {
+    const ALL: &str = "base_model.model.";
+    let rest = name.strip_prefix(ALL)?;
+    let today = |from: &str, to: &str| Some(format!("{ALL}{to}{}", rest.strip_prefix(from)?));
+    today("language_model.model.", "model.language_model.")
+        .or_else(|| today("language_model.lm_head.", "lm_head."))
+        .or_else(|| today("multi_modal_projector.", "model.multi_modal_projector."))
 }
 
 fn read_site(
@@ -114,9 +130,11 @@ fn read_site(
     })
 }
 
-fn read_saved(tensors: &mut Tensors<'_>, module: &ModuleShape) -> Result<SavedModule> {
-    let shape = [module.out_features, module.in_features];
-    let values = tensors.take(saved_name(&module.name), &shape)?;
+fn read_saved(tensors: &mut Tensors<'_>, module: &SaveableModule) -> Result<SavedModule> {
+    let read = |tensor: &TensorShape| {
+        tensors.take(saved_name(&module.name, &tensor.name), &tensor.stored())
+    };
+    let values = module.tensors.iter().map(read).collect::<Result<_>>()?;
     Ok(SavedModule { module: module.name.clone(), values })
 }
 
@@ -125,9 +143,9 @@ pub(super) fn magnitude_name(module: &str) -> String {
     format!("base_model.model.{module}.lora_magnitude_vector")
 }
 
-/// The name PEFT gives to a module that is saved whole.
-pub(super) fn saved_name(module: &str) -> String {
-    format!("base_model.model.{module}.weight")
+/// The name PEFT gives to a tensor of a module that is saved whole.
+pub(super) fn saved_name(module: &str, tensor: &str) -> String {
+    format!("base_model.model.{module}.{tensor}")
 }
 
 /// The names PEFT gives to the matrices A and B of a module.
@@ -159,6 +177,18 @@ mod tests {
         assert_eq!(read.weights.sites, weights.sites);
         assert_eq!(read.weights.key, content_key(&weights.sites, &weights.saved));
         assert!(read.notes.is_empty(), "{:?}", read.notes);
+    }
+
+    #[test]
+    fn adapters_of_older_llavas_are_read_under_todays_names() {
+        for (old, new) in [
+            ("language_model.model.layers.0.q_proj", "model.language_model.layers.0.q_proj"),
+            ("language_model.lm_head.lora_A", "lm_head.lora_A"),
+            ("multi_modal_projector.linear_1", "model.multi_modal_projector.linear_1"),
+        ] {
+            let [old, new] = [old, new].map(|name| format!("base_model.model.{name}.weight"));
+            assert_eq!((todays_name(&old), todays_name(&new)), (Some(new), None));
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use super::error::{PeftError, Result};
-use crate::domain::{BaseInfo, ModuleShape};
+use crate::domain::{BaseInfo, ModuleShape, SaveableModule};
 
 /// `target_modules` or `exclude_modules`: names, or one pattern.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,11 +86,11 @@ pub fn resolve_targets<'a>(
 ///
 /// # Errors
 /// [`PeftError::NotSaveable`] for a name that fits none.
-pub fn resolve_saved<'a>(names: &[String], base: &'a BaseInfo) -> Result<Vec<&'a ModuleShape>> {
+pub fn resolve_saved<'a>(names: &[String], base: &'a BaseInfo) -> Result<Vec<&'a SaveableModule>> {
     let find = |name: &String| {
-        let found = base.tables.iter().find(|table| ends_with_name(&table.name, name));
+        let found = base.saveable.iter().find(|module| ends_with_name(&module.name, name));
         found.ok_or_else(|| {
-            let possible: Vec<&str> = base.tables.iter().map(|table| &*table.name).collect();
+            let possible: Vec<&str> = base.saveable.iter().map(|module| &*module.name).collect();
             PeftError::NotSaveable { name: name.clone(), possible: possible.join(" and ") }
         })
     };

@@ -35,6 +35,12 @@ impl<'a> Tensors<'a> {
         to_f32(&name, &view)?.ok_or(PeftError::NotFinite { tensor: name })
     }
 
+    /// Calls tensors by other names, where `name` has one.
+    pub(super) fn rename(&mut self, name: impl Fn(&str) -> Option<String>) {
+        let tensors = std::mem::take(&mut self.0).into_iter();
+        self.0 = tensors.map(|(old, view)| (name(&old).unwrap_or(old), view)).collect();
+    }
+
     /// The first tensor nobody took.
     pub(super) fn left_over(&self) -> Option<&str> {
         self.0.keys().next().map(String::as_str)

@@ -3,7 +3,9 @@
 use super::config::scaling;
 use super::targets::{Targets, resolve_targets};
 use super::{Fingerprints, content_key};
-use crate::domain::{AdapterSite, AdapterWeights, BaseInfo, LoraSpec, ModuleShape, TrainingCost};
+use crate::domain::{
+    AdapterSite, AdapterWeights, BaseInfo, LoraSpec, ModuleShape, SaveableModule, TrainingCost,
+};
 
 /// Two Llama layers of width 8, MLP 12, and an output head.
 pub(crate) fn tiny_base() -> BaseInfo {
@@ -26,9 +28,9 @@ pub(crate) fn tiny_base() -> BaseInfo {
         })
         .collect();
     modules.push(shape(None, "lm_head", 8, 16));
-    let tables = vec![shape(None, "model.embed_tokens", 8, 16), shape(None, "lm_head", 8, 16)];
+    let saveable = ["model.embed_tokens", "lm_head"];
     BaseInfo {
-        tables,
+        saveable: saveable.map(|name| SaveableModule::table(name, 16, 8)).to_vec(),
         name: "tiny".into(),
         family: "llama".to_owned(),
         context_length: 64,

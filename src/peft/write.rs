@@ -101,7 +101,9 @@ pub fn content_key(sites: &[AdapterSite], saved: &[SavedModule]) -> String {
     for module in saved {
         hash.update((module.module.len() as u64).to_le_bytes());
         hash.update(module.module.as_bytes());
-        hash.update(bytemuck::cast_slice::<f32, u8>(&module.values));
+        for values in &module.values {
+            hash.update(bytemuck::cast_slice::<f32, u8>(values));
+        }
     }
     hex::encode(hash.finalize())
 }
@@ -172,6 +174,7 @@ fn alpha_pattern(sites: &[AdapterSite], spec: &LoraSpec) -> Map<String, Value> {
 }
 
 /// The last segments of the module names, where they choose exactly these modules; else the names.
+/// In a model that sees the tower's modules have the same last segments.
 fn target_names(sites: &[AdapterSite], base: &BaseInfo) -> Vec<String> {
     let full: Vec<String> = sites.iter().map(|site| site.module.clone()).collect();
     let last = |name: &String| name.rsplit('.').next().unwrap_or(name).to_owned();
@@ -180,7 +183,7 @@ fn target_names(sites: &[AdapterSite], base: &BaseInfo) -> Vec<String> {
     let same = chosen.is_ok_and(|modules| {
         modules.len() == full.len() && modules.iter().all(|module| full.contains(&module.name))
     });
-    if same { short } else { full }
+    if same && base.vision.is_none() { short } else { full }
 }
 
 fn tensors(weights: &AdapterWeights, base: &BaseInfo) -> Vec<u8> {
@@ -196,10 +199,12 @@ fn tensors(weights: &AdapterWeights, base: &BaseInfo) -> Vec<u8> {
         });
         matrices.into_iter().chain(magnitude)
     });
-    let saved = weights.saved.iter().filter_map(|saved| {
-        let table = base.tables.iter().find(|table| table.name == saved.module)?;
-        let shape = vec![table.out_features, table.in_features];
-        Some((saved_name(&saved.module), view(shape, &saved.values)))
+    let saved = weights.saved.iter().flat_map(|saved| {
+        let module = base.saveable.iter().find(|module| module.name == saved.module);
+        let tensors = module.into_iter().flat_map(|module| &module.tensors);
+        tensors.zip(&saved.values).map(|(tensor, values)| {
+            (saved_name(&saved.module, &tensor.name), view(tensor.stored(), values))
+        })
     });
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     safetensors::serialize(sites.chain(saved), Some(metadata)).expect("names and shapes are ours")

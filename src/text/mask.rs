@@ -96,13 +96,7 @@ pub fn example(
     last_trained: bool,
 ) -> Result<Example, MaskError> {
     let whole = model.tokenizer().encode_with_offsets(&rendered.text)?;
-    let mut labelled = Labelled {
-        model,
-        rendered,
-        whole,
-        done: 0,
-        example: Example { ids: Vec::new(), labels: Vec::new() },
-    };
+    let mut labelled = Labelled { model, rendered, whole, done: 0, example: Example::default() };
     for range in &rendered.trained {
         labelled.prompt(range.start)?;
         labelled.answer(range)?;

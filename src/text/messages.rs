@@ -32,6 +32,17 @@ pub enum MessageProblem {
     Unsupported { key: &'static str, instead: &'static str },
 }
 
+impl MessageProblem {
+    /// Whether another model might take it: one that sees, or one with another template.
+    pub fn depends_on_model(&self) -> bool {
+        match self {
+            Self::UnsupportedPart { kind, .. } => kind == "image_url",
+            Self::NoPlaceForPictures => true,
+            _ => false,
+        }
+    }
+}
+
 /// A problem and its place, as a JSON path below the list of messages (`[2].content[0].type`).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("messages{path}: {problem}")]

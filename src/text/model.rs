@@ -219,10 +219,9 @@ impl TextModel {
         ContentRules { pictures, only_parts: !takes.text }
     }
 
-    /// The same for training data, which shows no pictures.
+    /// The same for training data, whose lines are read without a template too.
     pub(super) fn training_rules(&self) -> ContentRules {
-        let takes = self.template.as_ref().map(ChatTemplate::takes).unwrap_or_default();
-        ContentRules { pictures: PictureRule::Unseen, only_parts: takes.parts && !takes.text }
+        self.template.as_ref().map_or_else(ContentRules::default, |t| self.content_rules(t))
     }
 
     /// The first special token written out in any string of `value`, with its JSON path.

@@ -72,7 +72,7 @@ pub fn completed<B: Backend>(
     }
     for module in &lora.modules_to_save {
         if !weights.saved.iter().any(|saved| saved.module == *module) {
-            let values = model.table_values(b, module)?;
+            let values = model.saved_values(b, module)?;
             weights.saved.push(SavedModule { module: module.clone(), values });
         }
     }

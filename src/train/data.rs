@@ -103,8 +103,7 @@ impl Plan {
             .flatten()
             .map(|&row| {
                 let (at, len) = self.usable[row];
-                let (ids, labels) = (&examples[at].ids[..len], &examples[at].labels[..len]);
-                Example { ids: ids.to_vec(), labels: labels.to_vec() }
+                examples[at].beginning(len)
             })
             .collect();
         TrainBatch::new(&cut)
@@ -159,11 +158,10 @@ fn check_counts(h: &Hyperparameters) -> Result<(), TrainError> {
 
 /// Examples that teach something within their first `max` tokens.
 fn usable(examples: &[Example], max: usize) -> Vec<(usize, usize)> {
-    let cut = |example: &Example| example.ids.len().min(example.labels.len()).min(max);
     examples
         .iter()
         .enumerate()
-        .map(|(at, example)| (at, cut(example)))
+        .map(|(at, example)| (at, example.kept(max)))
         .filter(|&(at, len)| {
             examples[at].labels[..len].iter().skip(1).any(|&l| l != crate::domain::IGNORE_INDEX)
         })
@@ -197,7 +195,7 @@ mod tests {
 
     fn example(first: u32, len: usize) -> Example {
         let ids: Vec<u32> = (first..first + len as u32).collect();
-        Example { labels: ids.iter().map(|&id| id as i32).collect(), ids }
+        Example::new(ids.clone(), ids.iter().map(|&id| id as i32).collect())
     }
 
     fn examples(lengths: &[usize]) -> Vec<Example> {
@@ -273,7 +271,7 @@ mod tests {
         let h = Hyperparameters { max_seq_length: 5, ..hyperparameters() };
         let plan = Plan::new(&data, &h, 1).expect("a plan");
         assert_eq!((plan.dropped(), plan.cut()), (1, 1));
-        let masked = [Example { ids: vec![1, 2], labels: vec![IGNORE_INDEX; 2] }];
+        let masked = [Example::new(vec![1, 2], vec![IGNORE_INDEX; 2])];
         let refused = Plan::new(&masked, &h, 1);
         assert!(matches!(refused, Err(TrainError::NothingToLearn { examples: 1, .. })));
     }

@@ -29,6 +29,8 @@ pub enum TrainError {
     Resume { path: PathBuf, reason: String },
     #[error("the optimizer's state has no room: {0}")]
     Paging(std::io::Error),
+    #[error("a picture of the training data cannot be read any more: {reason}")]
+    Picture { reason: String },
     #[error(transparent)]
     Model(#[from] ModelError),
 }

@@ -18,9 +18,10 @@ pub struct Guards {
 
 impl Guards {
     /// Watches the tensors of these names, in order. Of an adapter only the `B`s are watched: as
-    /// long as `B` is zero, the gradient of `A` is zero by right.
+    /// long as `B` is zero, the gradient of `A` is zero by right. Modules trained whole are not: a
+    /// projector's gradient is zero until a picture comes.
     pub fn new(names: impl IntoIterator<Item = String>) -> Self {
-        let watched = |name: &String| !name.ends_with("lora_A.weight");
+        let watched = |name: &String| name.contains(".lora_") && !name.ends_with("lora_A.weight");
         let names: Vec<String> = names.into_iter().collect();
         let silent = names.iter().cloned().enumerate().filter(|(_, name)| watched(name)).collect();
         Self { silent, names, steps: 0 }

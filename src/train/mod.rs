@@ -16,6 +16,7 @@ pub mod rng;
 mod run;
 pub mod schedule;
 mod served;
+mod sight;
 mod snapshot;
 mod watch;
 mod window;
@@ -81,7 +82,7 @@ mod tests {
             size_bytes: 768,
             fingerprint: "00".into(),
             modules: vec![module("q"), module("v")],
-            tables: Vec::new(),
+            saveable: Vec::new(),
             default_targets: vec!["q".into()],
             vision: None,
             training: TrainingCost::default(),

@@ -139,11 +139,16 @@ impl<B: Backend> Optimizer<B> {
     }
 }
 
-/// LoRA+: `B`, and DoRA's magnitude as PEFT has it, learn faster than the rest.
+/// LoRA+: `B`, and DoRA's magnitude as PEFT has it, learn faster than the rest; modules trained
+/// whole have a rate of their own.
 /// Hayou et al. 2024, "LoRA+: Efficient Low Rank Adaptation of Large Models", section 3.
 fn rate_factor(name: &str, h: &Hyperparameters) -> f64 {
     let faster = name.ends_with("lora_B.weight") || name.ends_with("lora_magnitude_vector");
-    h.loraplus_lr_ratio.filter(|_| faster).unwrap_or(1.0)
+    let ratio = match name.contains(".lora_") {
+        true => h.loraplus_lr_ratio.filter(|_| faster),
+        false => h.modules_to_save_lr_ratio,
+    };
+    ratio.unwrap_or(1.0)
 }
 
 /// `min(1, max / (norm + 1e-6))`, as torch's `clip_grad_norm_`; `max` 0 is off.
@@ -169,5 +174,8 @@ mod tests {
             .map(|name| rate_factor(name, &h));
         assert_eq!(factors, [1.0, 16.0, 16.0, 1.0]);
         assert_eq!(rate_factor("q.lora_B.weight", &Hyperparameters::default()), 1.0);
+        let whole = Hyperparameters { modules_to_save_lr_ratio: Some(0.1), ..h };
+        let factors = ["q.lora_A.weight", "q.lora_B.weight", "projector.linear_1.bias"];
+        assert_eq!(factors.map(|name| rate_factor(name, &whole)), [1.0, 16.0, 0.1]);
     }
 }

@@ -13,6 +13,7 @@ use super::evaluate::Evaluation;
 use super::guards::Guards;
 use super::optimizer::Optimizer;
 use super::served::Comparison;
+use super::sight::Sight;
 use super::snapshot::{self, Identity, Progress};
 use super::watch::{Seen, Watch};
 use super::window::Window;
@@ -38,6 +39,7 @@ pub struct Run<B: Backend> {
     pending: Vec<TrainEvent>,
     pause_requested: bool,
     keep_bytes: usize,
+    sight: Sight<B>,
     metrics: Option<TrainMetrics>,
     validation: Option<Validation>,
 }
@@ -117,6 +119,7 @@ impl<B: Backend> Run<B> {
             pending,
             pause_requested: false,
             keep_bytes: 0,
+            sight: Sight::default(),
             metrics: None,
             validation: None,
         })
@@ -128,6 +131,12 @@ impl<B: Backend> Run<B> {
         self.keep_bytes = bytes;
     }
 
+    /// Lets the run keep so many bytes of what it saw of pictures, so that it looks less often; its
+    /// results stay the same to the bit.
+    pub fn keep_pictures(&mut self, bytes: usize) {
+        self.sight.keep(bytes);
+    }
+
     /// Does one unit: a layer of one micro-batch, an optimiser step, a unit of validation or a
     /// snapshot; and tells what came of it. `model` is the one the run was started with.
     pub fn advance(&mut self, b: &mut B, model: &Model<B>) -> Vec<TrainEvent> {
@@ -137,7 +146,7 @@ impl<B: Backend> Run<B> {
                 self.snapshot(b, Occasion::Pause, &mut events)
             }
             Phase::NextStep => self.open_window(model),
-            Phase::Window(window) => self.window_unit(b, model, window),
+            Phase::Window(window) => self.window_unit(b, model, window, &mut events),
             Phase::Update { loss, tokens, since } => {
                 self.update(b, loss, tokens, since, &mut events)
             }
@@ -171,6 +180,7 @@ impl<B: Backend> Run<B> {
     /// Gives the run's device memory back.
     pub fn release(self, b: &mut B) {
         self.optimizer.release(b);
+        self.sight.release(b);
     }
 
     fn open_window(&mut self, model: &Model<B>) -> Phase<B> {
@@ -180,11 +190,29 @@ impl<B: Backend> Run<B> {
         Phase::Window(Window::new(batches, &self.request, step, width, self.keep_bytes))
     }
 
-    fn window_unit(&mut self, b: &mut B, model: &Model<B>, mut window: Window<B>) -> Phase<B> {
+    fn window_unit(
+        &mut self,
+        b: &mut B,
+        model: &Model<B>,
+        mut window: Window<B>,
+        events: &mut Vec<TrainEvent>,
+    ) -> Phase<B> {
+        match window.look(b, model, &mut self.sight) {
+            Ok(true) => {}
+            Ok(false) => return Phase::Window(window),
+            Err(error) => return self.give_up(&error, events),
+        }
         match window.advance(b, model, &mut self.trainee) {
             Some(loss) => Phase::Update { loss, tokens: window.tokens(), since: window.since() },
             None => Phase::Window(window),
         }
+    }
+
+    /// Ends the run with what went wrong.
+    fn give_up(&self, error: &TrainError, events: &mut Vec<TrainEvent>) -> Phase<B> {
+        let (step, message) = (self.progress.step, error.to_string());
+        events.push(TrainEvent::Failed { step, message });
+        Phase::Over
     }
 
     fn update(
@@ -272,6 +300,11 @@ impl<B: Backend> Run<B> {
         mut pass: Evaluation<B>,
         events: &mut Vec<TrainEvent>,
     ) -> Phase<B> {
+        match pass.look(b, model, &mut self.sight) {
+            Ok(true) => {}
+            Ok(false) => return Phase::Evaluate(pass),
+            Err(error) => return self.give_up(&error, events),
+        }
         let Some(sum) = pass.advance(b, model, &mut self.trainee) else {
             return Phase::Evaluate(pass);
         };
@@ -326,11 +359,7 @@ impl<B: Backend> Run<B> {
     ) -> Phase<B> {
         let snapshot = match self.take_snapshot(b) {
             Ok(snapshot) => snapshot,
-            Err(error) => {
-                let (step, message) = (self.progress.step, TrainError::Paging(error).to_string());
-                events.push(TrainEvent::Failed { step, message });
-                return Phase::Over;
-            }
+            Err(error) => return self.give_up(&TrainError::Paging(error), events),
         };
         let (event, next) = match occasion {
             Occasion::Checkpoint => (TrainEvent::Checkpoint(snapshot), Phase::NextStep),
@@ -376,7 +405,7 @@ impl<B: Backend> Run<B> {
     ) -> Phase<B> {
         let step = snapshot.step;
         let result = Arc::clone(snapshot.best.as_ref().unwrap_or(&snapshot.adapter));
-        match comparison.advance(b, model, &mut self.trainee, &result) {
+        match comparison.advance(b, model, (&mut self.trainee, &result), &mut self.sight) {
             Ok(None) => return Phase::Compare { snapshot, comparison },
             Ok(Some(check)) => {
                 if comparison.is_suspicious() {
@@ -390,6 +419,7 @@ impl<B: Backend> Run<B> {
                 snapshot.served = Some(check);
                 events.push(TrainEvent::Finished(snapshot));
             }
+            Err(error @ TrainError::Picture { .. }) => return self.give_up(&error, events),
             Err(error) => {
                 let message = format!("the adapter cannot be served: {error}");
                 events.push(TrainEvent::Failed { step, message });

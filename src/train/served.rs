@@ -2,12 +2,15 @@
 //! graph and once as requests will meet it, freshly attached, its keys and values cached, a prompt
 //! and then token by token.
 
-use super::TrainRequest;
+use super::sight::Sight;
+use super::{TrainError, TrainRequest};
 use crate::backend::{BLOCK_TOKENS, Backend, SequenceRows};
 use crate::domain::{AdapterWeights, Example, ServedCheck};
-use crate::model::{AdapterRows, Model, ModelError, Step, Trainee};
+use crate::model::{
+    AdapterRows, Model, ModelError, PictureRows, SeenPicture, Step, TrainBatch, Trainee,
+};
 
-/// Rows compared, and tokens of each at most.
+/// Rows compared, and tokens of each at most, besides those of a first picture.
 const ROWS: usize = 4;
 const TOKENS: usize = 32;
 /// Tokens of a row that are served one by one.
@@ -19,7 +22,7 @@ const ALLOWED: f64 = 1e-3;
 
 /// A comparison under way, one row per unit.
 pub struct Comparison {
-    rows: std::vec::IntoIter<Vec<u32>>,
+    rows: std::vec::IntoIter<TrainBatch>,
     check: ServedCheck,
     agreed: usize,
     largest: f64,
@@ -32,8 +35,7 @@ impl Comparison {
             true => &request.examples,
             false => &request.validation,
         };
-        let cut = |example: &Example| example.ids[..example.ids.len().min(TOKENS)].to_vec();
-        let rows: Vec<Vec<u32>> = examples.iter().rev().take(ROWS).map(cut).collect();
+        let rows: Vec<TrainBatch> = examples.iter().rev().take(ROWS).map(row).collect();
         let check = ServedCheck { tokens: 0, max_abs_logit_difference: 0.0, top1_agreement: 1.0 };
         Self { rows: rows.into_iter(), check, agreed: 0, largest: 0.0 }
     }
@@ -41,20 +43,23 @@ impl Comparison {
     /// Compares one row; what was found when there is none left.
     ///
     /// # Errors
-    /// If the adapter cannot be attached.
+    /// If the adapter cannot be attached, or a picture not be read.
     pub fn advance<B: Backend>(
         &mut self,
         b: &mut B,
         model: &Model<B>,
-        trainee: &mut Trainee<B>,
-        adapter: &AdapterWeights,
-    ) -> Result<Option<ServedCheck>, ModelError> {
-        let Some(ids) = self.rows.next() else { return Ok(Some(self.check)) };
+        (trainee, adapter): (&mut Trainee<B>, &AdapterWeights),
+        sight: &mut Sight<B>,
+    ) -> Result<Option<ServedCheck>, TrainError> {
+        let Some(row) = self.rows.as_slice().first() else { return Ok(Some(self.check)) };
+        let Some(seen) = sight.see(b, model, row)? else { return Ok(None) };
+        let ids = self.rows.next().map(|row| row.ids).unwrap_or_default();
         if ids.is_empty() {
             return Ok(None);
         }
-        let trained = trainee.logits(b, model, &ids);
-        let served = served(b, model, adapter, &ids)?;
+        let pictures: Vec<PictureRows<'_>> = seen.iter().map(SeenPicture::rows).collect();
+        let trained = trainee.logits(b, model, &ids, &pictures);
+        let served = served(b, model, adapter, &ids, &pictures)?;
         let width = model.info.vocab_size;
         for (x, y) in trained.chunks_exact(width).zip(served.chunks_exact(width)) {
             self.compare(x, y);
@@ -84,6 +89,12 @@ impl Comparison {
     }
 }
 
+/// The beginning of an example, with its first picture whole.
+fn row(example: &Example) -> TrainBatch {
+    let seen = example.pictures.first().map_or(0, |picture| picture.tokens.end);
+    TrainBatch::new([&example.beginning(seen + TOKENS)])
+}
+
 fn likeliest(logits: &[f32]) -> Option<usize> {
     (0..logits.len()).max_by(|&i, &j| logits[i].total_cmp(&logits[j]))
 }
@@ -94,6 +105,7 @@ fn served<B: Backend>(
     model: &Model<B>,
     weights: &AdapterWeights,
     ids: &[u32],
+    pictures: &[PictureRows<'_>],
 ) -> Result<Vec<f32>, ModelError> {
     let adapter = model.attach(b, weights)?;
     let blocks = ids.len().div_ceil(BLOCK_TOKENS);
@@ -106,8 +118,10 @@ fn served<B: Backend>(
         let sequence =
             SequenceRows { rows: 0..n, start: chunk.start, blocks: (0..blocks as u32).collect() };
         let worn = [AdapterRows { rows: 0..n, adapter: &adapter, scale: 1.0 }];
+        let width = model.info.vision.map_or(1, |vision| vision.feature_width);
+        let shown = pictures.iter().filter_map(|picture| picture.within(&chunk, width));
         let step = Step {
-            pictures: &[],
+            pictures: &shown.collect::<Vec<_>>(),
             tokens: &ids[chunk],
             sequences: &[sequence],
             adapters: &worn,

@@ -31,7 +31,7 @@ pub struct Identity {
     pub seed: u64,
     /// Fingerprint of the base model.
     pub base: String,
-    /// Hex SHA-256 over ids and labels of the training examples.
+    /// Hex SHA-256 over ids, labels and pictures of the training examples.
     pub dataset: String,
     pub lora: LoraSpec,
     pub hyperparameters: Hyperparameters,
@@ -292,13 +292,17 @@ fn parts(
     Ok(parts.len())
 }
 
-/// Hex SHA-256 over ids and labels, each list led by its length.
+/// Hex SHA-256 over ids and labels, each list led by its length, and over what pictures show.
 fn hash(examples: &[Example]) -> String {
     let mut hasher = Sha256::new();
     for example in examples {
         hasher.update((example.ids.len() as u64).to_le_bytes());
         hasher.update(bytemuck::cast_slice(&example.ids));
         hasher.update(bytemuck::cast_slice(&example.labels));
+        for placed in &example.pictures {
+            hasher.update((placed.tokens.start as u64).to_le_bytes());
+            hasher.update(placed.picture.digest());
+        }
     }
     hex::encode(hasher.finalize())
 }

@@ -2,12 +2,15 @@
 
 use std::time::Instant;
 
-use super::TrainRequest;
 use super::evaluate::add;
 use super::rng::{Site, Stream};
+use super::sight::Sight;
+use super::{TrainError, TrainRequest};
 use crate::backend::{Backend, LossSum};
 use crate::domain::LossNormalization;
-use crate::model::{LoraDropout, MicroBatch, MicroBatchOptions, Model, TrainBatch, Trainee};
+use crate::model::{
+    LoraDropout, MicroBatch, MicroBatchOptions, Model, SeenPicture, TrainBatch, Trainee,
+};
 
 /// A window under way.
 ///
@@ -17,6 +20,8 @@ use crate::model::{LoraDropout, MicroBatch, MicroBatchOptions, Model, TrainBatch
 pub struct Window<B: Backend> {
     waiting: std::vec::IntoIter<TrainBatch>,
     running: Option<Running<B>>,
+    /// The pictures of the micro-batch that comes next, once they are seen.
+    seen: Vec<SeenPicture>,
     /// Micro-batches begun.
     begun: usize,
     loss: LossSum,
@@ -88,6 +93,7 @@ impl<B: Backend> Window<B> {
             tokens: batches.iter().map(TrainBatch::tokens).sum(),
             waiting: batches.into_iter(),
             running: None,
+            seen: Vec::new(),
             begun: 0,
             loss: LossSum::default(),
             since: Instant::now(),
@@ -103,6 +109,21 @@ impl<B: Backend> Window<B> {
     /// When the window was opened.
     pub fn since(&self) -> Instant {
         self.since
+    }
+
+    /// One unit of looking at the pictures of the micro-batch that comes next; true if none is left
+    /// to look at before [`Window::advance`].
+    ///
+    /// # Errors
+    /// [`TrainError::Picture`].
+    pub fn look(
+        &mut self,
+        b: &mut B,
+        model: &Model<B>,
+        sight: &mut Sight<B>,
+    ) -> Result<bool, TrainError> {
+        let next = self.waiting.as_slice().first().filter(|_| self.running.is_none());
+        sight.prepare(b, model, next, &mut self.seen)
     }
 
     /// One unit of work; the window's loss when its last micro-batch is done, its gradients then
@@ -126,7 +147,7 @@ impl<B: Backend> Window<B> {
         (self.waiting.len() == 0).then_some(self.loss)
     }
 
-    fn begin(&self, batch: TrainBatch) -> Running<B> {
+    fn begin(&mut self, batch: TrainBatch) -> Running<B> {
         let share = match self.options.normalization {
             LossNormalization::Window => 1.0,
             LossNormalization::MicroBatch => {
@@ -135,7 +156,8 @@ impl<B: Backend> Window<B> {
             }
         };
         let weight = (share / self.labels as f64) as f32;
-        let options = self.options.micro_batch(&batch, self.begun, weight);
+        let mut options = self.options.micro_batch(&batch, self.begun, weight);
+        options.pictures = std::mem::take(&mut self.seen);
         Running { micro_batch: MicroBatch::start(batch, options), share }
     }
 }
@@ -150,12 +172,13 @@ impl Options {
             noise: (self.neftune_alpha > 0.0)
                 .then(|| self.noise(batch, stream(Site::Noise(number)))),
             keep_bytes: self.keep_bytes,
-            evaluate: false,
+            ..MicroBatchOptions::default()
         }
     }
 
     /// `U(−1, 1) · α / √(L d)` for each number of each embedding, `L` the example's length.
-    /// Jain et al. 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning".
+    /// Jain et al. 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning". Pictures are no
+    /// embeddings, and get none.
     fn noise(&self, batch: &TrainBatch, stream: Stream) -> Vec<f32> {
         let d = self.hidden_size;
         let mut noise = Vec::with_capacity(batch.tokens() * d);
@@ -166,6 +189,9 @@ impl Options {
             for (i, value) in noise[from..].iter_mut().enumerate() {
                 *value = stream.symmetric((from + i) as u64, bound);
             }
+        }
+        for (rows, _) in &batch.pictures {
+            noise[rows.start * d..rows.end * d].fill(0.0);
         }
         noise
     }
@@ -186,7 +212,7 @@ mod tests {
             keep_bytes: 0,
             normalization: LossNormalization::Window,
         };
-        let example = |n: usize| crate::domain::Example { ids: vec![1; n], labels: vec![1; n] };
+        let example = |n: usize| crate::domain::Example::new(vec![1; n], vec![1; n]);
         let batch = TrainBatch::new(&[example(25), example(4)]);
         let noise = options.noise(&batch, Stream::new(1, 2, Site::Noise(0)));
         let widest = |part: &[f32]| part.iter().fold(0f32, |max, x| max.max(x.abs()));

@@ -2,7 +2,7 @@
 //!
 //! A request with pictures comes here first. One picture at a time goes through the vision tower,
 //! one block per step of the device, beside whoever decodes; when all of a request's are seen, it
-//! joins the others in line. Features are kept in host memory under a budget and shared by content,
+//! joins the others in line. Features, which a projector of the base or of an adapter has yet to turn, are kept in host memory under a budget and shared by content,
 //! so the next turn of a conversation waits for nothing.
 //!
 //! In the caches a picture's rows bear a token of their own, outside the vocabulary and given to
@@ -28,7 +28,7 @@ pub(super) struct SeenPicture {
     pub rows: usize,
     /// What the caches call its tokens.
     pub token: u32,
-    /// `(tokens, hidden)`.
+    /// What the tower says of each.
     pub features: Rc<[f32]>,
 }
 
@@ -223,12 +223,11 @@ impl SeenPicture {
 
     /// The features of its tokens `part`, counted from its first.
     pub fn part(&self, part: &Range<usize>) -> &[f32] {
-        let hidden = self.features.len() / self.rows;
-        &self.features[part.start * hidden..part.end * hidden]
+        let width = self.features.len() / self.rows;
+        &self.features[part.start * width..part.end * width]
     }
 }
 
 fn feature_bytes(info: &BaseInfo) -> usize {
-    let rows = info.vision.map_or(0, |vision| vision.tokens_per_image);
-    rows * info.hidden_size * size_of::<f32>()
+    info.vision.map_or(0, |vision| vision.feature_bytes())
 }

@@ -50,7 +50,8 @@ pub struct WorkerSettings {
     pub kv_format: Option<KvFormat>,
     /// Memory for resident adapters, shared evenly among the base models.
     pub adapter_cache_bytes: usize,
-    /// Memory for the features of pictures, shared evenly among the base models.
+    /// Memory for the features of pictures, shared evenly among the base models; a training run may
+    /// take as much once more.
     pub picture_cache_bytes: usize,
     /// Time that training may add to a step of serving, on average.
     pub training_latency_budget: Duration,

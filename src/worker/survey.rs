@@ -10,17 +10,18 @@ use crate::domain::{BaseInfo, Survey};
 const TRIED_ROWS: usize = 128;
 
 /// Looks at the room there is, and with a `trial` at the pace of one layer of the base model.
-/// `memory` bounds what a run keeps of activations.
+/// `memory` bounds what a run keeps of activations, `picture_bytes` what of pictures.
 pub(super) fn survey<B: Backend>(
     b: &mut B,
     lane: &Lane<B>,
-    memory: Option<usize>,
+    (memory, picture_bytes): (Option<usize>, usize),
     trial: bool,
 ) -> Survey {
     Survey {
         resident_bytes: b.resident_bytes(),
         available_bytes: b.available_bytes(),
         kept_bytes: memory,
+        picture_bytes,
         forward_rate: trial.then(|| forward_rate(b, lane)),
     }
 }

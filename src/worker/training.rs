@@ -34,6 +34,8 @@ pub(super) struct Training<B: Backend> {
     budget: Duration,
     /// Bytes of activations a run may keep; `None`: half of what is available at its start.
     memory: Option<usize>,
+    /// Bytes of what a run saw of pictures that it may keep.
+    pictures: usize,
     /// What is left of the budget in seconds; a unit that took more than was left is paid off
     /// before the next, so that the budget holds on average whatever a unit takes.
     credit: f64,
@@ -59,7 +61,8 @@ impl<B: Backend> Training<B> {
     pub fn new(settings: &WorkerSettings) -> Self {
         let (budget, memory) = (settings.training_latency_budget, settings.training_memory_bytes);
         let (waiting, leaving) = (VecDeque::new(), Vec::new());
-        Self { waiting, active: None, leaving, budget, memory, credit: 0.0 }
+        let pictures = settings.picture_cache_bytes;
+        Self { waiting, active: None, leaving, budget, memory, pictures, credit: 0.0 }
     }
 
     /// Puts a run in line.
@@ -73,9 +76,9 @@ impl<B: Backend> Training<B> {
         self.waiting.push_back((run, owner));
     }
 
-    /// Bytes of activations a run may keep, where that is bounded.
-    pub fn memory(&self) -> Option<usize> {
-        self.memory
+    /// Bytes a run may keep: of activations, where that is bounded, and of pictures.
+    pub fn memory(&self) -> (Option<usize>, usize) {
+        (self.memory, self.pictures)
     }
 
     pub fn is_idle(&self) -> bool {
@@ -193,6 +196,7 @@ impl<B: Backend> Training<B> {
             Ok((mut run, lane)) => {
                 let half = || b.available_bytes().map_or(usize::MAX, |bytes| bytes / 2);
                 run.keep_activations(self.memory.unwrap_or_else(half));
+                run.keep_pictures(self.pictures);
                 self.active = Some(Active { run, lane, owner });
             }
             Err(message) => {

@@ -4,12 +4,14 @@ import pathlib
 import subprocess
 import tempfile
 
+import seeing
 import server
 
 TURNS = ["Say a number.", "Seven.", "Another one.", "Eight."]
 SLICES = {
     "alpaca": [{"instruction": "Add the numbers.", "input": f"{n} and 1", "output": str(n + 1)} for n in range(9)],
     "guanaco-qlora": [{"text": f"### Human: Count to {n}.### Assistant: 1, 2, {n}"} for n in range(9)],
+    "llava-lora": list(seeing.lines(9, 3)),
     "mpt-instruct": [
         {"messages": [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(TURNS)]}
     ] * 9,
@@ -32,7 +34,8 @@ def test_every_recipe_on_a_small_slice():
             (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in SLICES[name]))
             quantize = recipe["settings"].get("quantization")
             template = recipe["template"] and f",template={recipe['template']}"
-            model = "demo" + (f",quantize={quantize}" if quantize else "") + (template or "")
+            base = f"llava={seeing.write_model(folder / 'llava')}" if name == "llava-lora" else "demo"
+            model = base + (f",quantize={quantize}" if quantize else "") + (template or "")
             done = tandem(
                 "train", folder / "data.jsonl", "--model", model, "--recipe", name, "--out", folder / "adapter",
                 "--max-steps", 2, "--batch-size", 2, "--set", "hyperparameters.max_seq_length=128",

@@ -10,13 +10,9 @@ use super::golden;
 
 /// Two examples of unlike length, some of it unlabelled.
 fn batch() -> TrainBatch {
-    let example = |ids: &[u32], masked: usize| Example {
-        ids: ids.to_vec(),
-        labels: ids
-            .iter()
-            .enumerate()
-            .map(|(i, &id)| if i < masked { -100 } else { id as i32 })
-            .collect(),
+    let example = |ids: &[u32], masked: usize| {
+        let label = |(i, &id): (usize, &u32)| if i < masked { -100 } else { id as i32 };
+        Example::new(ids.to_vec(), ids.iter().enumerate().map(label).collect())
     };
     TrainBatch::new(&[
         example(&[7, 41, 9, 200, 3, 77, 5, 90, 120, 33, 41], 3),
@@ -118,7 +114,7 @@ fn adapters_learn_through_dropout_noise_and_soft_caps() {
             dropout: Some(LoraDropout { p: 0.3, key: 42 }),
             noise: Some(noise.collect()),
             keep_bytes: usize::MAX,
-            evaluate: false,
+            ..MicroBatchOptions::default()
         };
         check(b, &mut model, &mut trainee, &options);
         let kept = trainee.adapter_weights(b, "a".to_owned(), 0.0).unwrap();
@@ -159,7 +155,7 @@ fn evaluation_finds_the_same_loss_and_leaves_gradients_alone() {
 fn a_batch_without_labels_is_done_at_once() {
     let b = &mut ReferenceBackend;
     let model = golden::load(b, "llama_gqa");
-    let masked = Example { ids: vec![5, 6, 7], labels: vec![-100; 3] };
+    let masked = Example::new(vec![5, 6, 7], vec![-100; 3]);
     let mut trainee = Trainee::nothing();
     let mut micro_batch =
         tandem::model::MicroBatch::start(TrainBatch::new([&masked]), MicroBatchOptions::default());

@@ -82,7 +82,7 @@ pub fn examples_in(folder: &Path) -> Vec<Example> {
     let io = tensors(&folder.join("io.safetensors"));
     let labels = io["labels"].1.chunks(io["labels"].0[1]);
     let rows = ids(&io["input_ids"]).into_iter().zip(labels);
-    rows.map(|(ids, labels)| Example { ids, labels: labels.iter().map(|&l| l as i32).collect() })
+    rows.map(|(ids, labels)| Example::new(ids, labels.iter().map(|&l| l as i32).collect()))
         .collect()
 }
 

@@ -268,7 +268,7 @@ fn base() -> Arc<BaseInfo> {
         size_bytes: 4000,
         fingerprint: "b".repeat(64),
         modules: Vec::new(),
-        tables: Vec::new(),
+        saveable: Vec::new(),
         default_targets: Vec::new(),
         vision: None,
         training: TrainingCost::default(),

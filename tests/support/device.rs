@@ -78,7 +78,7 @@ fn base() -> BaseInfo {
         size_bytes: 4,
         fingerprint: "f".repeat(64),
         modules: Vec::new(),
-        tables: Vec::new(),
+        saveable: Vec::new(),
         default_targets: Vec::new(),
         vision: None,
         training: TrainingCost::default(),

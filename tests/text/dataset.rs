@@ -10,7 +10,7 @@ use tandem::text::dataset::{
 use super::{chatml_model, model};
 
 fn report(text: impl AsRef<[u8]>) -> Report {
-    validate(text.as_ref(), &chatml_model(), &Limits::default(), TrainOn::Completion).unwrap()
+    validate(text.as_ref(), &chatml_model(), &Limits::default(), TrainOn::Completion, None).unwrap()
 }
 
 /// Line, path and problem of every error.
@@ -37,7 +37,7 @@ fn prompt_and_completion_meet_at_an_exact_border() {
         let model = model(name, None);
         let line = json!({"prompt": "2+2=", "completion": "4 é"}).to_string();
         let dataset =
-            load(line.as_bytes(), &model, &Limits::default(), TrainOn::Completion).unwrap();
+            load(line.as_bytes(), &model, &Limits::default(), TrainOn::Completion, None).unwrap();
         let example = &dataset.examples[0];
         let prompt = model.completion_prompt("2+2=").unwrap();
         let answer = with_eos(&model, model.tokenizer().encode_continuation("4 é").unwrap());
@@ -46,7 +46,7 @@ fn prompt_and_completion_meet_at_an_exact_border() {
         let answer: Vec<i32> = answer.into_iter().map(|id| id as i32).collect();
         assert_eq!(example.labels, [masked, answer].concat());
         assert_eq!(model.tokenizer().decode(&example.ids, true).unwrap(), "2+2=4 é");
-        let all = load(line.as_bytes(), &model, &Limits::default(), TrainOn::All).unwrap();
+        let all = load(line.as_bytes(), &model, &Limits::default(), TrainOn::All, None).unwrap();
         assert!(all.examples[0].labels.iter().all(|&label| label != IGNORE_INDEX));
     }
 }
@@ -61,7 +61,8 @@ fn alpaca_lines_become_the_alpaca_prompt() {
     ];
     let text: Vec<String> = lines.iter().map(ToString::to_string).collect();
     let dataset =
-        load(text.join("\n").as_bytes(), &model, &Limits::default(), TrainOn::Completion).unwrap();
+        load(text.join("\n").as_bytes(), &model, &Limits::default(), TrainOn::Completion, None)
+            .unwrap();
     assert_eq!(dataset.report.format, Some(Format::Alpaca));
     let shown = |at: usize| model.tokenizer().decode(&dataset.examples[at].ids, false).unwrap();
     assert_eq!(
@@ -88,7 +89,9 @@ fn share_gpt_is_the_same_as_messages() {
     let with_key = json!({"system": "S", "conversations": turns});
     let read = |line: serde_json::Value| {
         let line = line.to_string();
-        load(line.as_bytes(), &model, &Limits::default(), TrainOn::Completion).unwrap().examples
+        load(line.as_bytes(), &model, &Limits::default(), TrainOn::Completion, None)
+            .unwrap()
+            .examples
     };
     assert_eq!(read(with_turn), read(messages.clone()));
     assert_eq!(read(with_key), read(messages));
@@ -97,7 +100,8 @@ fn share_gpt_is_the_same_as_messages() {
 #[test]
 fn text_and_token_ids_are_taken_as_they_are() {
     let model = model("bytelevel", None);
-    let read = |line: &str, on| load(line.as_bytes(), &model, &Limits::default(), on).unwrap();
+    let read =
+        |line: &str, on| load(line.as_bytes(), &model, &Limits::default(), on, None).unwrap();
     let text = read(r#"{"text": "the fox"}"#, TrainOn::Completion).examples.remove(0);
     assert_eq!(text.ids, with_eos(&model, model.tokenizer().encode("the fox", true).unwrap()));
     assert!(text.labels.iter().all(|&label| label != IGNORE_INDEX));
@@ -149,7 +153,8 @@ fn every_bad_line_is_named() {
     assert_eq!(found[7].2, Problem::PreferenceData);
     let report = report(&text);
     assert_eq!((report.lines, report.examples, report.duplicates), (9, 2, 1));
-    let error = load(text.as_bytes(), &chatml_model(), &Limits::default(), TrainOn::Completion);
+    let error =
+        load(text.as_bytes(), &chatml_model(), &Limits::default(), TrainOn::Completion, None);
     assert!(matches!(error, Err(DatasetError::Invalid(report)) if report.error_count == 8));
 }
 
@@ -280,7 +285,7 @@ fn long_lines_are_skipped_and_long_examples_cut() {
     let cut = r#"{"prompt": "a", "completion": "bcdefghijklmnop"}"#;
     let lost = r#"{"prompt": "abcdefghijklmnop", "completion": "b"}"#;
     let read =
-        |text: &str| validate(text.as_bytes(), &model, &limits, TrainOn::Completion).unwrap();
+        |text: &str| validate(text.as_bytes(), &model, &limits, TrainOn::Completion, None).unwrap();
     let report = read(&[long.as_str(), cut, lost].join("\n"));
     assert_eq!(report.errors[0].problem, Problem::LineTooLong { limit: 80 });
     assert_eq!(report.errors[1].problem, Problem::NothingTrained { truncated: true });
@@ -320,7 +325,9 @@ fn findings_read_as_sentences_with_place_and_remedy() {
 fn validation_lines_that_were_trained_on_are_counted() {
     let model = model("bytelevel", None);
     let read = |text: &str| {
-        load(text.as_bytes(), &model, &Limits::default(), TrainOn::Completion).unwrap().examples
+        load(text.as_bytes(), &model, &Limits::default(), TrainOn::Completion, None)
+            .unwrap()
+            .examples
     };
     let train = read("{\"text\": \"one\"}\n{\"text\": \"two\"}");
     let held_out = read("{\"text\": \"two\"}\n{\"text\": \"three\"}");

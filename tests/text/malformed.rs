@@ -33,7 +33,7 @@ fn damaged_training_data_is_reported_and_never_panics() {
             line.splice(at..end, scrap.iter().copied());
         }
         let limits = Limits { max_seq_length: 64, ..Limits::default() };
-        let report = validate(&line[..], &model, &limits, TrainOn::Completion).unwrap();
+        let report = validate(&line[..], &model, &limits, TrainOn::Completion, None).unwrap();
         assert!(report.examples > 0 || report.error_count > 0, "{}", line.escape_ascii());
     }
 }

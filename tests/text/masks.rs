@@ -15,7 +15,7 @@ fn turn(role: &str, content: &str) -> Value {
 
 fn example(model: &TextModel, messages: &[Value]) -> Example {
     let line = json!({ "messages": messages }).to_string();
-    let dataset = load(line.as_bytes(), model, &Limits::default(), TrainOn::Completion);
+    let dataset = load(line.as_bytes(), model, &Limits::default(), TrainOn::Completion, None);
     dataset.expect("a good line").examples.remove(0)
 }
 
@@ -144,7 +144,7 @@ fn a_template_that_rewrites_history_is_refused_by_name() {
     let messages = [turn("system", "S"), turn("user", "A"), turn("assistant", "B")];
     let line = json!({ "messages": messages }).to_string();
     let report =
-        dataset::validate(line.as_bytes(), &model, &Limits::default(), TrainOn::Completion)
+        dataset::validate(line.as_bytes(), &model, &Limits::default(), TrainOn::Completion, None)
             .unwrap();
     let reason = report.errors[0].to_string();
     assert!(reason.contains("mistral") && reason.contains("messages[2]"), "{reason}");
@@ -191,7 +191,7 @@ fn samples_show_what_bears_loss() {
     let model = chatml_model();
     let line = json!({"messages": [turn("user", "Hi"), turn("assistant", "Hé")]}).to_string();
     let report =
-        dataset::validate(line.as_bytes(), &model, &Limits::default(), TrainOn::Completion)
+        dataset::validate(line.as_bytes(), &model, &Limits::default(), TrainOn::Completion, None)
             .unwrap();
     let piece = |text: &str, trained| Piece { text: text.to_owned(), trained };
     assert_eq!(

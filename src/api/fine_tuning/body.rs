@@ -81,6 +81,8 @@ pub struct SupervisedHyperparameters {
     optimizer_memory_bytes: Option<u64>,
     /// LoRA+: the rate of `B` over that of `A`.
     loraplus_lr_ratio: Option<f64>,
+    /// The rate of what `modules_to_save` names over that of the LoRA matrices.
+    modules_to_save_lr_ratio: Option<f64>,
     /// 0 is off.
     max_grad_norm: Option<f64>,
     micro_batch_size: Option<u64>,

@@ -49,6 +49,9 @@ impl<B: Backend> Model<B> {
         source: &ModelSource,
         adapter: Option<&'a AdapterWeights>,
     ) -> Result<Weights<'a>, ModelError> {
+        if self.vision.is_some() {
+            return Err(unsupported("model_type", &self.config.family));
+        }
         let bytes = config_bytes(source)?;
         let mut checkpoint = Checkpoint::open(source, &bytes, &self.config.family)?;
         if let ModelSource::Gguf(_) = source {
@@ -100,7 +103,7 @@ impl Weights<'_> {
         let module = spec.name.strip_suffix(".weight").unwrap_or("");
         let saved = self.adapter.iter().flat_map(|adapter| &adapter.saved);
         for saved in saved.filter(|saved| saved.module == module) {
-            values.clone_from(&saved.values);
+            values.clone_from(&saved.values[0]);
         }
         let sites = self.adapter.iter().flat_map(|adapter| &adapter.sites);
         for site in sites.filter(|site| site.module == module) {

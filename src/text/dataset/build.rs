@@ -3,17 +3,20 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, BufRead};
+use std::ops::Range;
 
 use serde_json::{Map, Value};
 
 use super::format::{Format, is_preference};
 use super::lines::{Line, Lines};
+use super::pictures::{self, Seeing};
 use super::records::{self, Findings, Record};
 use super::report::{Finding, Piece, Problem, Report, Sample};
 use super::{Limits, TrainOn};
 use crate::domain::{Example, IGNORE_INDEX};
 use crate::text::detokenizer::{Detokenizer, Start};
 use crate::text::mask::{self, MaskError};
+use crate::text::messages::PictureUrl;
 use crate::text::model::TextModel;
 use crate::text::template::TemplateError;
 use crate::text::tokenizer::TokenizerError;
@@ -24,6 +27,8 @@ const SAMPLES: usize = 3;
 const SAMPLE_TOKENS: usize = 512;
 /// Examples remembered to find duplicates, 16 bytes each.
 const REMEMBERED: usize = 1 << 20;
+/// The byte order mark.
+pub(super) const MARK: &str = "\u{feff}";
 /// Fewer examples than this deserve a word.
 const FEW_EXAMPLES: u64 = 10;
 
@@ -31,27 +36,28 @@ const FEW_EXAMPLES: u64 = 10;
 pub(super) fn run(
     reader: impl BufRead,
     model: &TextModel,
-    limits: &Limits,
-    train_on: TrainOn,
+    (limits, train_on, seeing): (&Limits, TrainOn, Option<Seeing<'_>>),
     mut take: impl FnMut(Example),
 ) -> io::Result<Report> {
     let mut lines = Lines::new(reader, limits.max_line_bytes);
-    let mut builder = Builder::new(model, limits, train_on);
-    while let Some(line) = lines.next()? {
+    let mut builder = Builder::new(model, limits, train_on, seeing);
+    loop {
+        let start = lines.position();
+        let Some(line) = lines.next()? else { return Ok(builder.finish()) };
         builder.report.lines += 1;
-        match builder.line(line) {
+        match builder.line(line, start) {
             Outcome::Example(example) => take(example),
             Outcome::Nothing => {}
-            Outcome::Stop => break,
+            Outcome::Stop => return Ok(builder.finish()),
         }
     }
-    Ok(builder.finish())
 }
 
 struct Builder<'a> {
     model: &'a TextModel,
     limits: &'a Limits,
     train_on: TrainOn,
+    seeing: Option<Seeing<'a>>,
     report: Report,
     /// Blank lines that are only worth a word if a line follows.
     blanks: u64,
@@ -69,11 +75,17 @@ enum Outcome {
 }
 
 impl<'a> Builder<'a> {
-    fn new(model: &'a TextModel, limits: &'a Limits, train_on: TrainOn) -> Self {
+    fn new(
+        model: &'a TextModel,
+        limits: &'a Limits,
+        train_on: TrainOn,
+        seeing: Option<Seeing<'a>>,
+    ) -> Self {
         Self {
             model,
             limits,
             train_on,
+            seeing,
             report: Report::default(),
             blanks: 0,
             begun: false,
@@ -82,9 +94,10 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn line(&mut self, line: Line<'_>) -> Outcome {
-        let bytes = match line {
-            Line::Bytes(bytes) => self.without_mark(bytes),
+    /// The line that begins at byte `start` of the file.
+    fn line(&mut self, line: Line<'_>, start: u64) -> Outcome {
+        let (bytes, place) = match line {
+            Line::Bytes(bytes) => (self.without_mark(bytes), start..start + bytes.len() as u64),
             Line::TooLong => {
                 self.begun = true;
                 self.find("$", Problem::LineTooLong { limit: self.limits.max_line_bytes });
@@ -104,7 +117,7 @@ impl<'a> Builder<'a> {
         let mut findings = Findings::default();
         let example = self.parse(bytes, &mut findings).and_then(|(object, format)| {
             let record = records::read(format, &object, self.model, self.train_on, &mut findings)?;
-            self.example(record, &mut findings)
+            self.example(record, (&pictures::shown(&object), place), &mut findings)
         });
         for (path, problem) in findings.0 {
             self.find(path, problem);
@@ -114,7 +127,7 @@ impl<'a> Builder<'a> {
 
     /// Skips a byte order mark at the very beginning.
     fn without_mark<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
-        match bytes.strip_prefix("\u{feff}".as_bytes()) {
+        match bytes.strip_prefix(MARK.as_bytes()) {
             Some(rest) if self.report.lines == 1 => {
                 self.find("$", Problem::ByteOrderMark);
                 rest
@@ -153,7 +166,13 @@ impl<'a> Builder<'a> {
         Some((object, found))
     }
 
-    fn example(&mut self, record: Record, findings: &mut Findings) -> Option<Example> {
+    /// The example of a record that has `shown` pictures and stands at `place` in the file.
+    fn example(
+        &mut self,
+        record: Record,
+        (shown, place): (&[PictureUrl<'_>], Range<u64>),
+        findings: &mut Findings,
+    ) -> Option<Example> {
         let mut example = match to_example(self.model, record) {
             Ok(example) => example,
             Err(problem) => {
@@ -164,11 +183,18 @@ impl<'a> Builder<'a> {
         if self.train_on == TrainOn::All {
             example.labels = example.ids.iter().map(|&id| id as i32).collect();
         }
+        let rooms = pictures::make_room(self.seeing, &mut example, shown.len());
+        let rooms = rooms.map_err(|problem| findings.add("$.messages", problem)).ok()?;
         let tokens = example.ids.len();
         self.report.count_length(tokens);
-        let kept = tokens.min(self.limits.max_seq_length);
+        let most = tokens.min(self.limits.max_seq_length);
+        // A picture is shown whole or, with all that follows, not at all.
+        let halved = rooms.iter().find(|room| room.contains(&most) && room.start < most);
+        let kept = halved.map_or(most, |room| room.start);
         example.ids.truncate(kept);
         example.labels.truncate(kept);
+        let rooms = rooms.into_iter().filter(|room| room.end <= kept);
+        example.pictures = pictures::take(self.seeing, shown, place, rooms, findings)?;
         if example.trained_tokens() == 0 {
             findings.add("$", Problem::NothingTrained { truncated: kept < tokens });
             return None;
@@ -177,7 +203,7 @@ impl<'a> Builder<'a> {
             self.report.truncated += 1;
             findings.add("$", Problem::Truncated { tokens, kept });
         }
-        if let Some(first) = self.first_with(&example.ids) {
+        if let Some(first) = self.first_with(&example) {
             self.report.duplicates += 1;
             findings.add("$", Problem::Duplicate { first });
         }
@@ -199,10 +225,11 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The line of an earlier example with the same tokens.
-    fn first_with(&mut self, ids: &[u32]) -> Option<u64> {
+    /// The line of an earlier example with the same tokens and pictures.
+    fn first_with(&mut self, example: &Example) -> Option<u64> {
         let mut hasher = DefaultHasher::new();
-        ids.hash(&mut hasher);
+        example.ids.hash(&mut hasher);
+        example.pictures.iter().for_each(|placed| placed.picture.digest().hash(&mut hasher));
         let key = hasher.finish();
         let first = self.seen.get(&key).copied();
         if first.is_none() && self.seen.len() < REMEMBERED {
@@ -244,7 +271,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
+pub(super) fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
     let text = std::str::from_utf8(bytes)
         .map_err(|error| Problem::InvalidUtf8 { at: error.valid_up_to() })?;
     let value: Value = serde_json::from_str(text).map_err(|error| {
@@ -277,9 +304,9 @@ fn to_example(model: &TextModel, record: Record) -> Result<Example, Problem> {
             let mut ids = model.tokenizer().encode(&text, true).map_err(tokenizer_problem)?;
             ids.extend(model.tokenizer().eos_id());
             let labels = ids.iter().map(|&id| id as i32).collect();
-            Ok(Example { ids, labels })
+            Ok(Example::new(ids, labels))
         }
-        Record::Tokens { ids, labels } => Ok(Example { ids, labels }),
+        Record::Tokens { ids, labels } => Ok(Example::new(ids, labels)),
     }
 }
 
@@ -293,7 +320,7 @@ fn pair(model: &TextModel, prompt: &str, completion: &str) -> Result<Example, To
     answer.extend(tokenizer.eos_id());
     labels.extend(answer.iter().map(|&id| id as i32));
     ids.extend(answer);
-    Ok(Example { ids, labels })
+    Ok(Example::new(ids, labels))
 }
 
 fn mask_problem(error: MaskError) -> Problem {
@@ -310,11 +337,15 @@ fn tokenizer_problem(error: TokenizerError) -> Problem {
     Problem::Tokenizer { reason: error.to_string() }
 }
 
-/// An example as text, cut where loss begins and ends.
+/// An example as text, cut where loss begins and ends; of a picture's tokens only the first is shown.
 fn pieces(model: &TextModel, example: &Example) -> Vec<Piece> {
     let mut detokenizer = Detokenizer::new(model.tokenizer().clone(), Start::Text, false);
     let mut pieces: Vec<Piece> = Vec::new();
-    for (&id, &label) in example.ids.iter().zip(&example.labels).take(SAMPLE_TOKENS) {
+    let pictured =
+        |at: usize| example.pictures.iter().any(|p| p.tokens.contains(&at) && p.tokens.start < at);
+    let tokens = example.ids.iter().zip(&example.labels).enumerate();
+    let tokens = tokens.filter(|(at, _)| !pictured(*at)).map(|(_, token)| token);
+    for (&id, &label) in tokens.take(SAMPLE_TOKENS) {
         let trained = label != IGNORE_INDEX;
         let text = detokenizer.push(id);
         match pieces.last_mut() {

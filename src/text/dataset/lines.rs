@@ -14,11 +14,18 @@ pub(super) struct Lines<R> {
     reader: R,
     buffer: Vec<u8>,
     limit: usize,
+    /// Bytes read.
+    position: u64,
 }
 
 impl<R: BufRead> Lines<R> {
     pub fn new(reader: R, limit: usize) -> Self {
-        Self { reader, buffer: Vec::new(), limit }
+        Self { reader, buffer: Vec::new(), limit, position: 0 }
+    }
+
+    /// The place in the file where the next line begins.
+    pub fn position(&self) -> u64 {
+        self.position
     }
 
     /// The next line, or `None` at the end of the file.
@@ -44,6 +51,7 @@ impl<R: BufRead> Lines<R> {
             }
             let used = part.len() + usize::from(end.is_some());
             self.reader.consume(used);
+            self.position += used as u64;
             if end.is_some() {
                 break;
             }

@@ -9,21 +9,27 @@
 //! Literal special tokens (`</s>`, `<|im_end|>`, …) in messages, ShareGPT turns and Alpaca fields
 //! are refused, because there the template writes the structure. In `prompt`/`completion` and
 //! `text`, where the author writes everything, they are taken as tokens, as `/v1/completions` does.
+//!
+//! Messages show pictures as in a chat request. A picture is decoded to be checked and stays in its
+//! file ([`Seeing`]); its tokens count and bear no loss, and it is kept whole or not at all.
 
 mod build;
 mod format;
 mod lines;
+mod pictures;
 mod records;
 mod report;
 
+use std::collections::HashSet;
 use std::io::BufRead;
 
 pub use format::Format;
+pub use pictures::{Seeing, picture_url};
 pub use records::alpaca_prompt;
 pub use report::{Bucket, Finding, Piece, Problem, Report, Sample, Severity};
 
 use super::model::TextModel;
-use crate::domain::Example;
+use crate::domain::{Example, MAX_CONVERSATION_BYTES};
 
 /// What bears loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +50,16 @@ pub struct Limits {
     pub max_seq_length: usize,
     /// So many errors, and as many warnings, are kept; all are counted.
     pub max_findings: usize,
+}
+
+impl Limits {
+    /// The usual ones; where pictures are `seen`, lines may be as long as a chat request.
+    pub fn of(seen: bool) -> Self {
+        match seen {
+            true => Self { max_line_bytes: MAX_CONVERSATION_BYTES, ..Self::default() },
+            false => Self::default(),
+        }
+    }
 }
 
 impl Default for Limits {
@@ -69,7 +85,8 @@ pub struct Dataset {
     pub report: Report,
 }
 
-/// Reads the whole file once, holding one line at a time, and reports everything found.
+/// Reads the whole file once, holding one line at a time, and reports everything found; without
+/// `seeing` no line may show pictures.
 ///
 /// # Errors
 /// Only if reading itself fails; bad content is in the report.
@@ -78,8 +95,9 @@ pub fn validate(
     model: &TextModel,
     limits: &Limits,
     train_on: TrainOn,
+    seeing: Option<Seeing<'_>>,
 ) -> std::io::Result<Report> {
-    build::run(reader, model, limits, train_on, |_| {})
+    build::run(reader, model, (limits, train_on, seeing), |_| {})
 }
 
 /// Reads the examples of a file.
@@ -91,9 +109,11 @@ pub fn load(
     model: &TextModel,
     limits: &Limits,
     train_on: TrainOn,
+    seeing: Option<Seeing<'_>>,
 ) -> Result<Dataset, DatasetError> {
     let mut examples = Vec::new();
-    let report = build::run(reader, model, limits, train_on, |example| examples.push(example))?;
+    let options = (limits, train_on, seeing);
+    let report = build::run(reader, model, options, |example| examples.push(example))?;
     match report.is_usable() {
         true => Ok(Dataset { examples, report }),
         false => Err(DatasetError::Invalid(Box::new(report))),
@@ -102,7 +122,12 @@ pub fn load(
 
 /// How many of `others` are also among `examples`: an overlap of training and validation data.
 pub fn overlap(examples: &[Example], others: &[Example]) -> usize {
-    let known: std::collections::HashSet<&[u32]> =
-        examples.iter().map(|example| example.ids.as_slice()).collect();
-    others.iter().filter(|other| known.contains(other.ids.as_slice())).count()
+    let known: HashSet<_> = examples.iter().map(content).collect();
+    others.iter().filter(|other| known.contains(&content(other))).count()
+}
+
+/// What makes an example the same as another.
+fn content(example: &Example) -> (&[u32], Vec<[u8; 32]>) {
+    let digests = example.pictures.iter().map(|placed| placed.picture.digest());
+    (&example.ids, digests.collect())
 }

@@ -241,10 +241,9 @@ impl<'a> Reader<'a> {
         let messages = &conversation.messages;
         for (index, message) in messages.iter().enumerate() {
             let role = role(message);
-            let text = message["content"].as_str().unwrap_or("");
             let needs_text =
                 role == "user" || (role == "assistant" && message.get("tool_calls").is_none());
-            if text.is_empty() && needs_text {
+            if says_nothing(&message["content"]) && needs_text {
                 self.findings.add(path(index), Problem::EmptyText);
             }
             if index > 0 && role == "system" {
@@ -381,6 +380,15 @@ pub fn alpaca_prompt(instruction: &str, input: &str) -> String {
              further context. Write a response that appropriately completes the request.\n\n\
              ### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
         ),
+    }
+}
+
+/// Whether content has neither words nor pictures.
+fn says_nothing(content: &Value) -> bool {
+    let silent = |part: &Value| part["type"] == "text" && part["text"] == "";
+    match content {
+        Value::Array(parts) => parts.iter().all(silent),
+        content => content.as_str().unwrap_or("").is_empty(),
     }
 }
 

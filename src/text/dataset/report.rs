@@ -83,6 +83,10 @@ pub enum Problem {
     Template { reason: String },
     #[error("it could not be tokenised: {reason}")]
     Tokenizer { reason: String },
+    #[error("{reason}")]
+    Picture { reason: String },
+    #[error("{pictures} pictures are shown, and the chat template leaves {places} places for them")]
+    PicturePlaces { pictures: usize, places: usize },
     #[error("the example has {tokens} tokens; {kept} are kept and the end is lost")]
     Truncated { tokens: usize, kept: usize },
     #[error("no token of the example bears loss")]
@@ -161,6 +165,10 @@ impl Problem {
             }
             Self::Template { .. } => "change the conversation, or choose another chat template",
             Self::Tokenizer { .. } => "shorten or remove the text",
+            Self::Picture { .. } => "replace the picture, or remove the line",
+            Self::PicturePlaces { .. } => {
+                "show pictures in user messages alone, or choose another chat template"
+            }
             Self::Truncated { .. } => "raise max_seq_length, or shorten the example",
             Self::NothingTrained { truncated: true } => {
                 "raise max_seq_length, or shorten the prompt"

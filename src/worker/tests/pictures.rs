@@ -7,7 +7,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::harness::{Answer, Bench, ask, roomy, tiny};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::reference::ReferenceBackend;
-use crate::domain::{GenerationRequest, Picture, PlacedPicture, SamplingParams, Speculation};
+use crate::domain::{
+    AdapterWeights, BaseInfo, GenerationRequest, Picture, PlacedPicture, SamplingParams,
+    SavedModule, Speculation, TensorShape,
+};
 use crate::model::{LoadOptions, ModelSource};
 use crate::worker::{BaseSource, WorkerError, WorkerSettings};
 
@@ -71,6 +74,43 @@ fn the_prefix_cache_knows_one_picture_from_another() {
     bench.assert_nothing_is_held();
 }
 
+/// An adapter that is a projector of its own and nothing else.
+fn with_projector(info: &BaseInfo) -> Arc<AdapterWeights> {
+    let projector = info.projector().expect("the model sees");
+    let values = |tensor: &TensorShape| {
+        (0..tensor.parameters()).map(|i| ((i * 7) % 13) as f32 / 40.0 - 0.15).collect()
+    };
+    let values = projector.tensors.iter().map(values).collect();
+    let saved = vec![SavedModule { module: projector.name.clone(), values }];
+    Arc::new(AdapterWeights { key: "projector".to_owned(), sites: Vec::new(), saved, dropout: 0.0 })
+}
+
+#[test]
+fn adapters_with_their_own_projector_see_the_same_picture_otherwise() {
+    let mut bench = bench(&roomy());
+    let plain = shows(&[1], 20);
+    let adapter = Some(with_projector(&bench.handle.bases()[0]));
+    let worn = GenerationRequest { adapter, ..plain.clone() };
+    assert_ne!(alone(&plain), alone(&worn), "nothing but the projector differs");
+    let words = |request: &GenerationRequest| GenerationRequest {
+        prompt: vec![5, 9, 31],
+        pictures: Vec::new(),
+        ..request.clone()
+    };
+    assert_eq!(alone(&words(&plain)), alone(&words(&worn)));
+    let mut cached = |request: &GenerationRequest| {
+        let before = bench.stats().cached_tokens.load(Relaxed);
+        assert_eq!(bench.answer(request), alone(request));
+        bench.stats().cached_tokens.load(Relaxed) - before
+    };
+    assert_eq!([cached(&plain), cached(&worn), cached(&plain), cached(&worn)], [0, 0, 32, 32]);
+    let mut events = [bench.submit(&plain), bench.submit(&worn)];
+    bench.drain();
+    let heard = events.each_mut().map(Answer::heard);
+    assert_eq!(heard, [alone(&plain), alone(&worn)], "in one batch, each with its own");
+    bench.assert_nothing_is_held();
+}
+
 #[test]
 fn company_chunks_and_preemption_do_not_show() {
     let blocks = |blocks: usize| 2 * 2 * 2 * 16 * 16 * 4 * blocks;
@@ -90,7 +130,7 @@ fn company_chunks_and_preemption_do_not_show() {
         WorkerSettings { speculation: Speculation::Always, ..roomy() },
         WorkerSettings { kv_cache_bytes: blocks(9), ..roomy() },
         // Features of three pictures: others wait until those are no longer shown.
-        WorkerSettings { picture_cache_bytes: 3 * TOKENS * 64 * 4, ..roomy() },
+        WorkerSettings { picture_cache_bytes: 3 * TOKENS * 48 * 4, ..roomy() },
     ] {
         let mut bench = bench(&settings);
         let mut events: Vec<_> = asks.iter().map(|ask| bench.submit(ask)).collect();
@@ -125,7 +165,7 @@ fn what_cannot_be_seen_is_refused_and_who_leaves_frees_the_tower() {
     let mut request = shows(&[1], 3);
     request.prompt.iter_mut().for_each(|token| *token %= 60);
     assert!(matches!(blind.answer(&request).failed, Some(WorkerError::Device(_))));
-    let mut bench = bench(&WorkerSettings { picture_cache_bytes: 2 * TOKENS * 64 * 4, ..roomy() });
+    let mut bench = bench(&WorkerSettings { picture_cache_bytes: 2 * TOKENS * 48 * 4, ..roomy() });
     let failed = bench.answer(&shows(&[1, 2, 3], 2)).failed;
     assert_eq!(failed, Some(WorkerError::TooManyPictures { pictures: 3, limit: 2 }));
     let elsewhere = GenerationRequest { prompt: vec![5; 40], ..shows(&[1], 3) };

@@ -16,7 +16,7 @@ fn run(job: &str, steps: usize) -> TrainRequest {
     let mut dice = Dice::new(12);
     let example = |_| {
         let ids = dice.tokens(14);
-        Example { labels: ids.iter().map(|&id| id as i32).collect(), ids }
+        Example::new(ids.clone(), ids.iter().map(|&id| id as i32).collect())
     };
     let modules = ["q_proj", "v_proj"].into_iter().flat_map(|module| {
         (0..2).map(move |layer| format!("model.layers.{layer}.self_attn.{module}"))

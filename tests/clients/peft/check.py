@@ -6,16 +6,19 @@ Needs torch, transformers and peft, which are large; so it stands apart from `te
 import os
 import pathlib
 import sys
+import tempfile
 
 os.environ["TANDEM_BINARY"] = str(pathlib.Path(sys.argv[1]).resolve())
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 from peft import PeftModel  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration  # noqa: E402
 
+import seeing  # noqa: E402
 import server  # noqa: E402
 import test_crash as jobs  # noqa: E402
+from test_data_formats import upload  # noqa: E402
 
 BASE = pathlib.Path(__file__).resolve().parents[3] / "src" / "demo" / "model"
 TOLERANCE = 2e-4
@@ -43,7 +46,62 @@ def load_base():
     return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval()
 
 
+def told(url, model, picture):
+    """The served answer to a picture: prompt, answer, and what each token of it was worth."""
+    body = {"model": model, "messages": [seeing.asked(picture)], "temperature": 0, "max_tokens": 8, "logprobs": True,
+            "return_token_ids": True}
+    status, answer = server.request(url + "/v1/chat/completions", body)
+    assert status == 200, answer
+    choice = answer["choices"][0]
+    logprobs = [token["logprob"] for token in choice["logprobs"]["content"]]
+    return answer["prompt_token_ids"], choice["token_ids"][: len(logprobs)], logprobs
+
+
+def torch_told(model, picture, prompt, answer):
+    pixels = torch.tensor(picture).permute(2, 0, 1)[None].float() / 255 * 2 - 1
+    ids = torch.tensor([prompt + answer])
+    with torch.no_grad():
+        scores = torch.log_softmax(model(input_ids=ids, pixel_values=pixels).logits[0].float(), -1)
+    first = len(prompt)
+    return [scores[first + i - 1, token].item() for i, token in enumerate(answer)]
+
+
+def check_pictures(folder):
+    """A projector trained beside LoRA: PEFT reads it, and what PEFT writes is served alike."""
+    llava = seeing.write_model(folder / "llava")
+    load = lambda: LlavaForConditionalGeneration.from_pretrained(llava, dtype=torch.float32).eval()
+    picture, _ = next(seeing.cases(1, 5))
+    options = ["--model", f"llava={llava}", "--kv-cache-dtype", "f32"]
+    with server.running(*options) as running:
+        _, file = upload(running.url, list(seeing.lines(48, 1)))
+        job = {"model": "llava", "training_file": file["id"], "hyperparameters": {"max_steps": STEPS, "learning_rate": 1e-3},
+               "lora": {"r": 8, "modules_to_save": ["multi_modal_projector"]}}
+        status, job = server.request(running.url + "/v1/fine_tuning/jobs", job)
+        assert status == 200, job
+        name = jobs.finished(running.url, job["id"])["fine_tuned_model"]
+        asked = {model: told(running.url, model, picture) for model in ("llava", name)}
+        prompt, answer, base = asked["llava"]
+        gap = farthest(torch_told(load(), picture, prompt, answer), base)
+        print(f"llava: log-probabilities differ by {gap:.1e} at most")
+        assert gap < TOLERANCE, gap
+        prompt, answer, served = asked[name]
+        models = [PeftModel.from_pretrained(load(), config.parent).eval() for config in running.data.rglob("adapter_config.json")]
+    gaps = [farthest(torch_told(model, picture, prompt, answer), served) for model in models]
+    print(f"{name}: log-probabilities differ by {min(gaps):.1e} at most")
+    assert min(gaps) < TOLERANCE, gaps
+    best = models[gaps.index(min(gaps))]
+    assert [key for key in best.state_dict() if "multi_modal_projector.modules_to_save" in key], "PEFT replaced the projector"
+    best.save_pretrained(folder / "again")
+    with server.running(*options, "--adapter", f"again={folder / 'again'}") as running:
+        again = told(running.url, "again", picture)
+    gap = farthest(again[2], served)
+    print(f"again, as PEFT wrote it: log-probabilities differ by {gap:.1e} at most")
+    assert again[:2] == (prompt, answer) and gap < 1e-6, (again, gap)
+
+
 def main():
+    with tempfile.TemporaryDirectory() as folder:
+        check_pictures(pathlib.Path(folder))
     ids = AutoTokenizer.from_pretrained(BASE)("Once upon a time there was a little cat named Anna.")["input_ids"]
     # Keys and values in bf16, as by default, differ from torch's f32 by more than the adapter may.
     with server.running("--kv-cache-dtype", "f32") as running:
