@@ -17,16 +17,18 @@ use crate::hub::HubSettings;
 pub struct ServeOptions {
     /// Base model to serve; repeatable. SOURCE is a Hugging Face folder, a GGUF file,
     /// `hf:ORG/NAME[/FILE.gguf][@REVISION]` on the hub, or `demo`; SETTING is
-    /// `quantize=nf4|fp4|q8_0|q4_0|q4_k`, `dtype=f32|f16|bf16` or `template=FILE|PRESET`.
+    /// `quantize=nf4|fp4|q8_0|q4_0|q4_k`, `dtype=f32|f16|bf16` or `template=FILE|PRESET`. The
+    /// variable holds one per line.
     #[arg(
         long,
         env = "TANDEM_MODEL",
         value_name = "[NAME=]SOURCE[,SETTING]",
-        value_delimiter = ' '
+        value_delimiter = '\n'
     )]
     pub model: Vec<String>,
-    /// Adapter to register at start, a PEFT folder or a GGUF file; repeatable.
-    #[arg(long, env = "TANDEM_ADAPTER", value_name = "NAME=PATH[@BASE]", value_delimiter = ' ')]
+    /// Adapter to register at start, a PEFT folder or a GGUF file; repeatable. The variable holds one
+    /// per line.
+    #[arg(long, env = "TANDEM_ADAPTER", value_name = "NAME=PATH[@BASE]", value_delimiter = '\n')]
     pub adapter: Vec<String>,
     /// Where jobs and files are recorded, `sqlite://PATH` or `postgres://…` [default: an SQLite file
     /// in the data folder].
@@ -352,6 +354,34 @@ mod tests {
         let error = options.resolve().expect_err("must be refused");
         assert_eq!(error.exit_code(), 78);
         assert!(error.to_string().contains("line 2: unknown field `colour`"), "{error}");
+    }
+
+    #[test]
+    fn what_the_file_expects_is_said_in_plain_words() {
+        for (text, plain) in [
+            ("max-waiting = 'many'", "expected a whole number that is not negative"),
+            ("shutdown-timeout = -1", "expected a whole number that is not negative"),
+            ("data = 7", "expected a path in quotes"),
+        ] {
+            let error = with_file(text).1.resolve().expect_err("must be refused").to_string();
+            assert!(error.contains(plain), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_path_may_hold_spaces_and_a_variable_several_models() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: ServeOptions,
+        }
+        let read = |args: &[&str]| <Line as clap::Parser>::parse_from(args).options;
+        let options =
+            read(&["tandem", "--model", "a=/my models/a", "--adapter", "x=/my adapters/x@a"]);
+        assert_eq!(options.model, ["a=/my models/a"]);
+        assert_eq!(options.adapter, ["x=/my adapters/x@a"]);
+        // As the variable's value is split.
+        assert_eq!(read(&["tandem", "--model", "a=/my models/a\ndemo"]).model.len(), 2);
     }
 
     #[test]
