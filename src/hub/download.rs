@@ -119,7 +119,7 @@ fn bar(model: &HubModel, files: &[&RemoteFile]) -> ProgressBar {
     if bar.is_hidden() {
         let (count, megabytes) = (files.len(), total as f64 / 1e6);
         // A log line would need tracing, which starts after the settings are known.
-        let line = format!("downloading {model}: {count} files, {megabytes:.1} MB");
+        let line = format!("downloading {model}: {count} file(s), {megabytes:.1} MB");
         let _ = writeln!(std::io::stderr(), "{line}");
     }
     bar
