@@ -18,7 +18,7 @@ struct Hub {
     files: HashMap<String, Vec<u8>>,
     /// Answers of the API other than 200, with their `X-Error-Code`.
     refusal: Option<(u16, &'static str)>,
-    /// Whole answers after which the bytes of a file come; before, they break off half-way.
+    /// So many answers with weights break off half-way.
     broken_answers: usize,
     /// A digest for weights that is not theirs.
     wrong_digest: bool,
