@@ -8,7 +8,8 @@
 //!               commands v   | events        worker::WorkerHandle
 //!              worker > train, sample > model > backend > kernels     one thread; no async
 //! bench measures the lower half by itself, or a server from outside
-//! text, pictures, peft, gguf and domain lie below both halves and import neither
+//! text, pictures, peft, gguf and domain lie below both halves and import neither; so does hub, which
+//! config asks for models at start
 //! ```
 //!
 //! Three invariants carry the design. Above the handle there is no tensor; below it there is no
@@ -34,6 +35,7 @@ pub mod demo;
 pub mod domain;
 pub mod engine;
 pub mod gguf;
+pub mod hub;
 pub mod jobs;
 pub mod kernels;
 pub mod model;

@@ -11,6 +11,7 @@ mod failing;
 mod files;
 mod fine_tuning;
 mod http;
+mod hub;
 mod leases;
 mod listener;
 mod openapi;

@@ -53,9 +53,19 @@ impl ConfigFile {
     }
 }
 
+const PLAIN_TYPES: [(&str, &str); 3] = [
+    ("expected usize", "expected a whole number that is not negative"),
+    ("expected u64", "expected a whole number that is not negative"),
+    ("expected path string", "expected a path in quotes"),
+];
+
 /// The line and what is wrong there; the picture that TOML's own text draws needs several lines.
 fn sentence(text: &str, error: &toml::de::Error) -> String {
-    let reason = error.message().trim().replace('\n', ", ");
+    let mut reason = error.message().trim().replace('\n', ", ");
+    // What a type of Rust is called says nothing to whoever writes the file.
+    for (rust, plain) in PLAIN_TYPES {
+        reason = reason.replace(rust, plain);
+    }
     match error.span() {
         Some(span) => {
             let before = text.as_bytes().iter().take(span.start);

@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 mod file;
-mod hub;
 mod model;
 mod options;
 

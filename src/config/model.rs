@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ConfigError, hub};
+use super::ConfigError;
 use crate::domain::WeightFormat;
+use crate::hub::{self, HubModel, HubSettings};
 
 /// Where a model comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,28 +68,13 @@ impl ModelOption {
         Self { name, source: Source::Demo, quantize: None, dtype: None, template: None }
     }
 
-    /// Reads one `--model` value.
+    /// Reads one `--model` value, and has the model downloaded if it is one of the hub that is not
+    /// in its cache.
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] for a source that is not here, or an unknown key or value.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let (source, extras) = text.split_once(',').unwrap_or((text, ""));
-        let (name, source) = split_name(source);
-        let mut option = Self { name: String::new(), ..Self::demo() };
-        option.source = parse_source(text, source)?;
-        option.name = match (name, &option.source) {
-            (Some(name), _) => name.to_owned(),
-            (None, Source::Demo) => "demo".to_owned(),
-            (None, _) if source.starts_with("hf:") => hub_name(source).to_owned(),
-            (None, Source::Folder(path)) => folder_name(text, path)?,
-            (None, Source::Gguf(path)) => {
-                path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
-            }
-        };
-        for extra in extras.split(',').filter(|extra| !extra.is_empty()) {
-            option.set(text, extra)?;
-        }
-        Ok(option)
+        Wanted::parse(text)?.locate(&HubSettings::from_environment())
     }
 
     fn set(&mut self, text: &str, extra: &str) -> Result<(), ConfigError> {
@@ -111,6 +97,57 @@ impl ModelOption {
     }
 }
 
+/// A `--model` value that has been read, before its model is looked for on the hub.
+pub(super) struct Wanted {
+    text: String,
+    /// Its source is settled, unless it is one of the hub.
+    pub option: ModelOption,
+    hub: Option<HubModel>,
+}
+
+impl Wanted {
+    /// Reads one `--model` value; asks nobody.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] for a folder or file that is not here, or an unknown key or value.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let (source, extras) = text.split_once(',').unwrap_or((text, ""));
+        let (name, source) = split_name(source);
+        let mut wanted = Self { text: text.to_owned(), option: ModelOption::demo(), hub: None };
+        let given = match source.strip_prefix("hf:") {
+            Some(hub) => {
+                let model = HubModel::parse(hub).map_err(|error| wanted.wrong(error))?;
+                wanted.hub.insert(model).short_name().to_owned()
+            }
+            None => {
+                wanted.option.source = parse_source(text, source)?;
+                short_name(text, &wanted.option.source)?
+            }
+        };
+        wanted.option.name = name.map_or(given, str::to_owned);
+        for extra in extras.split(',').filter(|extra| !extra.is_empty()) {
+            wanted.option.set(text, extra)?;
+        }
+        Ok(wanted)
+    }
+
+    /// The option with its source: the hub's cache, after a download if there must be one.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] if it cannot be had.
+    pub fn locate(mut self, settings: &HubSettings) -> Result<ModelOption, ConfigError> {
+        if let Some(model) = &self.hub {
+            let path = hub::locate(model, settings).map_err(|error| self.wrong(error))?;
+            self.option.source = found(&self.text, path)?;
+        }
+        Ok(self.option)
+    }
+
+    fn wrong(&self, reason: impl ToString) -> ConfigError {
+        invalid("--model", &self.text, reason.to_string())
+    }
+}
+
 /// `NAME=SOURCE`: a name holds no `/`, so a path with `=` in it is not mistaken for one.
 fn split_name(source: &str) -> (Option<&str>, &str) {
     match source.split_once('=') {
@@ -120,15 +157,16 @@ fn split_name(source: &str) -> (Option<&str>, &str) {
 }
 
 fn parse_source(text: &str, source: &str) -> Result<Source, ConfigError> {
-    let wrong = |reason: &str| Err(invalid("--model", text, reason));
-    if source == "demo" {
-        return Ok(Source::Demo);
+    match source {
+        "demo" => Ok(Source::Demo),
+        path => found(text, path.into()),
     }
-    let path = match source.strip_prefix("hf:") {
-        Some(name) => hub::snapshot(name).map_err(|reason| invalid("--model", text, reason))?,
-        None => PathBuf::from(source),
-    };
-    if source.ends_with(".gguf") {
+}
+
+/// The folder or file at `path`.
+fn found(text: &str, path: PathBuf) -> Result<Source, ConfigError> {
+    let wrong = |reason: &str| Err(invalid("--model", text, reason));
+    if path.extension().is_some_and(|extension| extension == "gguf") {
         return match path.is_file() {
             true => Ok(Source::Gguf(path)),
             false => wrong("there is no such file"),
@@ -153,10 +191,13 @@ fn missing_model(path: &Path) -> Option<&'static str> {
     }
 }
 
-/// `NAME` of `hf:ORG/NAME@REVISION`.
-fn hub_name(source: &str) -> &str {
-    let repository = source.split('@').next().unwrap_or(source);
-    repository.rsplit('/').next().unwrap_or(repository)
+/// What a model is called where no name is given.
+fn short_name(text: &str, source: &Source) -> Result<String, ConfigError> {
+    match source {
+        Source::Demo => Ok("demo".to_owned()),
+        Source::Folder(path) => folder_name(text, path),
+        Source::Gguf(path) => Ok(path.file_stem().unwrap_or_default().to_string_lossy().into()),
+    }
 }
 
 fn folder_name(text: &str, path: &Path) -> Result<String, ConfigError> {
@@ -259,7 +300,7 @@ mod tests {
             ("/nowhere/at/all".to_owned(), "no such folder"),
             (format!("{at}/config.json"), "that is a file"),
             ("x.gguf".to_owned(), "no such file"),
-            ("hf:org/name".to_owned(), "huggingface-cli download org/name"),
+            ("hf:name".to_owned(), "hf:ORG/NAME"),
         ] {
             let error = ModelOption::parse(&text).expect_err("must be refused").to_string();
             assert!(error.contains(word), "{error}");

@@ -7,24 +7,28 @@ use std::time::Duration;
 use clap::Args;
 
 use super::file::ConfigFile;
-use super::{AdapterOption, Config, ConfigError, Database, Device, ModelOption};
+use super::model::Wanted;
+use super::{AdapterOption, Config, ConfigError, Database, Device};
 use crate::domain::{KvFormat, Speculation};
+use crate::hub::HubSettings;
 
 /// What `tandem serve` takes. Each option is also an environment variable.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ServeOptions {
     /// Base model to serve; repeatable. SOURCE is a Hugging Face folder, a GGUF file,
-    /// `hf:ORG/NAME` in the local cache of the hub, or `demo`; SETTING is
-    /// `quantize=nf4|fp4|q8_0|q4_0|q4_k`, `dtype=f32|f16|bf16` or `template=FILE|PRESET`.
+    /// `hf:ORG/NAME[/FILE.gguf][@REVISION]` on the hub, or `demo`; SETTING is
+    /// `quantize=nf4|fp4|q8_0|q4_0|q4_k`, `dtype=f32|f16|bf16` or `template=FILE|PRESET`. The
+    /// variable holds one per line.
     #[arg(
         long,
         env = "TANDEM_MODEL",
         value_name = "[NAME=]SOURCE[,SETTING]",
-        value_delimiter = ' '
+        value_delimiter = '\n'
     )]
     pub model: Vec<String>,
-    /// Adapter to register at start, a PEFT folder or a GGUF file; repeatable.
-    #[arg(long, env = "TANDEM_ADAPTER", value_name = "NAME=PATH[@BASE]", value_delimiter = ' ')]
+    /// Adapter to register at start, a PEFT folder or a GGUF file; repeatable. The variable holds one
+    /// per line.
+    #[arg(long, env = "TANDEM_ADAPTER", value_name = "NAME=PATH[@BASE]", value_delimiter = '\n')]
     pub adapter: Vec<String>,
     /// Where jobs and files are recorded, `sqlite://PATH` or `postgres://…` [default: an SQLite file
     /// in the data folder].
@@ -121,8 +125,9 @@ impl ServeOptions {
     pub fn resolve(self) -> Result<Config, ConfigError> {
         let file = self.config.as_deref().map(ConfigFile::read).transpose()?.unwrap_or_default();
         let data = self.data.or(file.data).unwrap_or_else(|| "tandem-data".into());
-        let config = Config {
-            models: models(first_named(self.model, file.model))?,
+        let wanted = wanted(first_named(self.model, file.model))?;
+        let mut config = Config {
+            models: Vec::new(),
             adapters: first_named(self.adapter, file.adapter)
                 .iter()
                 .map(|text| AdapterOption::parse(text))
@@ -185,6 +190,10 @@ impl ServeOptions {
         if config.api_keys.is_empty() && !config.listen.ip().is_loopback() {
             return Err(ConfigError::OpenToTheWorld { listen: config.listen });
         }
+        // Last, since it may download for a long time: whatever else is wrong has been said.
+        let hub = HubSettings::from_environment();
+        let models = wanted.into_iter().map(|wanted| wanted.locate(&hub));
+        config.models = models.collect::<Result<_, _>>()?;
         Ok(config)
     }
 }
@@ -194,21 +203,23 @@ fn first_named(options: Vec<String>, file: Vec<String>) -> Vec<String> {
     if options.is_empty() { file } else { options }
 }
 
-fn models(texts: Vec<String>) -> Result<Vec<ModelOption>, ConfigError> {
+/// The models that are named, no two alike; the demo model if there is none.
+fn wanted(mut texts: Vec<String>) -> Result<Vec<Wanted>, ConfigError> {
     if texts.is_empty() {
-        return Ok(vec![ModelOption::demo()]);
+        texts.push("demo".to_owned());
     }
-    let mut models: Vec<ModelOption> = Vec::with_capacity(texts.len());
+    let mut models: Vec<Wanted> = Vec::with_capacity(texts.len());
     for text in &texts {
-        let model = ModelOption::parse(text)?;
-        if model.name.is_empty() || model.name.starts_with("ft:") || model.name.contains('@') {
+        let model = Wanted::parse(text)?;
+        let name = &model.option.name;
+        if name.is_empty() || name.starts_with("ft:") || name.contains('@') {
             return Err(invalid(
                 "--model",
                 text,
                 "a name may not be empty, start with `ft:` or hold `@`",
             ));
         }
-        if models.iter().any(|other| other.name == model.name) {
+        if models.iter().any(|other| other.option.name == *name) {
             return Err(invalid("--model", text, "another model has that name; write NAME=SOURCE"));
         }
         models.push(model);
@@ -311,6 +322,7 @@ fn at_least_one(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ModelOption;
 
     fn with_file(text: &str) -> (tempfile::TempDir, ServeOptions) {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -342,6 +354,34 @@ mod tests {
         let error = options.resolve().expect_err("must be refused");
         assert_eq!(error.exit_code(), 78);
         assert!(error.to_string().contains("line 2: unknown field `colour`"), "{error}");
+    }
+
+    #[test]
+    fn what_the_file_expects_is_said_in_plain_words() {
+        for (text, plain) in [
+            ("max-waiting = 'many'", "expected a whole number that is not negative"),
+            ("shutdown-timeout = -1", "expected a whole number that is not negative"),
+            ("data = 7", "expected a path in quotes"),
+        ] {
+            let error = with_file(text).1.resolve().expect_err("must be refused").to_string();
+            assert!(error.contains(plain), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_path_may_hold_spaces_and_a_variable_several_models() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: ServeOptions,
+        }
+        let read = |args: &[&str]| <Line as clap::Parser>::parse_from(args).options;
+        let options =
+            read(&["tandem", "--model", "a=/my models/a", "--adapter", "x=/my adapters/x@a"]);
+        assert_eq!(options.model, ["a=/my models/a"]);
+        assert_eq!(options.adapter, ["x=/my adapters/x@a"]);
+        // As the variable's value is split.
+        assert_eq!(read(&["tandem", "--model", "a=/my models/a\ndemo"]).model.len(), 2);
     }
 
     #[test]

@@ -58,11 +58,13 @@ pub const RECIPES: [Recipe; 5] = [
     },
     Recipe {
         name: "mpt-instruct",
-        about: "MPT-7B-Instruct (MosaicML 2023): questions and answers in the form of Dolly",
+        about: "MPT-7B-Instruct (MosaicML 2023): questions and answers in the form of Dolly, with the \
+                settings of LLM Foundry's mpt-7b_dolly_sft. They trained all weights; LoRA learns faster \
+                with 2e-4",
         data: "`messages`, or `prompt` and `completion`",
         template: Some("dolly"),
         settings: r#"{"hyperparameters": {
-            "n_epochs": 2, "batch_size": 48, "learning_rate": 1e-5, "lr_scheduler": "linear",
+            "n_epochs": 2, "batch_size": 48, "learning_rate": 5e-6, "lr_scheduler": "linear",
             "warmup_steps": 50, "weight_decay": 0.0, "adam_beta2": 0.999, "max_grad_norm": 1.0,
             "max_seq_length": 2048}}"#,
     },

@@ -1,5 +1,6 @@
 //! Starting the device thread, and stopping it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -9,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::kv::blocks_for;
 use super::lane::Lane;
-use super::run::Device;
+use super::run::{Device, panic_message};
 use super::scheduler::StepLimits;
 use super::training::Training;
 use super::{Command, WorkerHandle, WorkerStats};
@@ -96,6 +97,11 @@ pub enum StartError {
     CacheTooSmall { base: String, block_bytes: usize, given_bytes: usize },
     #[error("cannot start the device thread: {0}")]
     Thread(#[from] std::io::Error),
+    #[error(
+        "the base models cannot be loaded: {0}; if memory is short, try `quantize=nf4`, a smaller \
+         `--kv-cache-mib`, or `--device cpu`"
+    )]
+    Panicked(String),
     #[error("the device thread ended while it loaded the base models")]
     Died,
 }
@@ -128,9 +134,8 @@ pub fn start<B: Backend>(
     let (flag, counters) = (Arc::clone(&stopping), Arc::clone(&stats));
     let thread = std::thread::Builder::new().name("device".into()).stack_size(STACK_BYTES).spawn(
         move || {
-            let mut backend = make_backend();
-            let lanes = match load(&mut backend, &bases, &settings) {
-                Ok(lanes) => lanes,
+            let (backend, lanes) = match loading_caught(make_backend, &bases, &settings) {
+                Ok(device) => device,
                 Err(error) => return drop(loaded.send(Err(error))),
             };
             let infos = lanes.iter().map(|lane| Arc::clone(&lane.model.info)).collect();
@@ -178,6 +183,21 @@ fn check_names(bases: &[BaseSource]) -> Result<(), StartError> {
         }
     }
     Ok(())
+}
+
+/// Makes the backend and loads the base models; a panic on the way, as of a GPU that is full, is an
+/// error with its message.
+fn loading_caught<B: Backend>(
+    make_backend: impl FnOnce() -> B,
+    bases: &[BaseSource],
+    settings: &WorkerSettings,
+) -> Result<(B, Vec<Lane<B>>), StartError> {
+    let loaded = catch_unwind(AssertUnwindSafe(|| {
+        let mut backend = make_backend();
+        let lanes = load(&mut backend, bases, settings)?;
+        Ok((backend, lanes))
+    }));
+    loaded.unwrap_or_else(|panic| Err(StartError::Panicked(panic_message(&*panic))))
 }
 
 /// Loads the base models, each with its own share of the caches.

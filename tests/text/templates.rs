@@ -128,6 +128,25 @@ fn templates_without_end_are_stopped() {
 }
 
 #[test]
+fn templates_that_grow_are_stopped_long_before_memory_is() {
+    let growing = |start: &str, step: &str| {
+        format!(
+            "{{% set ns = namespace(s={start}) %}}{{% for a in range(60) %}}\
+             {{% set ns.s = {step} %}}{{% endfor %}}{{{{ ns.s | length }}}}"
+        )
+    };
+    for (start, step) in [
+        ("'x'", "ns.s ~ ns.s"),
+        ("'x'", "[ns.s, ns.s] | join('')"),
+        ("'a'", "ns.s.replace('a', 'aaaa')"),
+        ("'\"'", "ns.s | tojson"),
+    ] {
+        let stopped = render(&growing(start, step), &[]);
+        assert!(matches!(stopped, Err(TemplateError::OutOfFuel { .. })), "{step}: {stopped:?}");
+    }
+}
+
+#[test]
 fn every_preset_compiles_and_opens_the_next_answer_after_a_question() {
     let messages = [json!({"role": "user", "content": "QUESTION"})];
     for (name, _) in PRESETS {

@@ -21,7 +21,7 @@ pub use presets::{PRESETS, preset};
 /// Most text one rendering may produce.
 const MAX_OUTPUT_BYTES: usize = super::tokenizer::MAX_INPUT_BYTES;
 /// About so many instructions, and 64 times as many bytes, may one rendering take.
-const FUEL: u64 = 20_000_000;
+const FUEL: u64 = 3_000_000;
 const RECURSION_LIMIT: usize = 200;
 const NAME: &str = "chat";
 
