@@ -78,7 +78,7 @@ fn chosen<'a>(
     let find = |name: &&str| {
         let file = listing.files.iter().find(|file| file.name == *name);
         file.ok_or_else(|| HubError::NoFile {
-            model: model.clone(),
+            model: model.clone().into(),
             file: (*name).to_owned(),
             remedy: match name.ends_with(".gguf") {
                 true => gguf_files(listing),
@@ -94,7 +94,7 @@ fn no_safetensors(model: &HubModel, listing: &Listing) -> HubError {
         true => gguf_files(listing),
         false => "other formats of weights are not read".to_owned(),
     };
-    HubError::NoFile { model: model.clone(), file: WEIGHTS.to_owned(), remedy }
+    HubError::NoFile { model: model.clone().into(), file: WEIGHTS.to_owned(), remedy }
 }
 
 fn gguf_files(listing: &Listing) -> String {

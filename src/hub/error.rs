@@ -15,25 +15,25 @@ pub enum HubError {
          `huggingface-cli download {model} --revision {}` and copy the cache",
         .model.revision, .cache.display(), .model.revision
     )]
-    Offline { model: HubModel, cache: PathBuf, lacking: String },
+    Offline { model: Box<HubModel>, cache: PathBuf, lacking: String },
     #[error("HF_ENDPOINT is `{0}`; write it as https://HOST")]
     Endpoint(String),
     #[error(
         "{endpoint} knows no model {model}, or hides it: check the name, and {}",
         if *.with_token { "whether the account of HF_TOKEN may read it" } else { "for a private model set HF_TOKEN" }
     )]
-    NotFound { endpoint: String, model: HubModel, with_token: bool },
+    NotFound { endpoint: String, model: Box<HubModel>, with_token: bool },
     #[error("{model} has no revision `{}`; see {endpoint}/{model}/tree/main", .model.revision)]
-    NoRevision { endpoint: String, model: HubModel },
+    NoRevision { endpoint: String, model: Box<HubModel> },
     #[error(
         "{model} is gated: accept its terms at {endpoint}/{model}, then set HF_TOKEN to a token of that \
          account"
     )]
-    Gated { endpoint: String, model: HubModel },
+    Gated { endpoint: String, model: Box<HubModel> },
     #[error("{endpoint} does not accept the token in HF_TOKEN; make a new one, or unset it")]
     Token { endpoint: String },
     #[error("{model} has no `{file}`; {remedy}")]
-    NoFile { model: HubModel, file: String, remedy: String },
+    NoFile { model: Box<HubModel>, file: String, remedy: String },
     #[error("{url} answered {status}; try again later")]
     Status { url: String, status: u16 },
     #[error(

@@ -38,7 +38,7 @@ pub fn locate(model: &HubModel, settings: &HubSettings) -> Result<PathBuf, HubEr
         None => "all of it".to_owned(),
     };
     if settings.offline {
-        let (model, cache) = (model.clone(), settings.cache.clone());
+        let (model, cache) = (Box::new(model.clone()), settings.cache.clone());
         return Err(HubError::Offline { model, cache, lacking });
     }
     Ok(place(download::download(model, settings, &cache)?, model))

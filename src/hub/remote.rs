@@ -155,7 +155,7 @@ impl<'a> Remote<'a> {
 
     /// What a refusal means.
     fn refused(&self, url: &str, response: &Response<Body>) -> HubError {
-        let (endpoint, model) = (self.settings.endpoint.clone(), self.model.clone());
+        let (endpoint, model) = (self.settings.endpoint.clone(), Box::new(self.model.clone()));
         let code = response.headers().get("x-error-code").and_then(|code| code.to_str().ok());
         let with_token = self.settings.token.is_some();
         match (response.status().as_u16(), code) {

@@ -12,7 +12,7 @@ impl CpuBackend {
     }
 
     /// [`crate::backend::Backend::widen`].
-    pub(super) fn from_halves(&mut self, x: &CpuRows, width: usize) -> CpuRows {
+    pub(super) fn out_of_halves(&mut self, x: &CpuRows, width: usize) -> CpuRows {
         assert_eq!(x.width, width.div_ceil(2), "rows of this width have so many words");
         self.each_row(x, width, elementwise::widen)
     }

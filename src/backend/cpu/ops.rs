@@ -87,7 +87,7 @@ impl Backend for CpuBackend {
     }
 
     fn widen(&mut self, x: &CpuRows, width: usize) -> CpuRows {
-        self.from_halves(x, width)
+        self.out_of_halves(x, width)
     }
 
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> CpuWeight {
