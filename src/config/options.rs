@@ -98,7 +98,8 @@ pub struct ServeOptions {
     /// wherever there is a guess. The answers are the same [default: auto].
     #[arg(long, env = "TANDEM_SPECULATIVE", value_name = "auto|off|always")]
     pub speculative: Option<String>,
-    /// What training may add to the time between two tokens, in milliseconds [default: 10].
+    /// What training may add to the time between two tokens on average, in milliseconds; a unit of it,
+    /// one layer of a micro-batch, is not interrupted [default: 10].
     #[arg(long, env = "TANDEM_TRAINING_LATENCY_BUDGET", value_name = "MS")]
     pub training_latency_budget: Option<u64>,
     /// Most memory for activations kept between forward and backward of a training run, in MiB; what

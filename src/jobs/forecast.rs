@@ -109,20 +109,21 @@ impl Load<'_> {
     }
 
     fn room(&self, by_rows: &[usize], survey: &Survey) -> Room {
-        let memory_bytes = self.memory_bytes(self.micro_batch_tokens(by_rows), survey);
+        let shown = self.pictures_shown();
+        let memory_bytes = self.memory_bytes(self.micro_batch_tokens(by_rows), shown, survey);
         let fits = |bytes| survey.available_bytes.is_none_or(|available| bytes <= available);
         let rows = by_rows[1..].iter();
-        let largest = rows.take_while(|&&tokens| fits(self.memory_bytes(tokens, survey))).count();
+        let largest = rows.take_while(|&&tokens| fits(self.memory_bytes(tokens, shown, survey)));
         Room {
             memory_bytes,
             available_bytes: survey.available_bytes,
             fits: fits(memory_bytes),
-            largest_micro_batch: survey.available_bytes.map(|_| largest),
+            largest_micro_batch: survey.available_bytes.map(|_| largest.count()),
         }
     }
 
-    /// Bytes of a run whose largest micro-batch has so many tokens.
-    fn memory_bytes(&self, tokens: usize, survey: &Survey) -> usize {
+    /// Bytes of a run whose largest micro-batch has so many tokens, and which shows so many pictures.
+    fn memory_bytes(&self, tokens: usize, shown: usize, survey: &Survey) -> usize {
         let cost = &self.base.training;
         let kept_layers = self.kept_layers(tokens, survey);
         let recomputed = usize::from(kept_layers < self.base.num_layers);
@@ -132,24 +133,28 @@ impl Load<'_> {
         let head = cost.head_rows.min(tokens) * (self.base.vocab_size + 4 * self.base.hidden_size);
         size_of::<f32>() * (values * tokens + head)
             + self.trained_bytes()
-            + self.picture_bytes(tokens, survey)
+            + self.picture_bytes(tokens, shown, survey)
     }
 
-    /// What is kept of pictures; what a micro-batch of so many tokens shows; the tower at work.
-    fn picture_bytes(&self, tokens: usize, survey: &Survey) -> usize {
-        let Some(vision) = self.base.vision else { return 0 };
+    /// Different pictures that the run looks at. A short one does not meet every example.
+    fn pictures_shown(&self) -> usize {
         let mut known = HashSet::new();
         let mut new = |examples: &[Example]| {
             let pictures = examples.iter().flat_map(|example| &example.pictures);
             pictures.filter(|placed| known.insert(placed.picture.digest())).count()
         };
-        // A short run does not meet every example.
         let (examples, h) = (self.examples.len().max(1), self.hyperparameters);
         let met = (self.steps() * h.batch_size.max(1)).min(examples);
-        let shown = (new(self.examples) * met).div_ceil(examples) + new(self.validation);
-        let all = shown * vision.feature_bytes();
+        (new(self.examples) * met).div_ceil(examples) + new(self.validation)
+    }
+
+    /// What is kept of so many pictures; what a micro-batch of so many tokens shows; the tower at
+    /// work.
+    fn picture_bytes(&self, tokens: usize, shown: usize, survey: &Survey) -> usize {
+        let Some(vision) = self.base.vision else { return 0 };
         let at_once = (tokens / vision.tokens_per_image.max(1)).min(shown);
-        let kept = all.min(survey.picture_bytes.max(at_once * vision.feature_bytes()));
+        let room = survey.picture_bytes.max(at_once * vision.feature_bytes());
+        let kept = (shown * vision.feature_bytes()).min(room);
         let cost = &self.base.training;
         let work = if shown > 0 { cost.picture_values + cost.projector_values } else { 0 };
         kept + size_of::<f32>() * work

@@ -5,10 +5,11 @@
 //! nibbles and double quantisation are those of bitsandbytes, so its checkpoints load without a
 //! change.
 //!
-//! Two products read the same packed bytes:
-//! - [`matmul`], fused: looks codes up as bf16 and applies absmax to the sums of 64 columns. Reads
-//!   4.5 bits per weight, and gives a row the same bits whether it comes alone or in a batch.
-//! - [`matmul_transposed`]: `dx = g · W` for the backward, through panels turned in registers.
+//! Three products read the same packed bytes:
+//! - [`matmuls`], fused, for serving: looks codes up as bf16 and applies absmax to the sums of 64
+//!   columns. Reads 4.5 bits per weight, and gives a row the same bits alone or in a batch.
+//! - `Dequantized`, for training's forward: panels written out as bf16 once for many rows.
+//! - [`matmul_transposed`]: `dx = g · W` for the backward, through such panels turned in registers.
 
 mod absmax;
 mod blocks;
@@ -52,12 +53,7 @@ impl PackedNf4 {
     ///
     /// # Panics
     /// If `k` is not a multiple of 64 or the slice has another length.
-    pub fn quantize(weights: &[f32], n: usize, k: usize, code: Code, double: bool) -> Self {
-        Self::quantize_on(&Pool::new(1), weights, (n, k), code, double)
-    }
-
-    /// [`PackedNf4::quantize`] on the threads of `pool`.
-    pub fn quantize_on(
+    pub fn quantize(
         pool: &Pool,
         weights: &[f32],
         (n, k): (usize, usize),
@@ -65,28 +61,14 @@ impl PackedNf4 {
         double: bool,
     ) -> Self {
         assert_eq!(weights.len(), n * k, "weights must hold n · k values");
-        Self::pack_on(pool, &Blocks::quantize_on(pool, weights, code, BLOCK, double), n, k)
-    }
-
-    /// Packs the NF4 tensor `(n, k)` of a bitsandbytes checkpoint, absmax per 64.
-    ///
-    /// # Panics
-    /// As [`PackedNf4::pack`].
-    pub fn from_bitsandbytes(bytes: &[u8], absmax: Absmax, n: usize, k: usize) -> Self {
-        let (code, block, bytes) = (Code::Nf4, BLOCK, bytes.to_vec());
-        Self::pack(&Blocks { code, block, bytes, absmax }, n, k)
+        Self::pack(pool, &Blocks::quantize_on(pool, weights, code, BLOCK, double), n, k)
     }
 
     /// Packs a tensor `(n, k)`; no value changes.
     ///
     /// # Panics
     /// If `k` is not a multiple of 64, blocks are not of whole 64s, or a length does not fit.
-    pub fn pack(tensor: &Blocks, n: usize, k: usize) -> Self {
-        Self::pack_on(&Pool::new(1), tensor, n, k)
-    }
-
-    /// [`PackedNf4::pack`] on the threads of `pool`.
-    pub fn pack_on(pool: &Pool, tensor: &Blocks, n: usize, k: usize) -> Self {
+    pub fn pack(pool: &Pool, tensor: &Blocks, n: usize, k: usize) -> Self {
         assert_eq!(tensor.bytes.len(), n * k / 2, "bytes must hold n · k nibbles");
         assert_eq!(k % BLOCK, 0, "k must be a multiple of {BLOCK}");
         let (panels, lines_per_panel) = (n.div_ceil(32), k / 8 * 2);
@@ -155,17 +137,10 @@ fn word(bytes: &[u8; 4]) -> u32 {
     side_by_side(bytes >> 4 & 0x0f0f_0f0f) | side_by_side(bytes & 0x0f0f_0f0f) << 16
 }
 
-/// `y = x · Wᵀ`, fused. Shapes: `x (m, k)`, `W (n, k)`, `y (m, n)`.
+/// `y = x · Wᵀ` of several weights of one input, fused, in one region: `(W, y)` of each. Shapes:
+/// `x (m, k)`, `W (n, k)`, `y (m, n)`.
 ///
 /// The 16 codes are rounded to bf16 (relative error at most 2⁻⁹ each); absmax stays `f32`.
-///
-/// # Panics
-/// If the shapes do not fit.
-pub fn matmul(cpu: Cpu, pool: &Pool, x: &Bf16Rows, w: &PackedNf4, y: &Output<'_>) {
-    gemm(cpu, pool, x, w, y);
-}
-
-/// [`matmul`] with several weights of one input, in one region: `(W, y)` of each.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -225,7 +200,9 @@ mod tests {
     fn a_bitsandbytes_byte_holds_its_first_code_high() {
         let mut bytes = [0x77; 32];
         bytes[0] = 0xf0;
-        let w = PackedNf4::from_bitsandbytes(&bytes, Absmax::F32(vec![2.0]), 1, 64);
+        let (code, block, absmax) = (Code::Nf4, BLOCK, Absmax::F32(vec![2.0]));
+        let tensor = Blocks { code, block, bytes: bytes.to_vec(), absmax };
+        let w = PackedNf4::pack(&Pool::new(1), &tensor, 1, 64);
         assert_eq!([w.weight(0, 0), w.weight(0, 1), w.weight(0, 2)], [2.0, -2.0, 0.0]);
     }
 
@@ -238,7 +215,7 @@ mod tests {
             for (block, double) in [(64, false), (64, true), (128, true), (256, false), (256, true)]
             {
                 let tensor = Blocks::quantize(&values, code, block, double);
-                let w = PackedNf4::pack(&tensor, n, k);
+                let w = PackedNf4::pack(&Pool::new(2), &tensor, n, k);
                 for i in 0..n * k {
                     assert_eq!(w.weight(i / k, i % k), tensor.value(i), "{code:?} {block} {i}");
                 }

@@ -2,8 +2,9 @@
 //!
 //! A request with pictures comes here first. One picture at a time goes through the vision tower,
 //! one block per step of the device, beside whoever decodes; when all of a request's are seen, it
-//! joins the others in line. Features, which a projector of the base or of an adapter has yet to turn, are kept in host memory under a budget and shared by content,
-//! so the next turn of a conversation waits for nothing.
+//! joins the others in line. Features, which a projector of the base or of an adapter has yet to
+//! turn, are kept in host memory under a budget and shared by content, so the next turn of a
+//! conversation waits for nothing.
 //!
 //! In the caches a picture's rows bear a token of their own, outside the vocabulary and given to
 //! no other picture: prefixes with different pictures are different prefixes.

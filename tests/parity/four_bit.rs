@@ -10,6 +10,7 @@ use tandem::backend::cpu::CpuBackend;
 use tandem::backend::reference::ReferenceBackend;
 use tandem::backend::{Backend, HostWeight, WeightFormat};
 use tandem::kernels::nf4::{Absmax, Blocks, Code, PackedNf4};
+use tandem::kernels::pool::Pool;
 use tandem::model::{
     AdapterRows, LoadOptions, MicroBatchOptions, Model, ModelSource, TrainBatch, Trainee,
 };
@@ -93,7 +94,7 @@ fn codes_absmax_and_values_are_those_of_bitsandbytes() {
 fn a_double_quantised_weight_takes_4_127_bits_per_value() {
     let values: Vec<f32> = (0..4096 * 512).map(|i| (0.37 * i as f32).sin()).collect();
     for (double, bits) in [(false, 4.5), (true, 4.0 + 8.0 / 64.0 + 32.0 / (64.0 * 256.0))] {
-        let w = PackedNf4::quantize(&values, 4096, 512, Code::Nf4, double);
+        let w = PackedNf4::quantize(&Pool::new(2), &values, (4096, 512), Code::Nf4, double);
         let found = 8.0 * w.size_bytes() as f64 / values.len() as f64;
         assert!((found - bits).abs() < 1e-3, "{found} bits per weight");
         let format = WeightFormat::Nf4 { double };

@@ -146,6 +146,15 @@ fn templates_that_grow_are_stopped_long_before_memory_is() {
     }
 }
 
+/// Doubling a list costs the budget nothing until somebody writes it out, which nothing interrupts.
+#[test]
+fn a_template_that_does_not_end_is_left_when_it_is_tried() {
+    let source = "{% set ns = namespace(s=[1]) %}{% for a in range(60) %}\
+        {% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s | length }}";
+    let tried = ChatTemplate::compile("a/chat_template.jinja", source, "", "");
+    assert!(matches!(tried, Err(TemplateError::OutOfFuel { .. })), "{tried:?}");
+}
+
 #[test]
 fn every_preset_compiles_and_opens_the_next_answer_after_a_question() {
     let messages = [json!({"role": "user", "content": "QUESTION"})];

@@ -31,10 +31,10 @@ impl CpuWeight {
             WeightFormat::F16 => Self::F16(PackedF16::pack(pool, values, n, k)),
             WeightFormat::Bf16 => Self::Bf16(PackedBf16::pack_on(pool, values, n, k)),
             WeightFormat::Nf4 { double } => {
-                Self::Nf4(PackedNf4::quantize_on(pool, values, (n, k), Code::Nf4, double))
+                Self::Nf4(PackedNf4::quantize(pool, values, (n, k), Code::Nf4, double))
             }
             WeightFormat::Fp4 { double } => {
-                Self::Nf4(PackedNf4::quantize_on(pool, values, (n, k), Code::Fp4, double))
+                Self::Nf4(PackedNf4::quantize(pool, values, (n, k), Code::Fp4, double))
             }
             WeightFormat::Q8_0 => Self::Q8(PackedQ8::quantize_on(pool, values, n, k)),
             WeightFormat::Q4_0 => Self::Q4(PackedQ4::quantize_on(pool, values, n, k)),
@@ -54,7 +54,7 @@ impl CpuWeight {
                 Self::Q4K(PackedQ4K::from_gguf(pool, &bytes, n, k))
             }
             HostBlocks::Gguf { format, .. } => panic!("GGUF has no blocks of {format:?}"),
-            HostBlocks::FourBit(blocks) => Self::Nf4(PackedNf4::pack_on(pool, &blocks, n, k)),
+            HostBlocks::FourBit(blocks) => Self::Nf4(PackedNf4::pack(pool, &blocks, n, k)),
         }
     }
 

@@ -9,6 +9,9 @@ mod presets;
 mod strftime;
 
 use std::io;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -23,6 +26,8 @@ const MAX_OUTPUT_BYTES: usize = super::tokenizer::MAX_INPUT_BYTES;
 /// About so many instructions, and 64 times as many bytes, may one rendering take.
 const FUEL: u64 = 3_000_000;
 const RECURSION_LIMIT: usize = 200;
+/// A template that is tried for so long never ends: lists that double are not charged to the budget.
+const TRIAL: Duration = Duration::from_secs(5);
 const NAME: &str = "chat";
 
 /// Why a template could not be compiled or rendered.
@@ -65,10 +70,10 @@ pub struct Takes {
 }
 
 impl ChatTemplate {
-    /// Compiles `source`; `name` is what errors call it.
+    /// Compiles `source`, and tries it; `name` is what errors call it.
     ///
     /// # Errors
-    /// [`TemplateError::Syntax`] with the line.
+    /// [`TemplateError::Syntax`] with the line, or [`TemplateError::OutOfFuel`] if it does not end.
     pub fn compile(
         name: &str,
         source: &str,
@@ -83,7 +88,7 @@ impl ChatTemplate {
                 reason: sentence(&error),
             }
         })?;
-        let mut template = Self {
+        let template = Self {
             environment,
             name: name.to_owned(),
             bos_token: bos_token.to_owned(),
@@ -92,8 +97,18 @@ impl ChatTemplate {
             takes: Takes::default(),
             begins: false,
         };
-        template.takes = template.try_content();
-        Ok(template)
+        template.tried()
+    }
+
+    /// With what it takes. A trial that does not end is left behind on its thread.
+    fn tried(mut self) -> Result<Self, TemplateError> {
+        let (sender, tried) = mpsc::channel();
+        let endless = TemplateError::OutOfFuel { template: self.name.clone() };
+        thread::spawn(move || {
+            self.takes = self.try_content();
+            let _nobody_waits_any_more = sender.send(self);
+        });
+        tried.recv_timeout(TRIAL).map_err(|_| endless)
     }
 
     /// Found by asking it. A template that refuses both is taken to read text.
