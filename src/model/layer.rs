@@ -51,6 +51,9 @@ pub(super) struct Kept<B: Backend> {
     up: B::Rows,
 }
 
+/// What is left of it when the MLP's backward is done; `proj` is whole again.
+pub(super) struct KeptAttention<B: Backend>(AttentionParts<B>);
+
 /// What the attention block computed from its input.
 struct AttentionParts<B: Backend> {
     /// The raw projection `(t, (h + 2 kv) hd)`.
@@ -100,38 +103,52 @@ impl<B: Backend> Layer<B> {
         heads + if self.halves { values.div_ceil(2) } else { values }
     }
 
-    /// Backward from the block's input `x` and what was kept of its forward, which is computed
-    /// again if nothing was: `dy (t, d)`, the gradient of its output, becomes that of its input.
-    /// Where `need_dx` is false nothing below asks for it, and the products that only it needs are
-    /// left out.
-    #[allow(clippy::too_many_arguments)]
-    pub fn backward(
+    /// What [`Layer::forward_keeping`] keeps, to the same bits.
+    pub fn compute_again(&self, b: &mut B, x: &B::Rows, pass: &mut Pass<'_, B>) -> Kept<B> {
+        let (parts, x1, up) = self.as_far_as_up(b, x, pass);
+        b.recycle(x1);
+        self.keep(b, parts, up)
+    }
+
+    /// The MLP's backward, from the block's input `x` and what was kept of its forward: `dy (t, d)`,
+    /// the gradient of the block's output, becomes that of the attention block's.
+    pub fn backward_mlp(
         &self,
         b: &mut B,
         x: &B::Rows,
-        kept: Option<Kept<B>>,
+        kept: Kept<B>,
         dy: B::Rows,
-        pass: &mut Pass<'_, B>,
+        adapters: Adapters<'_, B>,
         gradients: &mut Gradients<'_, B>,
-        need_dx: bool,
-    ) -> B::Rows {
-        let Kept { mut attention, up } = kept.unwrap_or_else(|| self.compute_again(b, x, pass));
+    ) -> (KeptAttention<B>, B::Rows) {
+        let Kept { mut attention, up } = kept;
         attention.proj = self.take_back(b, attention.proj, b.shape(x).1);
         let mut x1 = b.duplicate(x);
         self.add_attention(b, &attention, &mut x1);
         let up = self.take_back(b, up, self.up.out_features);
-        let dx1 = self.mlp_backward(b, &x1, up, dy, pass.adapters, gradients);
+        let dx1 = self.mlp_backward(b, &x1, up, dy, adapters, gradients);
         b.recycle(x1);
-        attention.qkv = self.take_back(b, attention.qkv, self.qkv.out_features);
-        let width = self.attention.heads * self.attention.head_dim;
-        attention.o = self.take_back(b, attention.o, width);
-        self.attention_backward(b, x, attention, dx1, pass, gradients, need_dx)
+        (KeptAttention(attention), dx1)
     }
 
-    fn compute_again(&self, b: &mut B, x: &B::Rows, pass: &mut Pass<'_, B>) -> Kept<B> {
-        let (parts, x1, up) = self.as_far_as_up(b, x, pass);
-        b.recycle(x1);
-        self.keep(b, parts, up)
+    /// The rest of the block's backward, after [`Layer::backward_mlp`]: `dx1` becomes the gradient of
+    /// the block's input. Where `need_dx` is false nothing below asks for it, and the products that
+    /// only it needs are left out.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward_attention(
+        &self,
+        b: &mut B,
+        x: &B::Rows,
+        KeptAttention(mut parts): KeptAttention<B>,
+        dx1: B::Rows,
+        pass: &Pass<'_, B>,
+        gradients: &mut Gradients<'_, B>,
+        need_dx: bool,
+    ) -> B::Rows {
+        parts.qkv = self.take_back(b, parts.qkv, self.qkv.out_features);
+        let width = self.attention.heads * self.attention.head_dim;
+        parts.o = self.take_back(b, parts.o, width);
+        self.attention_backward(b, x, parts, dx1, pass, gradients, need_dx)
     }
 
     /// The block as far as its backward needs it: the attention's parts, the sum after it, and the

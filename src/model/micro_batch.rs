@@ -1,15 +1,15 @@
 //! One micro-batch as a value with a next step.
 
 use super::adapter::AdapterRows;
-use super::layer::{Kept, Keys, Pass};
+use super::layer::{Kept, KeptAttention, Keys, Pass};
 use super::linear::Adapters;
 use super::vision::{PictureRows, SeenPicture};
 use super::{Model, TrainBatch, Trainee};
 use crate::backend::{Backend, LossSum};
 use crate::domain::IGNORE_INDEX;
 
-/// Rows whose logits live at one time.
-pub(super) const HEAD_CHUNK: usize = 256;
+/// Rows whose logits live at one time. With a vocabulary of 50,000 a chunk is work as of a layer.
+pub(super) const HEAD_CHUNK: usize = 64;
 
 /// How a micro-batch is run.
 #[derive(Clone, Debug, Default)]
@@ -72,6 +72,13 @@ enum State<B: Backend> {
     Backward {
         dx: B::Rows,
     },
+    /// The same of that layer's attention block, whose input is `x`.
+    BackwardAttention {
+        layer: usize,
+        x: B::Rows,
+        kept: KeptAttention<B>,
+        dx: B::Rows,
+    },
     Done,
 }
 
@@ -86,8 +93,8 @@ impl<B: Backend> MicroBatch<B> {
         Self { batch, options, labelled, inputs: Vec::new(), state, loss: LossSum::default() }
     }
 
-    /// Does one small unit: one layer forward, one chunk of head and loss, or one layer recomputed
-    /// and backward. When the micro-batch is done its loss is returned, and the gradients have been
+    /// Does one small unit: one layer forward, one chunk of head and loss, one layer recomputed, or half
+    /// of one backward. When the micro-batch is done its loss is returned, and the gradients have been
     /// added to those of `trainee`. A batch without labels is done at once.
     pub fn advance(
         &mut self,
@@ -104,6 +111,9 @@ impl<B: Backend> MicroBatch<B> {
             State::Forward { layer, x } => self.forward_unit(b, model, trainee, layer, x),
             State::Head { chunk, x, dx } => self.head_unit(b, model, trainee, chunk, x, dx),
             State::Backward { dx } => self.backward_unit(b, model, trainee, dx),
+            State::BackwardAttention { layer, x, kept, dx } => {
+                self.backward_attention_unit(b, model, trainee, layer, (x, kept, dx))
+            }
             State::Done => State::Done,
         };
         matches!(self.state, State::Done).then_some(self.loss)
@@ -111,8 +121,8 @@ impl<B: Backend> MicroBatch<B> {
 
     /// Calls of [`MicroBatch::advance`] a whole micro-batch takes, at most.
     pub fn units(&self, model: &Model<B>) -> usize {
-        let passes = if self.options.evaluate { 1 } else { 2 };
-        passes * model.layers.len() + self.labelled.len().div_ceil(HEAD_CHUNK)
+        let units_of_a_layer = if self.options.evaluate { 1 } else { 4 };
+        units_of_a_layer * model.layers.len() + self.labelled.len().div_ceil(HEAD_CHUNK)
     }
 
     fn embed(&self, b: &mut B, model: &Model<B>, trainee: &mut Trainee<B>) -> B::Rows {
@@ -216,6 +226,7 @@ impl<B: Backend> MicroBatch<B> {
         State::Backward { dx }
     }
 
+    /// Computes the last layer again whose input is left, or goes back through its MLP.
     fn backward_unit(
         &mut self,
         b: &mut B,
@@ -226,13 +237,33 @@ impl<B: Backend> MicroBatch<B> {
         let first = trainee.first_layer(model).expect("inputs are kept for trained layers");
         let layer = first + self.inputs.len() - 1;
         let (x, kept) = self.inputs.pop().expect("an input is left");
-        let need_dx = layer > first || trainee.trains_input();
         let (worn, mut gradients) = trainee.parts(self.batch.tokens());
         let mut pass = self.pass(worn.as_slice());
-        let layer_of = &model.layers[layer];
-        let dx = layer_of.backward(b, &x, kept, dx, &mut pass, &mut gradients, need_dx);
+        let block = &model.layers[layer];
+        let Some(kept) = kept else {
+            let kept = block.compute_again(b, &x, &mut pass);
+            self.inputs.push((x, Some(kept)));
+            return State::Backward { dx };
+        };
+        let (kept, dx) = block.backward_mlp(b, &x, kept, dx, pass.adapters, &mut gradients);
+        State::BackwardAttention { layer, x, kept, dx }
+    }
+
+    fn backward_attention_unit(
+        &mut self,
+        b: &mut B,
+        model: &Model<B>,
+        trainee: &mut Trainee<B>,
+        layer: usize,
+        (x, kept, dx): (B::Rows, KeptAttention<B>, B::Rows),
+    ) -> State<B> {
+        let need_dx = !self.inputs.is_empty() || trainee.trains_input();
+        let (worn, mut gradients) = trainee.parts(self.batch.tokens());
+        let pass = self.pass(worn.as_slice());
+        let block = &model.layers[layer];
+        let dx = block.backward_attention(b, &x, kept, dx, &pass, &mut gradients, need_dx);
         b.recycle(x);
-        if layer > first {
+        if !self.inputs.is_empty() {
             return State::Backward { dx };
         }
         let TrainBatch { ids, positions, .. } = &self.batch;
