@@ -28,7 +28,7 @@ fn crowded() -> WorkerSettings {
         max_batch_tokens: 16,
         max_sequences: 4,
         kv_cache_bytes: 256 << 10,
-        training_latency_budget: Duration::from_millis(1),
+        training_latency_budget: Some(Duration::from_millis(1)),
         ..Default::default()
     }
 }

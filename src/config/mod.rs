@@ -74,8 +74,9 @@ pub struct Config {
     pub max_waiting_tokens: usize,
     /// Whether steps may check guessed tokens.
     pub speculative: Speculation,
-    /// How much a training unit may add to the time between two tokens of a running request.
-    pub training_latency_budget: Duration,
+    /// What training may add to the time between two tokens, on average; `None`: as much as leaves a
+    /// step little longer than those that read prompts.
+    pub training_latency_budget: Option<Duration>,
     /// Most memory for kept activations of a training run, in MiB; `None`: half of what is available.
     pub training_memory_mib: Option<usize>,
     /// How long a shutdown waits for running streams.

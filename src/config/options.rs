@@ -99,7 +99,8 @@ pub struct ServeOptions {
     #[arg(long, env = "TANDEM_SPECULATIVE", value_name = "auto|off|always")]
     pub speculative: Option<String>,
     /// What training may add to the time between two tokens on average, in milliseconds; a unit of it,
-    /// at most one layer of a micro-batch, is not interrupted [default: 10].
+    /// half a layer of a micro-batch, is not interrupted [default: what makes no step much longer than
+    /// steps that read prompts are].
     #[arg(long, env = "TANDEM_TRAINING_LATENCY_BUDGET", value_name = "MS")]
     pub training_latency_budget: Option<u64>,
     /// Most memory for activations kept between forward and backward of a training run, in MiB; what
@@ -178,9 +179,10 @@ impl ServeOptions {
                 self.speculative.or(file.speculative),
                 Speculation::ALL,
             )?,
-            training_latency_budget: Duration::from_millis(
-                self.training_latency_budget.or(file.training_latency_budget_ms).unwrap_or(10),
-            ),
+            training_latency_budget: self
+                .training_latency_budget
+                .or(file.training_latency_budget_ms)
+                .map(Duration::from_millis),
             training_memory_mib: self.training_memory_mib.or(file.training_memory_mib),
             shutdown_timeout: Duration::from_secs(
                 self.shutdown_timeout.or(file.shutdown_timeout_secs).unwrap_or(30),

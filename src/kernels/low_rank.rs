@@ -152,6 +152,13 @@ impl LowRankWork {
         let stretches = segments.chunk_by(|a, b| a.rows == b.rows).map(|same| &same[0].rows);
         self.x.pack_groups(cpu, pool, x, (m, k), (k, 0), stretches.flat_map(groups));
     }
+
+    /// The row groups of one segment.
+    fn tasks_of(&self, segment: usize) -> &[Task] {
+        let start = self.tasks.partition_point(|task| task.segment < segment);
+        let len = self.tasks[start..].partition_point(|task| task.segment == segment);
+        &self.tasks[start..start + len]
+    }
 }
 
 /// The row groups of a stretch of rows.
@@ -204,22 +211,26 @@ fn down_item(cpu: Cpu, segment: &Segment<'_>, x: &[Line], line: usize, h: &mut [
     }
 }
 
-/// `y += h Bᵀ`; a work item is some panels of outputs of every segment.
+/// `y += h Bᵀ`; a work item is some panels of outputs of one segment, whose rows take them in turn.
 fn up(cpu: Cpu, pool: &Pool, segments: &[Segment<'_>], work: &LowRankWork, y: &Output<'_>) {
     let most = segments.iter().map(|segment| segment.weights.b.n()).max().unwrap_or(0);
     let panels = most.div_ceil(PANEL);
-    let grain = pool.grain(panels, 8);
-    pool.run(panels.div_ceil(grain), &|item| {
-        for task in &work.tasks {
-            let Segment { weights, at, .. } = &segments[task.segment];
-            let (n, r) = (weights.b.n(), weights.r);
+    let grain = pool.grain(panels * segments.len(), 8);
+    let pieces = panels.div_ceil(grain);
+    pool.run(segments.len() * pieces, &|item| {
+        let (index, panels) = (item / pieces, piece(panels, grain, item % pieces));
+        let Segment { weights, at, .. } = &segments[index];
+        let (n, r) = (weights.b.n(), weights.r);
+        let panels = panels.start..panels.end.min(n.div_ceil(PANEL));
+        for task in work.tasks_of(index) {
             let h = &work.h[task.h..][..weights.lines() * task.rows.len()];
-            for panel in piece(panels, grain, item).take_while(|panel| panel * PANEL < n) {
+            for panel in panels.clone() {
                 let columns = at + panel * PANEL..at + n.min((panel + 1) * PANEL);
                 let b = Chunk::Bf16(weights.b.panel(panel, 0..r));
                 let row_of = |i: usize| {
-                    // SAFETY: items differ in their panels, tasks of one product in their rows,
-                    // and products in their columns; a row is dropped before the next is taken.
+                    // SAFETY: items differ in their panels or in their segments, segments of one
+                    // product in their rows, and products in their columns; a row is dropped
+                    // before the next is taken.
                     unsafe { y.row(task.rows.start + i, columns.clone()) }
                 };
                 multiply(cpu, &b, h, task.rows.len(), row_of, true);
@@ -264,13 +275,17 @@ mod scalar {
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use super::*;
-    use crate::kernels::simd::{as_bf16, load_line};
+    use crate::kernels::simd::{as_bf16, load_line, prefetch};
     use std::arch::x86_64::*;
+
+    /// Lines ahead of the stream of `A`: 4 KiB.
+    const AHEAD: usize = 64;
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub fn dots<const MR: usize>(x: &[Line], a: &[Line]) -> [[f32; RANKS]; MR] {
         let mut sums = [[_mm512_setzero_ps(); RANKS]; MR];
         for (x, a) in x.chunks_exact(MR).zip(a.chunks_exact(RANKS)) {
+            a.iter().for_each(|line| prefetch(line, AHEAD));
             for i in 0..MR {
                 let x = as_bf16(load_line(&x[i]));
                 for rank in 0..RANKS {

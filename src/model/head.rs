@@ -16,6 +16,13 @@ pub(super) struct Head<B: Backend> {
     pub vocab_size: usize,
 }
 
+/// Rows `x (n, d)` with their logits `z (n, v)`.
+pub(super) struct Scored<B: Backend> {
+    x: B::Rows,
+    normed: B::Rows,
+    z: B::Rows,
+}
+
 impl<B: Backend> Head<B> {
     /// Logits `(n, v)` of `x (n, d)`: `softcap(scale · W norm(x))`.
     pub fn logits(
@@ -97,31 +104,42 @@ impl<B: Backend> Head<B> {
         sum
     }
 
-    /// The loss of `x (n, d)` against `labels`, and the gradient of `weight` times it by `x`.
+    /// The logits of `x (n, d)`, and what the backward needs of their making.
+    pub fn score(
+        &self,
+        b: &mut B,
+        x: B::Rows,
+        embedding: &Embedding<B>,
+        adapters: Adapters<'_, B>,
+    ) -> Scored<B> {
+        let normed = self.norm.forward(b, &x);
+        let z = self.logits_of_normed(b, &normed, embedding, adapters);
+        Scored { x, normed, z }
+    }
+
+    /// The loss of scored rows against `labels`, and the gradient `(n, d)` of `weight` times it.
     #[allow(clippy::too_many_arguments)]
     pub fn loss_and_gradient(
         &self,
         b: &mut B,
-        x: &B::Rows,
+        Scored { x, normed, mut z }: Scored<B>,
         labels: &[i32],
         weight: f32,
         embedding: &Embedding<B>,
         adapters: Adapters<'_, B>,
         gradients: &mut Gradients<'_, B>,
     ) -> (LossSum, B::Rows) {
-        let normed = self.norm.forward(b, x);
-        let mut z = self.logits_of_normed(b, &normed, embedding, adapters);
         // The cap's derivative needs its output, which the loss overwrites.
         let scaled = self.is_scaled().then(|| b.duplicate(&z));
         let sum = b.cross_entropy(&mut z, labels, weight);
         if let Some(scaled) = &scaled {
             b.scale_logits_backward(scaled, self.scale, self.softcap, &mut z);
         }
-        let (n, d) = b.shape(x);
+        let (n, d) = b.shape(&x);
         let (mut dnormed, mut dx) = (b.zeros(n, d), b.zeros(n, d));
         self.projection_backward(b, &z, &normed, embedding, adapters, gradients, &mut dnormed);
-        self.norm.backward(b, &dnormed, x, gradients, &mut dx);
-        [normed, z, dnormed].into_iter().chain(scaled).for_each(|rows| b.recycle(rows));
+        self.norm.backward(b, &dnormed, &x, gradients, &mut dx);
+        [x, normed, z, dnormed].into_iter().chain(scaled).for_each(|rows| b.recycle(rows));
         (sum, dx)
     }
 

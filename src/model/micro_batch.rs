@@ -1,8 +1,11 @@
 //! One micro-batch as a value with a next step.
 
+mod backward;
+
 use super::adapter::AdapterRows;
-use super::layer::{Kept, KeptAttention, Keys, Pass};
+use super::layer::{Kept, Keys, Layer, Pass, Raised};
 use super::linear::Adapters;
+use super::unit::{PassUnit, State};
 use super::vision::{PictureRows, SeenPicture};
 use super::{Model, TrainBatch, Trainee};
 use crate::backend::{Backend, LossSum};
@@ -54,34 +57,6 @@ pub struct MicroBatch<B: Backend> {
     loss: LossSum,
 }
 
-/// What the next unit works on.
-enum State<B: Backend> {
-    Embed,
-    /// `x (t, d)` is the input of `layer`.
-    Forward {
-        layer: usize,
-        x: B::Rows,
-    },
-    /// `x (t, d)` is the last layer's output; `dx` its gradient as far as the chunks have come.
-    Head {
-        chunk: usize,
-        x: B::Rows,
-        dx: B::Rows,
-    },
-    /// `dx (t, d)` is the gradient of the output of the last layer whose input is left.
-    Backward {
-        dx: B::Rows,
-    },
-    /// The same of that layer's attention block, whose input is `x`.
-    BackwardAttention {
-        layer: usize,
-        x: B::Rows,
-        kept: KeptAttention<B>,
-        dx: B::Rows,
-    },
-    Done,
-}
-
 impl<B: Backend> MicroBatch<B> {
     /// Sets a micro-batch up; nothing is computed yet. `options` bring what was seen of the batch's
     /// pictures.
@@ -93,8 +68,12 @@ impl<B: Backend> MicroBatch<B> {
         Self { batch, options, labelled, inputs: Vec::new(), state, loss: LossSum::default() }
     }
 
-    /// Does one small unit: one layer forward, one chunk of head and loss, one layer recomputed, or half
-    /// of one backward. When the micro-batch is done its loss is returned, and the gradients have been
+    /// The kind of the next unit; `None` if none is left.
+    pub fn next_unit(&self) -> Option<PassUnit> {
+        self.state.next()
+    }
+
+    /// Does one small unit: a product or two of a layer, forward, anew or backward, or of a chunk of the head. When the micro-batch is done its loss is returned, and the gradients have been
     /// added to those of `trainee`. A batch without labels is done at once.
     pub fn advance(
         &mut self,
@@ -109,10 +88,29 @@ impl<B: Backend> MicroBatch<B> {
                 self.forward_unit(b, model, trainee, 0, x)
             }
             State::Forward { layer, x } => self.forward_unit(b, model, trainee, layer, x),
-            State::Head { chunk, x, dx } => self.head_unit(b, model, trainee, chunk, x, dx),
-            State::Backward { dx } => self.backward_unit(b, model, trainee, dx),
-            State::BackwardAttention { layer, x, kept, dx } => {
-                self.backward_attention_unit(b, model, trainee, layer, (x, kept, dx))
+            State::Head { chunk, x, dx } => self.head_unit(b, model, trainee, chunk, (x, dx)),
+            State::ForwardUp { layer, input, begun } => {
+                let (worn, _) = trainee.parts(self.batch.tokens());
+                let adapters = self.pass(worn.as_slice()).adapters;
+                let raised = model.layers[layer].raise(b, begun, adapters);
+                State::ForwardDown { layer, input, raised }
+            }
+            State::ForwardDown { layer, input, raised } => {
+                self.forward_down_unit(b, model, trainee, layer, (input, raised))
+            }
+            State::HeadBackward { chunk, x, dx, scored } => {
+                self.head_backward_unit(b, model, trainee, chunk, (x, dx, scored))
+            }
+            State::Backward { x, kept: None, dx } => self.again_unit(b, model, trainee, (x, dx)),
+            State::UpAgain { x, begun, dx } => {
+                self.up_again_unit(b, model, trainee, (x, begun, dx))
+            }
+            State::Backward { x, kept: Some(kept), dx } => {
+                self.backward_down_unit(b, model, trainee, (x, kept, dx))
+            }
+            State::BackwardUp { x, back } => self.backward_up_unit(b, model, trainee, (x, back)),
+            State::BackwardAttention { x, kept, dx } => {
+                self.backward_attention_unit(b, model, trainee, (x, kept, dx))
             }
             State::Done => State::Done,
         };
@@ -121,8 +119,8 @@ impl<B: Backend> MicroBatch<B> {
 
     /// Calls of [`MicroBatch::advance`] a whole micro-batch takes, at most.
     pub fn units(&self, model: &Model<B>) -> usize {
-        let units_of_a_layer = if self.options.evaluate { 1 } else { 4 };
-        units_of_a_layer * model.layers.len() + self.labelled.len().div_ceil(HEAD_CHUNK)
+        let (of_a_layer, of_a_chunk) = if self.options.evaluate { (3, 1) } else { (8, 2) };
+        of_a_layer * model.layers.len() + of_a_chunk * self.labelled.len().div_ceil(HEAD_CHUNK)
     }
 
     fn embed(&self, b: &mut B, model: &Model<B>, trainee: &mut Trainee<B>) -> B::Rows {
@@ -144,21 +142,33 @@ impl<B: Backend> MicroBatch<B> {
         model: &Model<B>,
         trainee: &mut Trainee<B>,
         layer: usize,
-        mut x: B::Rows,
+        x: B::Rows,
     ) -> State<B> {
         let backward_comes = !self.options.evaluate
             && trainee.first_layer(model).is_some_and(|first| layer >= first);
         let (keeps, block) = (self.keeps(model, layer), &model.layers[layer]);
         let (worn, _) = trainee.parts(self.batch.tokens());
         let mut pass = self.pass(worn.as_slice());
-        if backward_comes && keeps {
-            let (y, kept) = block.forward_keeping(b, &x, &mut pass);
-            self.inputs.push((std::mem::replace(&mut x, y), Some(kept)));
-        } else {
-            let input = backward_comes.then(|| b.duplicate(&x));
-            block.forward(b, &mut x, &mut pass);
-            self.inputs.extend(input.map(|input| (input, None)));
+        let begun = block.begin(b, &x, &mut pass, backward_comes && keeps);
+        if backward_comes {
+            return State::ForwardUp { layer, input: Some(x), begun };
         }
+        b.recycle(x);
+        State::ForwardUp { layer, input: None, begun }
+    }
+
+    fn forward_down_unit(
+        &mut self,
+        b: &mut B,
+        model: &Model<B>,
+        trainee: &mut Trainee<B>,
+        layer: usize,
+        (input, raised): (Option<B::Rows>, Raised<B>),
+    ) -> State<B> {
+        let (worn, _) = trainee.parts(self.batch.tokens());
+        let adapters = self.pass(worn.as_slice()).adapters;
+        let (x, kept) = model.layers[layer].finish(b, raised, adapters);
+        self.inputs.extend(input.map(|input| (input, kept)));
         if layer + 1 < model.layers.len() {
             return State::Forward { layer: layer + 1, x };
         }
@@ -181,37 +191,31 @@ impl<B: Backend> MicroBatch<B> {
         model: &Model<B>,
         trainee: &mut Trainee<B>,
         chunk: usize,
-        x: B::Rows,
-        mut dx: B::Rows,
+        (x, dx): (B::Rows, B::Rows),
     ) -> State<B> {
-        let rows = self.labelled.chunks(HEAD_CHUNK).nth(chunk).expect("a chunk is left");
-        let labels: Vec<i32> = rows.iter().map(|&row| self.batch.targets[row]).collect();
-        let (worn, mut gradients) = trainee.parts(rows.len());
-        let dropout = self.head_dropout(chunk);
-        let adapters = Adapters { rows: worn.as_slice(), dropout, training: true };
+        let (rows, labels) = self.chunk(chunk);
+        let (worn, _) = trainee.parts(rows.len());
+        let adapters = self.head_adapters(chunk, worn.as_slice());
         let mut labelled = b.zeros(rows.len(), b.shape(&x).1);
         b.gather(&x, rows, &mut labelled);
-        let (head, table) = (&model.head, &model.embedding);
-        let sum = if self.options.evaluate {
-            head.loss(b, &labelled, &labels, table, adapters)
-        } else {
-            let weight = self.options.weight;
-            let (sum, part) = head.loss_and_gradient(
-                b,
-                &labelled,
-                &labels,
-                weight,
-                table,
-                adapters,
-                &mut gradients,
-            );
-            b.scatter_add(&part, rows, &mut dx);
-            b.recycle(part);
-            sum
-        };
+        if !self.options.evaluate {
+            let scored = model.head.score(b, labelled, &model.embedding, adapters);
+            return State::HeadBackward { chunk, x, dx, scored };
+        }
+        let sum = model.head.loss(b, &labelled, &labels, &model.embedding, adapters);
         b.recycle(labelled);
         self.add_loss(sum);
         self.after_chunk(b, chunk, x, dx)
+    }
+
+    /// The rows of a chunk of the head, and their labels.
+    fn chunk(&self, chunk: usize) -> (&[usize], Vec<i32>) {
+        let rows = self.labelled.chunks(HEAD_CHUNK).nth(chunk).expect("a chunk is left");
+        (rows, rows.iter().map(|&row| self.batch.targets[row]).collect())
+    }
+
+    fn head_adapters<'a>(&self, chunk: usize, rows: &'a [AdapterRows<'a, B>]) -> Adapters<'a, B> {
+        Adapters { rows, dropout: self.head_dropout(chunk), training: true }
     }
 
     fn after_chunk(&mut self, b: &mut B, chunk: usize, x: B::Rows, dx: B::Rows) -> State<B> {
@@ -219,57 +223,17 @@ impl<B: Backend> MicroBatch<B> {
             return State::Head { chunk: chunk + 1, x, dx };
         }
         b.recycle(x);
-        if self.inputs.is_empty() {
+        let Some((x, kept)) = self.inputs.pop() else {
             b.recycle(dx);
             return State::Done;
-        }
-        State::Backward { dx }
-    }
-
-    /// Computes the last layer again whose input is left, or goes back through its MLP.
-    fn backward_unit(
-        &mut self,
-        b: &mut B,
-        model: &Model<B>,
-        trainee: &mut Trainee<B>,
-        dx: B::Rows,
-    ) -> State<B> {
-        let first = trainee.first_layer(model).expect("inputs are kept for trained layers");
-        let layer = first + self.inputs.len() - 1;
-        let (x, kept) = self.inputs.pop().expect("an input is left");
-        let (worn, mut gradients) = trainee.parts(self.batch.tokens());
-        let mut pass = self.pass(worn.as_slice());
-        let block = &model.layers[layer];
-        let Some(kept) = kept else {
-            let kept = block.compute_again(b, &x, &mut pass);
-            self.inputs.push((x, Some(kept)));
-            return State::Backward { dx };
         };
-        let (kept, dx) = block.backward_mlp(b, &x, kept, dx, pass.adapters, &mut gradients);
-        State::BackwardAttention { layer, x, kept, dx }
+        State::Backward { x, kept, dx }
     }
 
-    fn backward_attention_unit(
-        &mut self,
-        b: &mut B,
-        model: &Model<B>,
-        trainee: &mut Trainee<B>,
-        layer: usize,
-        (x, kept, dx): (B::Rows, KeptAttention<B>, B::Rows),
-    ) -> State<B> {
-        let need_dx = !self.inputs.is_empty() || trainee.trains_input();
-        let (worn, mut gradients) = trainee.parts(self.batch.tokens());
-        let pass = self.pass(worn.as_slice());
-        let block = &model.layers[layer];
-        let dx = block.backward_attention(b, &x, kept, dx, &pass, &mut gradients, need_dx);
-        b.recycle(x);
-        if !self.inputs.is_empty() {
-            return State::Backward { dx };
-        }
-        let TrainBatch { ids, positions, .. } = &self.batch;
-        let (tokens, pictures) = ((&ids[..], &positions[..]), self.pictures());
-        model.embed_backward(b, dx, tokens, worn.as_slice(), &pictures, &mut gradients);
-        State::Done
+    /// The layer whose input was taken last.
+    fn layer<'a>(&self, model: &'a Model<B>, trainee: &mut Trainee<B>) -> &'a Layer<B> {
+        let first = trainee.first_layer(model).expect("inputs are kept for trained layers");
+        &model.layers[first + self.inputs.len()]
     }
 
     fn pictures(&self) -> Vec<PictureRows<'_>> {

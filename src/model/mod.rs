@@ -35,6 +35,7 @@ mod saved;
 mod source;
 mod tensors;
 mod trainee;
+mod unit;
 mod vision;
 mod visit;
 
@@ -47,4 +48,5 @@ pub use gguf::{read_adapter, write_adapter};
 pub use micro_batch::{LoraDropout, MicroBatch, MicroBatchOptions};
 pub use source::{LoadOptions, ModelSource};
 pub use trainee::{Parameter, Trainee};
+pub use unit::PassUnit;
 pub use vision::{PictureRows, PictureRun, SeenPicture};

@@ -4,7 +4,9 @@ use super::TrainError;
 use super::sight::Sight;
 use crate::backend::{Backend, LossSum};
 use crate::domain::Example;
-use crate::model::{MicroBatch, MicroBatchOptions, Model, SeenPicture, TrainBatch, Trainee};
+use crate::model::{
+    MicroBatch, MicroBatchOptions, Model, PassUnit, SeenPicture, TrainBatch, Trainee,
+};
 
 /// Tokens per validation batch; a longer example makes a batch of its own.
 const BATCH_TOKENS: usize = 2048;
@@ -39,6 +41,11 @@ impl<B: Backend> Evaluation<B> {
     ) -> Result<bool, TrainError> {
         let next = self.batches.as_slice().first().filter(|_| self.running.is_none());
         sight.prepare(b, model, next, &mut self.seen)
+    }
+
+    /// The kind of the next unit of the batch under way.
+    pub fn next_unit(&self) -> Option<PassUnit> {
+        self.running.as_ref().and_then(MicroBatch::next_unit)
     }
 
     /// One unit of work; the sum over all examples when the pass is over.

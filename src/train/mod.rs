@@ -26,7 +26,7 @@ pub use error::TrainError;
 pub use evaluate::Evaluation;
 pub use optimizer::{Decay, Optimizer};
 pub use protocol::{TrainEvent, TrainRequest, TrainSnapshot};
-pub use run::Run;
+pub use run::{Run, Unit};
 pub use window::Window;
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use super::window::Window;
 use super::{Plan, TrainError, TrainEvent, TrainRequest, TrainSnapshot, adapter, schedule};
 use crate::backend::{Backend, LossSum};
 use crate::domain::{Hyperparameters, TrainMetrics};
-use crate::model::{Model, Trainee};
+use crate::model::{Model, PassUnit, Trainee};
 
 /// A supervised fine-tuning run of one adapter.
 pub struct Run<B: Backend> {
@@ -69,6 +69,16 @@ struct Validation {
     step: usize,
     loss: f64,
     accuracy: f64,
+}
+
+/// The kinds of unit a run consists of; those of one kind take about equally long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unit {
+    Pass(PassUnit),
+    Update,
+    Evaluate(PassUnit),
+    Snapshot,
+    Other,
 }
 
 impl<B: Backend> Run<B> {
@@ -137,7 +147,18 @@ impl<B: Backend> Run<B> {
         self.sight.keep(bytes);
     }
 
-    /// Does one unit: a layer of one micro-batch, an optimiser step, a unit of validation or a
+    /// The kind of the unit that [`Run::advance`] does next.
+    pub fn next_unit(&self) -> Unit {
+        match &self.phase {
+            Phase::Window(window) => window.next_unit().map_or(Unit::Other, Unit::Pass),
+            Phase::Update { .. } => Unit::Update,
+            Phase::Evaluate(pass) => pass.next_unit().map_or(Unit::Other, Unit::Evaluate),
+            Phase::Snapshot(_) => Unit::Snapshot,
+            Phase::NextStep | Phase::Compare { .. } | Phase::Over => Unit::Other,
+        }
+    }
+
+    /// Does one unit: half a layer of one micro-batch, an optimiser step, a unit of validation or a
     /// snapshot; and tells what came of it. `model` is the one the run was started with.
     pub fn advance(&mut self, b: &mut B, model: &Model<B>) -> Vec<TrainEvent> {
         let mut events = std::mem::take(&mut self.pending);

@@ -9,7 +9,7 @@ use super::{TrainError, TrainRequest};
 use crate::backend::{Backend, LossSum};
 use crate::domain::LossNormalization;
 use crate::model::{
-    LoraDropout, MicroBatch, MicroBatchOptions, Model, SeenPicture, TrainBatch, Trainee,
+    LoraDropout, MicroBatch, MicroBatchOptions, Model, PassUnit, SeenPicture, TrainBatch, Trainee,
 };
 
 /// A window under way.
@@ -124,6 +124,11 @@ impl<B: Backend> Window<B> {
     ) -> Result<bool, TrainError> {
         let next = self.waiting.as_slice().first().filter(|_| self.running.is_none());
         sight.prepare(b, model, next, &mut self.seen)
+    }
+
+    /// The kind of the next unit of the micro-batch under way.
+    pub fn next_unit(&self) -> Option<PassUnit> {
+        self.running.as_ref().and_then(|running| running.micro_batch.next_unit())
     }
 
     /// One unit of work; the window's loss when its last micro-batch is done, its gradients then

@@ -15,7 +15,7 @@
 //! batch      a step as one flat ragged batch
 //! answer     logits to events
 //! panics     when to give up
-//! training   runs of training, one at a time
+//! training   runs of training, one at a time; `ration` says how much of it a step allows
 //! survey     what there is for a run: room, and pace
 //! ```
 //! What runs together never shows in what is answered: the numbers of a row depend on that row
@@ -35,6 +35,7 @@ mod pictures;
 mod plan;
 mod prefix;
 mod queue;
+mod ration;
 mod resident;
 mod run;
 mod scheduler;

@@ -119,12 +119,17 @@ impl Scheduler {
         sequence.draft.len()
     }
 
+    /// Seconds of a step in which all that run decode; 0 if nothing was measured yet.
+    pub fn decoding_seconds(&self) -> f64 {
+        self.pace.seconds(self.running.len())
+    }
+
     /// Prompt rows that stretch a step of `decoding` rows no further than is good.
     fn prompt_rows(&self, decoding: usize) -> usize {
         if decoding == 0 {
             return usize::MAX;
         }
-        let seconds = STRETCH * self.pace.seconds(self.running.len());
+        let seconds = STRETCH * self.decoding_seconds();
         let widest = self.pace.widest(seconds, decoding + self.limits.tokens);
         widest.saturating_sub(decoding).max(LEAST_CHUNK)
     }

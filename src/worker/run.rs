@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::lane::Lane;
 use super::panics::PanicWatch;
+use super::ration::Served;
 use super::sequence::Request;
 use super::survey::survey;
 use super::training::{Training, Turn};
@@ -78,8 +79,8 @@ impl<B: Backend> Device<B> {
     pub fn turn(&mut self) {
         self.receive_commands();
         self.release_ended();
-        self.decode_turn();
-        self.training_turn();
+        let served = self.decode_turn();
+        self.training_turn(served);
         self.publish();
     }
 
@@ -177,14 +178,14 @@ impl<B: Backend> Device<B> {
         }
     }
 
-    /// One step of the next base model that has work.
-    fn decode_turn(&mut self) {
+    /// One step of the next base model that has work; `None` if nobody waits for an answer any more.
+    fn decode_turn(&mut self) -> Option<Served> {
         let count = self.lanes.len();
         let order = (self.turn..self.turn + count).map(|turn| turn % count);
         let next = order.into_iter().find(|&lane| self.lanes[lane].has_work());
         let Some(next) = next else {
             self.last_step = None;
-            return;
+            return None;
         };
         self.turn = (next + 1) % count;
         let (lane, backend, stats) = (&mut self.lanes[next], &mut self.backend, &self.stats);
@@ -203,14 +204,15 @@ impl<B: Backend> Device<B> {
                 lane.recover(backend, &reason);
             }
         }
+        let decoding = lane.scheduler.decoding_seconds();
+        self.is_serving().then(|| Served { seconds: started.elapsed().as_secs_f64(), decoding })
     }
 
-    /// Units of training: as many as the latency budget allows beside requests, one without any,
-    /// so that a new request waits for no more than that.
-    fn training_turn(&mut self) {
-        let serving = self.is_serving();
-        let turn = self.training.turn(&mut self.backend, &self.lanes, serving, &self.stats);
-        if turn == Turn::Unread && !serving {
+    /// Units of training: as many as are allowed beside requests, one without any, so that a new
+    /// request waits for no more than that.
+    fn training_turn(&mut self, served: Option<Served>) {
+        let turn = self.training.turn(&mut self.backend, &self.lanes, served, &self.stats);
+        if turn == Turn::Unread && served.is_none() {
             std::thread::sleep(UNREAD_PAUSE);
         }
     }

@@ -54,8 +54,9 @@ pub struct WorkerSettings {
     /// Memory for the features of pictures, shared evenly among the base models; a training run may
     /// take as much once more.
     pub picture_cache_bytes: usize,
-    /// Time that training may add to a step of serving, on average.
-    pub training_latency_budget: Duration,
+    /// Time that training may add to a step of serving, on average; `None`: as much as leaves it
+    /// little longer than a step that reads prompts.
+    pub training_latency_budget: Option<Duration>,
     /// Most memory for activations that a training run keeps between forward and backward; `None`:
     /// half of what the machine has left when the run starts.
     pub training_memory_bytes: Option<usize>,
@@ -74,7 +75,7 @@ impl Default for WorkerSettings {
             kv_format: Some(KvFormat::F32),
             adapter_cache_bytes: 512 << 20,
             picture_cache_bytes: 256 << 20,
-            training_latency_budget: Duration::from_millis(20),
+            training_latency_budget: None,
             training_memory_bytes: None,
             speculation: Speculation::Auto,
         }

@@ -4,16 +4,17 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::lane::Lane;
+use super::ration::{Ration, Served};
 use super::run::panic_message;
 use super::{TrainControl, WorkerError, WorkerSettings, WorkerStats};
 use crate::backend::Backend;
-use crate::train::{Run, TrainEvent, TrainRequest};
+use crate::train::{Run, TrainEvent, TrainRequest, Unit};
 
 /// What a turn of training came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,15 +31,11 @@ pub(super) struct Training<B: Backend> {
     active: Option<Active<B>>,
     /// Owners of ended runs that have not taken the last events.
     leaving: Vec<Owner>,
-    /// Device time per step of serving.
-    budget: Duration,
+    ration: Ration,
     /// Bytes of activations a run may keep; `None`: half of what is available at its start.
     memory: Option<usize>,
     /// Bytes of what a run saw of pictures that it may keep.
     pictures: usize,
-    /// What is left of the budget in seconds; a unit that took more than was left is paid off
-    /// before the next, so that the budget holds on average whatever a unit takes.
-    credit: f64,
 }
 
 struct Active<B: Backend> {
@@ -59,10 +56,10 @@ struct Owner {
 impl<B: Backend> Training<B> {
     /// No run yet, and the bounds of those to come.
     pub fn new(settings: &WorkerSettings) -> Self {
-        let (budget, memory) = (settings.training_latency_budget, settings.training_memory_bytes);
         let (waiting, leaving) = (VecDeque::new(), Vec::new());
-        let pictures = settings.picture_cache_bytes;
-        Self { waiting, active: None, leaving, budget, memory, pictures, credit: 0.0 }
+        let ration = Ration::new(settings.training_latency_budget);
+        let (memory, pictures) = (settings.training_memory_bytes, settings.picture_cache_bytes);
+        Self { waiting, active: None, leaving, ration, memory, pictures }
     }
 
     /// Puts a run in line.
@@ -85,12 +82,12 @@ impl<B: Backend> Training<B> {
         self.waiting.is_empty() && self.active.is_none() && self.leaving.is_empty()
     }
 
-    /// Spends what the budget allows while `serving`, or one unit if nobody else wants the device.
+    /// Spends what is allowed after a step of serving, or one unit if nobody else wants the device.
     pub fn turn(
         &mut self,
         b: &mut B,
         lanes: &[Lane<B>],
-        serving: bool,
+        served: Option<Served>,
         stats: &WorkerStats,
     ) -> Turn {
         self.part_with_cancelled();
@@ -98,20 +95,23 @@ impl<B: Backend> Training<B> {
             self.start_next(b, lanes, stats);
         }
         stats.training.store(self.active.is_some(), Relaxed);
-        if !serving {
-            self.credit = 0.0;
+        let Some(served) = served else {
+            self.ration.rest();
             return self.timed_unit(b, lanes, stats);
-        }
-        let budget = self.budget.as_secs_f64();
-        self.credit = (self.credit + budget).min(budget);
+        };
+        self.ration.open(served);
         let mut turn = Turn::Idle;
-        while self.credit > 0.0 {
+        while self.ration.allows(self.next_unit()) {
             turn = self.timed_unit(b, lanes, stats);
             if turn != Turn::Advanced {
                 break;
             }
         }
         turn
+    }
+
+    fn next_unit(&self) -> Unit {
+        self.active.as_ref().map_or(Unit::Other, |active| active.run.next_unit())
     }
 
     /// Drops every run where it stands; their owners see their channels close.
@@ -125,13 +125,13 @@ impl<B: Backend> Training<B> {
     }
 
     fn timed_unit(&mut self, b: &mut B, lanes: &[Lane<B>], stats: &WorkerStats) -> Turn {
-        let started = Instant::now();
+        let (started, unit) = (Instant::now(), self.next_unit());
         let turn = self.unit(b, lanes, stats);
         if turn == Turn::Advanced {
             let elapsed = started.elapsed();
             stats.training_micros.fetch_add(elapsed.as_micros() as u64, Relaxed);
             stats.longest_unit_micros.fetch_max(elapsed.as_micros() as u64, Relaxed);
-            self.credit -= elapsed.as_secs_f64();
+            self.ration.note(unit, elapsed.as_secs_f64());
         }
         turn
     }
@@ -197,6 +197,7 @@ impl<B: Backend> Training<B> {
                 let half = || b.available_bytes().map_or(usize::MAX, |bytes| bytes / 2);
                 run.keep_activations(self.memory.unwrap_or_else(half));
                 run.keep_pictures(self.pictures);
+                self.ration.forget();
                 self.active = Some(Active { run, lane, owner });
             }
             Err(message) => {

@@ -80,7 +80,7 @@ mod avx512 {
     use crate::kernels::simd::{as_bf16, load_line, load_tile, prefetch, store_tile};
     use std::arch::x86_64::*;
 
-    /// Lines ahead of a single row's stream: 8 KiB.
+    /// Lines ahead of the stream: 8 KiB.
     const AHEAD: usize = 128;
 
     #[target_feature(enable = "avx512f,avx512bf16")]
@@ -88,9 +88,7 @@ mod avx512 {
         let mut sums = load_tile(&y, add);
         for (w, x) in w.chunks(32).zip(x.chunks_exact(MR)) {
             for (p, pair) in w.chunks_exact(2).enumerate().take(16) {
-                if MR == 1 {
-                    pair.iter().for_each(|line| prefetch(line, AHEAD));
-                }
+                pair.iter().for_each(|line| prefetch(line, AHEAD));
                 let low = as_bf16(load_line(&pair[0]));
                 let high = as_bf16(load_line(&pair[1]));
                 for i in 0..MR {
