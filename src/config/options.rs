@@ -99,7 +99,7 @@ pub struct ServeOptions {
     #[arg(long, env = "TANDEM_SPECULATIVE", value_name = "auto|off|always")]
     pub speculative: Option<String>,
     /// What training may add to the time between two tokens on average, in milliseconds; a unit of it,
-    /// half a layer of a micro-batch, is not interrupted [default: what makes no step much longer than
+    /// less than a layer of a micro-batch, is not interrupted [default: what makes no step much longer than
     /// steps that read prompts are].
     #[arg(long, env = "TANDEM_TRAINING_LATENCY_BUDGET", value_name = "MS")]
     pub training_latency_budget: Option<u64>,

@@ -73,8 +73,9 @@ impl<B: Backend> MicroBatch<B> {
         self.state.next()
     }
 
-    /// Does one small unit: a product or two of a layer, forward, anew or backward, or of a chunk of the head. When the micro-batch is done its loss is returned, and the gradients have been
-    /// added to those of `trainee`. A batch without labels is done at once.
+    /// Does one small unit: a product or two of a layer, forward, anew or backward, or of a chunk of
+    /// the head. When the micro-batch is done its loss is returned, and the gradients have been added
+    /// to those of `trainee`. A batch without labels is done at once.
     pub fn advance(
         &mut self,
         b: &mut B,

@@ -158,7 +158,7 @@ impl<B: Backend> Run<B> {
         }
     }
 
-    /// Does one unit: half a layer of one micro-batch, an optimiser step, a unit of validation or a
+    /// Does one unit: a piece of one micro-batch, an optimiser step, a unit of validation or a
     /// snapshot; and tells what came of it. `model` is the one the run was started with.
     pub fn advance(&mut self, b: &mut B, model: &Model<B>) -> Vec<TrainEvent> {
         let mut events = std::mem::take(&mut self.pending);

@@ -1,7 +1,7 @@
 //! How much training goes between two steps of serving.
 //!
 //! A budget holds on average, whatever a unit takes: a unit runs when enough was saved for what its
-//! kind took lately. In one gap no more is spent than the gap allows, but for a single unit.
+//! kind took lately. One gap is filled to the nearest unit, and takes a longer unit by itself.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::train::Unit;
 
 /// Without a budget of the operator's, training may stretch a step to so many times what it takes
-/// when all that run decode: a quarter more than prompts may, see [`super::plan`]. Steps that read
+/// when all that run decode: about a quarter more than prompts may, see [`super::plan`]. Steps that read
 /// prompts are long already, and steps that only decode have the room.
 const STRETCH: f64 = 2.3;
 /// But it gets at least so much of a step's own time, or prompts without end would halt it.
