@@ -12,6 +12,9 @@ use crate::domain::Speculation;
 const STRETCH: f64 = 1.8;
 /// But prompts get at least so many rows, or they would never be read.
 const LEAST_CHUNK: usize = 8;
+/// Training and prompts together may stretch the time between two steps to so many times that: with the
+/// scatter of steps, about a quarter more than the longest without training.
+const LONGEST: f64 = 2.6;
 
 /// One step: which running sequences compute how many tokens, and which blocks are copied before.
 #[derive(Debug, Default)]
@@ -30,7 +33,7 @@ pub(super) struct Slot {
 }
 
 impl Scheduler {
-    /// Decides one step.
+    /// Decides one step. Training took `self.trained` seconds of the time since the one before.
     pub fn plan(&mut self, plan: &mut Plan) {
         plan.slots.clear();
         plan.copies.clear();
@@ -120,8 +123,17 @@ impl Scheduler {
     }
 
     /// Seconds of a step in which all that run decode; 0 if nothing was measured yet.
-    pub fn decoding_seconds(&self) -> f64 {
+    fn decoding_seconds(&self) -> f64 {
         self.pace.seconds(self.running.len())
+    }
+
+    /// Seconds that training may take before the next step, after one of `seconds`.
+    pub fn room_for_training(&self, seconds: f64) -> f64 {
+        let alone = self.decoding_seconds();
+        // Guesses that paid will be made again.
+        let guessed = seconds.clamp(alone, STRETCH * alone);
+        let step = if self.has_only_decoding() { guessed } else { STRETCH * alone };
+        LONGEST * alone - step
     }
 
     /// Prompt rows that stretch a step of `decoding` rows no further than is good.
@@ -129,9 +141,12 @@ impl Scheduler {
         if decoding == 0 {
             return usize::MAX;
         }
-        let seconds = STRETCH * self.decoding_seconds();
+        let alone = self.decoding_seconds();
+        let seconds = (STRETCH * alone).min(LONGEST * alone - self.trained);
         let widest = self.pace.widest(seconds, decoding + self.limits.tokens);
-        widest.saturating_sub(decoding).max(LEAST_CHUNK)
+        // After training, which leaves room the next time, a prompt can wait.
+        let least = if self.trained > 0.0 { 1 } else { LEAST_CHUNK };
+        widest.saturating_sub(decoding).max(least)
     }
 
     /// The older prompt takes what the younger ones leave, but never less than half of the budget

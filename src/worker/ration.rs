@@ -8,14 +8,10 @@ use std::time::Duration;
 
 use crate::train::Unit;
 
-/// Without a budget of the operator's, training may stretch a step to so many times what it takes
-/// when all that run decode: about a quarter more than prompts may, see [`super::plan`]. Steps that read
-/// prompts are long already, and steps that only decode have the room.
-const STRETCH: f64 = 2.3;
-/// But it gets at least so much of a step's own time, or prompts without end would halt it.
+/// Training gets at least so much of a step's own time, or long prompts would halt it.
 const LEAST_SHARE: f64 = 0.1;
-/// A gap after a step that read prompts is left alone until so many units are saved up.
-const PATIENCE: f64 = 4.0;
+/// So many units are saved up at most.
+const SAVED_UNITS: f64 = 4.0;
 /// Weight of the newest measurement of a unit.
 const NEWEST: f64 = 0.3;
 
@@ -24,8 +20,8 @@ const NEWEST: f64 = 0.3;
 pub(super) struct Served {
     /// Seconds it took.
     pub seconds: f64,
-    /// Seconds it would take if all that run only decoded.
-    pub decoding: f64,
+    /// Seconds that the next one leaves room for, see [`super::plan`].
+    pub room: f64,
 }
 
 /// The account of one device.
@@ -35,8 +31,6 @@ pub(super) struct Ration {
     budget: Option<Duration>,
     /// Seconds this gap has room for.
     room: f64,
-    /// Whether the step before it read prompts, and so is long already.
-    after_prompts: bool,
     /// Seconds spent in it.
     spent: f64,
     /// Seconds saved, or owed if negative.
@@ -48,15 +42,12 @@ pub(super) struct Ration {
 impl Ration {
     /// Nothing is saved, no length known.
     pub fn new(budget: Option<Duration>) -> Self {
-        let (room, spent, saved) = (0.0, 0.0, 0.0);
-        Self { budget, room, after_prompts: false, spent, saved, lengths: HashMap::new() }
+        Self { budget, room: 0.0, spent: 0.0, saved: 0.0, lengths: HashMap::new() }
     }
 
     /// A gap opens after a step.
     pub fn open(&mut self, served: Served) {
-        let stretched = STRETCH * served.decoding - served.seconds;
-        self.room = self.budget.map_or(stretched, |budget| budget.as_secs_f64());
-        self.after_prompts = self.budget.is_none() && stretched < served.decoding;
+        self.room = self.budget.map_or(served.room, |budget| budget.as_secs_f64());
         self.spent = 0.0;
         self.saved += match self.budget {
             Some(_) => self.room,
@@ -68,11 +59,14 @@ impl Ration {
     pub fn allows(&mut self, unit: Unit) -> bool {
         let length = self.length(unit);
         // More is not saved up: it would be spent at once.
-        self.saved = self.saved.min((PATIENCE * length).max(self.room).max(0.0));
+        self.saved = self.saved.min((SAVED_UNITS * length).max(self.room));
         let fits = self.spent + length / 2.0 <= self.room;
-        let patience = if self.after_prompts { PATIENCE } else { 1.0 };
-        let due = self.spent == 0.0 && self.saved >= patience * length;
-        self.saved >= length && (fits || due)
+        self.saved >= length && (fits || self.spent == 0.0)
+    }
+
+    /// Seconds spent in this gap beyond a budget of the operator's.
+    pub fn spent_seconds(&self) -> f64 {
+        if self.budget.is_some() { 0.0 } else { self.spent }
     }
 
     /// A unit took so long.
@@ -85,7 +79,7 @@ impl Ration {
 
     /// Nobody is served: there is nothing to save up for, or to pay off.
     pub fn rest(&mut self) {
-        self.saved = 0.0;
+        (self.spent, self.saved) = (0.0, 0.0);
     }
 
     /// Another run comes, with units of its own.
@@ -103,7 +97,7 @@ impl Ration {
 mod tests {
     use super::*;
 
-    const DECODING: Served = Served { seconds: 0.010, decoding: 0.010 };
+    const DECODING: Served = Served { seconds: 0.010, room: 0.013 };
 
     /// Gaps until `seconds` of work in units of `length` are done, and the longest of them.
     fn work(ration: &mut Ration, served: Served, length: f64, units: usize) -> (usize, f64) {
@@ -139,12 +133,12 @@ mod tests {
 
     #[test]
     fn steps_that_read_prompts_leave_little_but_never_nothing() {
-        let prompts = Served { seconds: 0.018, decoding: 0.010 };
-        let long = Served { seconds: 0.5, decoding: 0.010 };
+        let prompts = Served { seconds: 0.018, room: 0.005 };
+        let long = Served { seconds: 0.5, room: 0.005 };
         let (some, _) = work(&mut Ration::new(None), prompts, 0.001, 100);
-        assert!((19..=26).contains(&some), "{some} gaps");
+        assert!((19..=21).contains(&some), "{some} gaps");
         let (few, _) = work(&mut Ration::new(None), long, 0.025, 10);
-        assert!(few <= 20, "{few} gaps");
+        assert!(few <= 11, "{few} gaps");
     }
 
     #[test]

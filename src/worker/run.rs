@@ -180,14 +180,12 @@ impl<B: Backend> Device<B> {
 
     /// One step of the next base model that has work; `None` if nobody waits for an answer any more.
     fn decode_turn(&mut self) -> Option<Served> {
-        let count = self.lanes.len();
-        let order = (self.turn..self.turn + count).map(|turn| turn % count);
-        let next = order.into_iter().find(|&lane| self.lanes[lane].has_work());
-        let Some(next) = next else {
+        let Some(next) = self.next_lane() else {
             self.last_step = None;
             return None;
         };
-        self.turn = (next + 1) % count;
+        self.turn = (next + 1) % self.lanes.len();
+        self.lanes[next].scheduler.trained = self.training.spent_seconds();
         let (lane, backend, stats) = (&mut self.lanes[next], &mut self.backend, &self.stats);
         let started = Instant::now();
         match catch_unwind(AssertUnwindSafe(|| lane.step(backend, stats))) {
@@ -204,8 +202,16 @@ impl<B: Backend> Device<B> {
                 lane.recover(backend, &reason);
             }
         }
-        let decoding = lane.scheduler.decoding_seconds();
-        self.is_serving().then(|| Served { seconds: started.elapsed().as_secs_f64(), decoding })
+        let seconds = started.elapsed().as_secs_f64();
+        let next = &self.lanes[self.next_lane()?].scheduler;
+        Some(Served { seconds, room: next.room_for_training(seconds) })
+    }
+
+    /// The lane whose turn it is among those that have work.
+    fn next_lane(&self) -> Option<usize> {
+        let count = self.lanes.len();
+        let mut order = (self.turn..self.turn + count).map(|turn| turn % count);
+        order.find(|&lane| self.lanes[lane].has_work())
     }
 
     /// Units of training: as many as are allowed beside requests, one without any, so that a new

@@ -37,6 +37,8 @@ pub(super) struct Scheduler {
     pub preemptions: u64,
     /// What steps take.
     pub pace: Pace,
+    /// Seconds that training took of the time since the last step.
+    pub trained: f64,
     pub limits: StepLimits,
     next_age: u64,
 }
@@ -50,6 +52,7 @@ impl Scheduler {
             room: KvRoom::new(blocks),
             preemptions: 0,
             pace: Pace::default(),
+            trained: 0.0,
             limits,
             next_age: 0,
         }
@@ -57,6 +60,12 @@ impl Scheduler {
 
     pub fn has_work(&self) -> bool {
         !(self.waiting.is_empty() && self.ready.is_empty() && self.running.is_empty())
+    }
+
+    /// Whether no prompt is left to read.
+    pub fn has_only_decoding(&self) -> bool {
+        let none_waits = self.waiting.is_empty() && self.ready.is_empty();
+        none_waits && self.running.iter().all(Sequence::decodes)
     }
 
     /// Moves sequences to running while there is a place, cache room and, through `pin`, their

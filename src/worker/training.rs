@@ -110,6 +110,12 @@ impl<B: Backend> Training<B> {
         turn
     }
 
+    /// Seconds that units took since the last step of serving, where no budget of the operator's covers
+    /// them.
+    pub fn spent_seconds(&self) -> f64 {
+        self.ration.spent_seconds()
+    }
+
     fn next_unit(&self) -> Unit {
         self.active.as_ref().map_or(Unit::Other, |active| active.run.next_unit())
     }
