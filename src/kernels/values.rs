@@ -60,7 +60,7 @@ impl Values<'_> {
         let of = at..at + to.len();
         match self {
             Self::F32(values) => to.copy_from_slice(&values[of]),
-            Self::F32Bytes(values) => each(&values[of], to, |b| f32::from_le_bytes(b)),
+            Self::F32Bytes(values) => each(&values[of], to, f32::from_le_bytes),
             Self::F16(values) => each(&values[of], to, |b| f16::from_le_bytes(b).to_f32()),
             Self::Bf16(values) => each(&values[of], to, |b| bf16::from_le_bytes(b).to_f32()),
             Self::Q6K(blocks) => q6k::read(blocks, at, to),
