@@ -84,8 +84,15 @@ kernel! {
     fn quantize_block(_s, x: &[f32; BLOCK]) -> ([u8; BLOCK], f16) {
         let scale = x.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0;
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        (x.map(|x| (x * inverse).round() as i32 as i8 as u8 ^ 0x80), f16::from_f32(scale))
+        (x.map(|x| rounded(x * inverse) as i8 as u8 ^ 0x80), f16::from_f32(scale))
     }
+}
+
+/// The nearest integer, halves away from zero, of what an `i32` holds: `f32::round` is a call per
+/// value.
+#[inline(always)]
+fn rounded(x: f32) -> i32 {
+    (x + 0.5f32.next_down().copysign(x)) as i32
 }
 
 #[cfg(test)]
@@ -112,6 +119,16 @@ mod tests {
         let ours = PackedQ8::quantize(&pool, Values::F32(&values), n, k);
         for (row, column) in (0..n).flat_map(|row| (0..k).map(move |column| (row, column))) {
             assert_eq!(stored.weight(row, column), ours.weight(row, column), "{row}, {column}");
+        }
+    }
+
+    #[test]
+    fn halves_are_rounded_away_from_zero() {
+        for i in -1024..=1024 {
+            let x = i as f32 / 8.0;
+            for x in [x.next_down(), x, x.next_up()] {
+                assert_eq!(rounded(x), x.round() as i32, "{x}");
+            }
         }
     }
 }
