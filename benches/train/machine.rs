@@ -5,6 +5,7 @@ use std::time::Instant;
 use tandem::kernels::bf16::{self, Bf16Rows, PackedBf16};
 use tandem::kernels::cpu::Cpu;
 use tandem::kernels::gemm::{Left, PackedF32, gemm};
+use tandem::kernels::line;
 use tandem::kernels::output::Output;
 use tandem::kernels::pool::Pool;
 
@@ -15,7 +16,7 @@ const SIDE: usize = 1024;
 pub fn bf16_gemm() -> f64 {
     let (cpu, pool) = (Cpu::detect(), Pool::for_this_machine());
     let x = vec![0.5; SIDE * SIDE];
-    let w = PackedBf16::pack(&x, SIDE, SIDE);
+    let w = PackedBf16::pack(&pool, (&x).into(), (SIDE, SIDE), line::zeroed);
     let mut rows = Bf16Rows::new();
     rows.pack(cpu, &pool, &x, (SIDE, SIDE), (SIDE, 0));
     let mut y = vec![0.0; SIDE * SIDE];
@@ -26,7 +27,7 @@ pub fn bf16_gemm() -> f64 {
 pub fn f32_gemm() -> f64 {
     let (cpu, pool) = (Cpu::detect(), Pool::for_this_machine());
     let x = vec![0.5; SIDE * SIDE];
-    let w = PackedF32::pack(&x, SIDE, SIDE);
+    let w = PackedF32::pack(&pool, (&x).into(), (SIDE, SIDE), line::zeroed);
     let mut y = vec![0.0; SIDE * SIDE];
     best(|| {
         gemm(cpu, &pool, Left::rows(&x, SIDE, SIDE, 0), &w, &Output::new(&mut y, SIDE, 0));

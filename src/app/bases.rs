@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use super::{AppError, device};
 use crate::catalog::ServedBase;
 use crate::config::{Config, ModelOption, Source, TemplateChoice};
@@ -10,21 +12,24 @@ use crate::domain::{BaseInfo, WeightFormat};
 use crate::model::{LoadOptions, ModelSource};
 use crate::pictures::{PictureConfig, PictureReader};
 use crate::text::{TextError, TextModel, TextSource};
-use crate::worker::{BaseSource, Worker, WorkerHandle, WorkerSettings};
+use crate::worker::{BaseSource, StartError, Worker, WorkerHandle, WorkerSettings};
 
-/// Loads every model of the configuration and starts the device thread.
+/// Loads every model of the configuration and starts the device thread. The text side is read
+/// meanwhile; if it is refused, nobody waits for the weights.
 ///
 /// # Errors
 /// [`AppError::Text`] or [`AppError::Model`], naming the model and the file; [`AppError::Device`].
 pub async fn load(config: &Config) -> Result<(WorkerHandle, Worker, Vec<ServedBase>), AppError> {
-    let texts = config.models.iter().map(text).collect::<Result<Vec<_>, _>>()?;
     let sources = config.models.iter().map(source).collect();
     let (config_of_device, settings) = (config.clone(), settings(config));
     let start = move || -> Result<_, AppError> {
         let device = device::choose(&config_of_device)?;
         Ok(device.start(sources, settings)?)
     };
-    let (handle, worker) = tokio::task::spawn_blocking(start).await??;
+    let (started, starting) = oneshot::channel();
+    std::thread::spawn(move || started.send(start()).is_ok());
+    let texts = config.models.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+    let (handle, worker) = starting.await.map_err(|_| StartError::Died)??;
     let bases = handle.bases().iter().cloned().zip(texts);
     let served = bases.zip(&config.models).map(|((info, text), option)| {
         let pictures = pictures(&info, option)?.map(Arc::new);

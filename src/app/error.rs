@@ -44,8 +44,6 @@ pub enum AppError {
     Catalog(#[from] CatalogError),
     #[error("cannot write the adapter to {folder}: {source}")]
     Export { folder: PathBuf, source: std::io::Error },
-    #[error("a task of the start-up failed: {0}")]
-    Task(#[from] tokio::task::JoinError),
 }
 
 impl AppError {
@@ -64,8 +62,7 @@ impl AppError {
             | Self::Store(_)
             | Self::Listen { .. }
             | Self::Catalog(_)
-            | Self::Export { .. }
-            | Self::Task(_) => 1,
+            | Self::Export { .. } => 1,
         }
     }
 }

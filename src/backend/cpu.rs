@@ -30,6 +30,8 @@ pub use cache::CpuCache;
 pub use stages::{Cost, Stage, Stages};
 pub use weight::CpuWeight;
 
+use std::sync::Arc;
+
 use crate::kernels::activations::Q8Rows;
 use crate::kernels::bf16::Bf16Rows;
 use crate::kernels::cpu::Cpu;
@@ -42,7 +44,7 @@ use rope::RopeTables;
 /// Computes on the threads of this process. Its numbers do not depend on how many they are.
 pub struct CpuBackend {
     cpu: Cpu,
-    pool: Pool,
+    pool: Arc<Pool>,
     free: FreeList,
     ropes: RopeTables,
     work: Work,
@@ -84,7 +86,7 @@ impl CpuBackend {
     pub(crate) fn on(cpu: Cpu, threads: usize) -> Self {
         Self {
             cpu,
-            pool: Pool::new(threads.max(1)),
+            pool: Arc::new(Pool::new(threads.max(1))),
             free: FreeList::default(),
             ropes: RopeTables::default(),
             work: Work::default(),

@@ -41,6 +41,7 @@ pub use cache::CudaCache;
 pub use memory::CudaRows;
 pub use weight::CudaWeight;
 
+use crate::backend::HostThreads;
 use machine::{Launch, Machine, THREADS};
 use memory::{Memory, Pool};
 use source::Module;
@@ -51,12 +52,15 @@ pub struct CudaBackend {
     machine: Box<dyn Machine>,
     pool: Arc<Pool>,
     tables: Tables,
+    /// What turns weights on their way here.
+    host: Arc<HostThreads>,
 }
 
 impl CudaBackend {
     /// A backend on this machine.
     pub fn new(machine: Box<dyn Machine>) -> Self {
-        Self { machine, pool: Arc::default(), tables: Tables::default() }
+        let host = Arc::new(HostThreads::for_this_machine());
+        Self { machine, pool: Arc::default(), tables: Tables::default(), host }
     }
 
     /// Memory of undefined content.

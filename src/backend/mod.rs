@@ -14,6 +14,7 @@
 //! call, on the thread count or on timing. Sums over rows (gradients) run in row order.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 pub mod cpu;
 pub mod cuda;
@@ -29,6 +30,8 @@ pub use crate::domain::{KvFormat, WeightFormat};
 pub use crate::kernels::dynamic::BLOCK as MOMENTS_BLOCK;
 pub use crate::kernels::nf4::{Absmax, Blocks as FourBitBlocks, Code as FourBitCode};
 pub use crate::kernels::optimiser::Moments8;
+pub use crate::kernels::pool::Pool as HostThreads;
+pub use crate::kernels::values::Values as HostValues;
 pub use operands::*;
 
 /// Fused operations over device buffers. Shape mismatches are programming errors and panic.
@@ -87,12 +90,20 @@ pub trait Backend: Send + 'static {
     /// The values `(t, width)` of what [`Backend::halve`] gave.
     fn widen(&mut self, x: &Self::Rows, width: usize) -> Self::Rows;
 
+    /// The host's threads, to read and turn what is packed.
+    fn host_threads(&self) -> Arc<HostThreads> {
+        Arc::new(HostThreads::for_this_machine())
+    }
     /// Packs a frozen weight.
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> Self::Weight;
-    /// Packs a frozen weight `(out, in)` from blocks; no value changes.
+    /// Packs one of the many weights that stay as long as their model does.
+    fn pack_to_stay(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> Self::Weight {
+        self.pack(weight, format)
+    }
+    /// Packs such a weight `(out, in)` from blocks; no value changes.
     fn adopt(
         &mut self,
-        blocks: HostBlocks,
+        blocks: HostBlocks<'_>,
         out_features: usize,
         in_features: usize,
     ) -> Self::Weight;

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Absmax, Backend, FourBitBlocks, FourBitCode, Moments8, WeightFormat};
+use super::{Absmax, Backend, FourBitBlocks, FourBitCode, HostValues, Moments8, WeightFormat};
 use crate::domain::{AdapterWeights, KvFormat};
 use crate::kernels::optimiser::Adam;
 
@@ -29,14 +29,14 @@ impl WeightFormat {
 
 /// A weight `(out, in)` in blocks, as a file holds them.
 #[derive(Clone, Debug)]
-pub enum HostBlocks {
+pub enum HostBlocks<'a> {
     /// Blocks of GGUF, row after row, in a `format` that has them.
-    Gguf { format: WeightFormat, bytes: Vec<u8> },
+    Gguf { format: WeightFormat, bytes: &'a [u8] },
     /// NF4 or FP4 as bitsandbytes has it, an absmax per so many whole 64s.
     FourBit(FourBitBlocks),
 }
 
-impl HostBlocks {
+impl HostBlocks<'_> {
     /// The format that holds them as they are.
     pub fn format(&self) -> WeightFormat {
         match self {
@@ -52,10 +52,10 @@ impl HostBlocks {
     }
 }
 
-/// A weight `(out, in)` on its way to the device, row-major `f32`.
+/// A weight `(out, in)` on its way to the device, row-major.
 #[derive(Clone, Copy, Debug)]
 pub struct HostWeight<'a> {
-    pub values: &'a [f32],
+    pub values: HostValues<'a>,
     pub out_features: usize,
     pub in_features: usize,
 }

@@ -8,7 +8,8 @@ use half::bf16;
 
 use super::{
     Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, CacheShape, HeadsSpec, HostBlocks,
-    HostMoments, HostWeight, KvFormat, LossSum, Norm, SequenceRows, WeightFormat, dropout_keeps,
+    HostMoments, HostThreads, HostWeight, KvFormat, LossSum, Norm, SequenceRows, WeightFormat,
+    dropout_keeps,
 };
 
 mod activation;
@@ -100,14 +101,15 @@ impl Backend for ReferenceBackend {
     }
 
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> ReferenceWeight {
-        let rounded = formats::round_trip(weight.values, weight.in_features, format);
+        let values = weight.values.to_vec(&HostThreads::new(1));
+        let rounded = formats::round_trip(&values, weight.in_features, format);
         ReferenceWeight {
             values: Matrix::new(rounded, weight.out_features, weight.in_features),
             format,
         }
     }
 
-    fn adopt(&mut self, blocks: HostBlocks, out: usize, inner: usize) -> ReferenceWeight {
+    fn adopt(&mut self, blocks: HostBlocks<'_>, out: usize, inner: usize) -> ReferenceWeight {
         let values = Matrix::new(formats::dequantised(&blocks), out, inner);
         ReferenceWeight { values, format: blocks.format() }
     }

@@ -57,7 +57,7 @@ impl PackedLowRank {
         let mut rows = Bf16Rows::new();
         let groups = RowGroups::new(padded, RANKS).iter();
         rows.pack_groups(cpu, pool, &filled, (padded, k), (k, 0), groups);
-        Self { r, a: rows, b: PackedBf16::pack(b, n, r) }
+        Self { r, a: rows, b: PackedBf16::pack(pool, b.into(), (n, r), line::zeroed) }
     }
 
     /// Bytes a product reads.

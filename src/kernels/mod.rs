@@ -46,6 +46,7 @@ pub mod peak;
 pub mod pool;
 pub mod q4;
 pub mod q4k;
+pub(crate) mod q6k;
 pub mod q8;
 pub mod quantized;
 pub mod rows;
@@ -56,3 +57,4 @@ mod simd;
 pub mod split;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod values;

@@ -15,6 +15,7 @@ mod absmax;
 mod blocks;
 pub(crate) mod fused;
 mod panel;
+mod quantize;
 
 pub use absmax::Absmax;
 pub use blocks::{Blocks, Code};
@@ -27,6 +28,7 @@ use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use crate::kernels::split::{PerItem, split};
+use crate::kernels::values::Values;
 use absmax::PackedAbsmax;
 pub(crate) use panel::Dequantized;
 
@@ -55,40 +57,36 @@ impl PackedNf4 {
     /// If `k` is not a multiple of 64 or the slice has another length.
     pub fn quantize(
         pool: &Pool,
-        weights: &[f32],
+        weights: Values<'_>,
         (n, k): (usize, usize),
         code: Code,
         double: bool,
     ) -> Self {
         assert_eq!(weights.len(), n * k, "weights must hold n · k values");
-        Self::pack(pool, &Blocks::quantize_on(pool, weights, code, BLOCK, double), n, k)
+        Self::pack(pool, Blocks::quantize(pool, weights, code, BLOCK, double), n, k)
     }
 
     /// Packs a tensor `(n, k)`; no value changes.
     ///
     /// # Panics
     /// If `k` is not a multiple of 64, blocks are not of whole 64s, or a length does not fit.
-    pub fn pack(pool: &Pool, tensor: &Blocks, n: usize, k: usize) -> Self {
+    pub fn pack(pool: &Pool, tensor: Blocks, n: usize, k: usize) -> Self {
         assert_eq!(tensor.bytes.len(), n * k / 2, "bytes must hold n · k nibbles");
         assert_eq!(k % BLOCK, 0, "k must be a multiple of {BLOCK}");
-        let (panels, lines_per_panel) = (n.div_ceil(32), k / 8 * 2);
-        let rows: Vec<&[u8]> = tensor.bytes.chunks_exact((k / 2).max(1)).collect();
+        let (panels, eights) = (n.div_ceil(32), k / 8);
+        let bytes = tensor.bytes.as_chunks().0;
         let padding = u32::from(tensor.code.zero()) * 0x1111_1111;
-        let mut codes = line::zeroed(panels * lines_per_panel);
-        let out = PerItem::new(&mut codes, lines_per_panel);
+        let mut codes = line::resident(panels * eights * 2);
+        let out = PerItem::new(&mut codes, eights * 2);
         split(pool, panels, 32 * k, out, |panels, lines| {
-            for (panel, lines) in panels.zip(lines.chunks_exact_mut(lines_per_panel.max(1))) {
-                for lane in 0..32 {
-                    let words = lines.iter_mut().skip(lane / 16).step_by(2);
-                    let words = words.map(|line| &mut line.0[lane % 16]);
-                    match rows.get(panel * 32 + lane) {
-                        Some(row) => words.zip(row.as_chunks().0).for_each(|(to, b)| *to = word(b)),
-                        None => words.for_each(|to| *to = padding),
-                    }
-                }
+            for (panel, lines) in panels.zip(lines.chunks_exact_mut((eights * 2).max(1))) {
+                let rows = panel * 32..n.min((panel + 1) * 32);
+                let rows: Vec<_> =
+                    rows.map(|row| &bytes[row * eights..(row + 1) * eights]).collect();
+                put_panel(&rows, padding, lines);
             }
         });
-        let absmax = PackedAbsmax::new(tensor.absmax.clone(), tensor.block, n, k);
+        let absmax = PackedAbsmax::new(pool, tensor.absmax, tensor.block, n, k);
         Self { n, k, code: tensor.code, codes, absmax }
     }
 
@@ -127,9 +125,19 @@ fn place(k: usize, row: usize, column: usize) -> (usize, usize) {
     (line, 16 * (column % 2) + 4 * (column % 8 / 2))
 }
 
+/// Writes the rows of one panel, eight columns after eight; rows that are missing hold `padding`.
+fn put_panel(rows: &[&[[u8; 4]]], padding: u32, lines: &mut [Line]) {
+    for (eight, lines) in lines.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        for lane in 0..32 {
+            let bytes = rows.get(lane).map(|row| u32::from_le_bytes(row[eight]));
+            lines[lane / 16].0[lane % 16] = bytes.unwrap_or(padding);
+        }
+        lines.iter_mut().for_each(|line| line.0 = line.0.map(word));
+    }
+}
+
 /// Eight codes, the first of each byte in its high half, in the order of [`PackedNf4`].
-fn word(bytes: &[u8; 4]) -> u32 {
-    let bytes = u32::from_le_bytes(*bytes);
+fn word(bytes: u32) -> u32 {
     let side_by_side = |nibbles: u32| {
         let pairs = (nibbles | nibbles >> 4) & 0x00ff_00ff;
         (pairs | pairs >> 8) & 0xffff
@@ -202,7 +210,7 @@ mod tests {
         bytes[0] = 0xf0;
         let (code, block, absmax) = (Code::Nf4, BLOCK, Absmax::F32(vec![2.0]));
         let tensor = Blocks { code, block, bytes: bytes.to_vec(), absmax };
-        let w = PackedNf4::pack(&Pool::new(1), &tensor, 1, 64);
+        let w = PackedNf4::pack(&Pool::new(1), tensor, 1, 64);
         assert_eq!([w.weight(0, 0), w.weight(0, 1), w.weight(0, 2)], [2.0, -2.0, 0.0]);
     }
 
@@ -214,8 +222,9 @@ mod tests {
         for code in [Code::Nf4, Code::Fp4] {
             for (block, double) in [(64, false), (64, true), (128, true), (256, false), (256, true)]
             {
-                let tensor = Blocks::quantize(&values, code, block, double);
-                let w = PackedNf4::pack(&Pool::new(2), &tensor, n, k);
+                let pool = Pool::new(2);
+                let tensor = Blocks::quantize(&pool, (&values).into(), code, block, double);
+                let w = PackedNf4::pack(&pool, tensor.clone(), n, k);
                 for i in 0..n * k {
                     assert_eq!(w.weight(i / k, i % k), tensor.value(i), "{code:?} {block} {i}");
                 }

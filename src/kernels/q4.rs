@@ -9,7 +9,8 @@ use crate::kernels::activations::BLOCK;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::lanes::kernel;
 use crate::kernels::pool::Pool;
-use crate::kernels::quantized::PackedQ;
+use crate::kernels::quantized::{LaneBlock, PackedQ, RowBlocks, words};
+use crate::kernels::values::Values;
 
 /// A weight in 4.5 bits per value.
 pub type PackedQ4 = PackedQ<4>;
@@ -18,20 +19,14 @@ pub type PackedQ4 = PackedQ<4>;
 const GGUF_BYTES: usize = 18;
 
 impl PackedQ4 {
-    /// Quantises `weights (n, k)`, row-major.
+    /// Quantises `weights (n, k)`, row-major, on the threads of `pool`.
     ///
     /// # Panics
     /// If `k` is not a multiple of 32 or the slice has another length.
-    pub fn quantize(weights: &[f32], n: usize, k: usize) -> Self {
-        Self::quantize_on(&Pool::new(1), weights, n, k)
-    }
-
-    /// [`PackedQ4::quantize`] on the threads of `pool`.
-    pub fn quantize_on(pool: &Pool, weights: &[f32], n: usize, k: usize) -> Self {
+    pub fn quantize(pool: &Pool, weights: Values<'_>, n: usize, k: usize) -> Self {
         assert_eq!(weights.len(), n * k, "weights must hold n · k values");
-        let (blocks, _) = weights.as_chunks::<BLOCK>();
         let cpu = Cpu::detect();
-        Self::pack_on(pool, n, k, |row, b| quantize_block(cpu, &blocks[row * (k / BLOCK) + b]))
+        Self::pack_on(pool, n, k, |row| Quantized { cpu, weights, start: row * k })
     }
 
     /// Repacks the Q4_0 tensor `(n, k)` of a GGUF file; no value changes.
@@ -41,7 +36,32 @@ impl PackedQ4 {
     pub fn from_gguf(pool: &Pool, bytes: &[u8], n: usize, k: usize) -> Self {
         assert_eq!(bytes.len(), n * k / BLOCK * GGUF_BYTES, "bytes must hold n · k / 32 blocks");
         let (blocks, _) = bytes.as_chunks::<GGUF_BYTES>();
-        Self::pack_on(pool, n, k, |row, b| read_block(&blocks[row * (k / BLOCK) + b]))
+        Self::pack_on(pool, n, k, |row| &blocks[row * (k / BLOCK)..(row + 1) * (k / BLOCK)])
+    }
+}
+
+/// GGUF has four values of a word in one order with ours: the words are taken as they are.
+impl RowBlocks<4> for &[[u8; GGUF_BYTES]] {
+    #[inline(always)]
+    fn block(&self, b: usize) -> LaneBlock<4> {
+        let [low, high, codes @ ..] = self[b];
+        let words: [[u8; 4]; 4] = bytemuck::cast(codes);
+        (words.map(u32::from_le_bytes), f16::from_le_bytes([low, high]))
+    }
+}
+
+/// A row that is quantised as it is packed.
+struct Quantized<'a> {
+    cpu: Cpu,
+    weights: Values<'a>,
+    start: usize,
+}
+
+impl RowBlocks<4> for Quantized<'_> {
+    fn block(&self, b: usize) -> LaneBlock<4> {
+        let values = self.weights.block(self.start + b * BLOCK);
+        let (codes, scale) = quantize_block(self.cpu, &values);
+        (words(&codes), scale)
     }
 }
 
@@ -58,14 +78,6 @@ pub fn quantize(values: &[f32]) -> Vec<u8> {
         bytes.extend((0..BLOCK / 2).map(|i| codes[i] | codes[i + BLOCK / 2] << 4));
     }
     bytes
-}
-
-fn read_block(bytes: &[u8; GGUF_BYTES]) -> ([u8; BLOCK], f16) {
-    let mut codes = [0; BLOCK];
-    for (i, byte) in bytes[2..].iter().enumerate() {
-        (codes[i], codes[i + 16]) = (byte & 15, byte >> 4);
-    }
-    (codes, f16::from_le_bytes([bytes[0], bytes[1]]))
 }
 
 kernel! {
@@ -102,11 +114,23 @@ mod tests {
     #[test]
     fn quantising_is_within_half_a_step() {
         let x: [f32; 32] = std::array::from_fn(|i| (i as f32 * 0.7).sin());
-        let packed = PackedQ4::quantize(&x, 1, 32);
+        let packed = PackedQ4::quantize(&Pool::new(1), Values::F32(&x), 1, 32);
         let step = x.iter().fold(0f32, |max, x| max.max(x.abs())) / 8.0;
         for (i, x) in x.iter().enumerate() {
             // The positive end has no code: +8 is clamped to +7.
             assert!((packed.weight(0, i) - x).abs() <= 1.01 * step);
+        }
+    }
+
+    #[test]
+    fn what_gguf_holds_is_what_quantising_gives() {
+        let (n, k) = (37, 96);
+        let values = crate::kernels::testing::Seeded(4).values(n * k);
+        let pool = Pool::new(2);
+        let stored = PackedQ4::from_gguf(&pool, &quantize(&values), n, k);
+        let ours = PackedQ4::quantize(&pool, Values::F32(&values), n, k);
+        for (row, column) in (0..n).flat_map(|row| (0..k).map(move |column| (row, column))) {
+            assert_eq!(stored.weight(row, column), ours.weight(row, column), "{row}, {column}");
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::pool::Pool;
 use crate::kernels::quantized::{IntegerWeight, TILE};
 use crate::kernels::split::{PerItem, split};
+use crate::kernels::values::Values;
 
 /// Values of one block.
 pub const SUPER: usize = 256;
@@ -64,15 +65,15 @@ pub struct Weights<'a> {
 ///
 /// # Panics
 /// If the values are no whole blocks.
-pub fn quantize(pool: &Pool, values: &[f32]) -> Vec<u8> {
+pub fn quantize(pool: &Pool, values: Values<'_>) -> Vec<u8> {
     assert_eq!(values.len() % SUPER, 0, "values must be whole blocks");
-    let mut bytes = vec![0; values.len() / SUPER * GGUF_BYTES];
-    let blocks = values.as_chunks::<SUPER>().0;
+    let blocks = values.len() / SUPER;
+    let mut bytes = vec![0; blocks * GGUF_BYTES];
     let out = PerItem::new(&mut bytes, GGUF_BYTES);
     // Choosing scales and minima takes about so many operations per value.
-    split(pool, blocks.len(), 100 * SUPER, out, |range, bytes| {
-        for (block, bytes) in blocks[range].iter().zip(bytes.chunks_exact_mut(GGUF_BYTES)) {
-            bytes.copy_from_slice(&quantize_block(block));
+    split(pool, blocks, 100 * SUPER, out, |range, bytes| {
+        for (block, bytes) in range.zip(bytes.chunks_exact_mut(GGUF_BYTES)) {
+            bytes.copy_from_slice(&quantize_block(&values.block::<SUPER>(block * SUPER)));
         }
     });
     bytes
@@ -91,7 +92,7 @@ impl PackedQ4K {
     ///
     /// # Panics
     /// If `k` is not a multiple of 256 or the slice has another length.
-    pub fn quantize(pool: &Pool, weights: &[f32], n: usize, k: usize) -> Self {
+    pub fn quantize(pool: &Pool, weights: Values<'_>, n: usize, k: usize) -> Self {
         assert_eq!(weights.len(), n * k, "weights must hold n · k values");
         Self::from_gguf(pool, &quantize(pool, weights), n, k)
     }
@@ -105,8 +106,8 @@ impl PackedQ4K {
         assert_eq!(bytes.len(), n * k / SUPER * GGUF_BYTES, "bytes must hold n · k / 256 blocks");
         let (count, blocks) = (n.div_ceil(TILE), k / SUPER);
         let (code_lines, scale_lines) = (blocks * PARTS * PART_LINES, blocks * SCALE_LINES);
-        let mut codes = line::zeroed(count * code_lines);
-        let mut scales = line::zeroed(count * scale_lines);
+        let mut codes = line::resident(count * code_lines);
+        let mut scales = line::resident(count * scale_lines);
         let source = bytes.as_chunks::<GGUF_BYTES>().0;
         let out = (PerItem::new(&mut codes, code_lines), PerItem::new(&mut scales, scale_lines));
         split(pool, count, TILE * k, out, |tiles, (codes, scales)| {
@@ -114,11 +115,9 @@ impl PackedQ4K {
                 codes.chunks_exact_mut(code_lines).zip(scales.chunks_exact_mut(scale_lines));
             for (tile, (codes, scales)) in tiles.zip(parts) {
                 let rows = tile * TILE..n.min((tile + 1) * TILE);
-                for (row, at) in rows.flat_map(|row| (0..blocks).map(move |at| (row, at))) {
-                    let codes = &mut codes[at * PARTS * PART_LINES..][..PARTS * PART_LINES];
-                    let scales = &mut scales[at * SCALE_LINES..][..SCALE_LINES];
-                    put_block(&source[row * blocks + at], row % TILE, codes, scales);
-                }
+                let rows: Vec<_> =
+                    rows.map(|row| &source[row * blocks..(row + 1) * blocks]).collect();
+                put_tile(&rows, codes, scales);
             }
         });
         Self { n, k, codes, scales }
@@ -155,18 +154,39 @@ fn place(i: usize) -> (usize, usize) {
     (i % 16 / 4, 8 * (i % 4) + 4 * (i / 16))
 }
 
-/// Writes one block of the row in `lane`.
-fn put_block(block: &[u8; GGUF_BYTES], lane: usize, codes: &mut [Line], scales: &mut [Line]) {
-    let words = block[..16].as_chunks::<4>().0;
-    for (line, word) in scales.iter_mut().zip(words[1..].iter().chain(&words[..1])) {
-        line.0[lane] = u32::from_le_bytes(*word);
+/// Writes the rows of one tile, `blocks` blocks each, block after block.
+fn put_tile(rows: &[&[[u8; GGUF_BYTES]]], codes: &mut [Line], scales: &mut [Line]) {
+    let (codes, _) = codes.as_chunks_mut::<{ PARTS * PART_LINES }>();
+    let (scales, _) = scales.as_chunks_mut::<SCALE_LINES>();
+    for (b, (codes, scales)) in codes.iter_mut().zip(scales).enumerate() {
+        for (lane, row) in rows.iter().enumerate().take(TILE) {
+            put_block(&row[b], lane, codes, scales);
+        }
     }
-    for part in 0..PARTS {
-        let nibbles = &block[16 + part / 2 * BLOCK..][..BLOCK];
-        for (i, byte) in nibbles.iter().enumerate() {
-            let (line, shift) = place(i);
-            let code = byte >> (4 * (part % 2)) & 15;
-            codes[part * PART_LINES + line].0[lane] |= u32::from(code) << shift;
+}
+
+/// Writes one block of the row in `lane`. In GGUF, two parts share 32 bytes, one in the low nibbles
+/// and one in the high ones; a word of ours has the first half of its part low, the second high.
+#[inline(always)]
+fn put_block(
+    block: &[u8; GGUF_BYTES],
+    lane: usize,
+    codes: &mut [Line; PARTS * PART_LINES],
+    scales: &mut [Line; SCALE_LINES],
+) {
+    const LOW: u32 = 0x0f0f_0f0f;
+    let (words, _) = block.as_chunks::<4>();
+    let words: [u32; GGUF_BYTES / 4] = std::array::from_fn(|i| u32::from_le_bytes(words[i]));
+    for i in 0..SCALE_LINES {
+        scales[i].0[lane] = words[(i + 1) % SCALE_LINES];
+    }
+    for (pair, words) in words[SCALE_LINES..].as_chunks::<{ 2 * PART_LINES }>().0.iter().enumerate()
+    {
+        for line in 0..PART_LINES {
+            let (first, second) = (words[line], words[line + PART_LINES]);
+            let at = 2 * pair * PART_LINES + line;
+            codes[at].0[lane] = first & LOW | (second & LOW) << 4;
+            codes[at + PART_LINES].0[lane] = first >> 4 & LOW | second & !LOW;
         }
     }
 }
@@ -278,7 +298,7 @@ mod tests {
     #[test]
     fn every_instruction_set_and_thread_count_gives_the_same_bits() {
         let (n, k) = (37, 768);
-        let w = PackedQ4K::quantize(&Pool::new(1), &Seeded(8).values(n * k), n, k);
+        let w = PackedQ4K::quantize(&Pool::new(1), (&Seeded(8).values(n * k)).into(), n, k);
         for m in [1, 2, 5, 8, 9, 17] {
             let x = Seeded(9).values(m * k);
             let mut all = Vec::new();
@@ -299,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_panel_holds_the_weights_of_its_rows() {
-        let w = PackedQ4K::quantize(&Pool::new(1), &Seeded(8).values(50 * 256), 50, 256);
+        let w = PackedQ4K::quantize(&Pool::new(1), (&Seeded(8).values(50 * 256)).into(), 50, 256);
         let mut scratch = vec![0.0; 256 * PANEL + 1024];
         for panel in 0..2 {
             let values = w.panel(Cpu::SCALAR, panel, 0..256, &mut scratch);

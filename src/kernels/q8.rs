@@ -10,7 +10,8 @@ use crate::kernels::activations::BLOCK;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::lanes::kernel;
 use crate::kernels::pool::Pool;
-use crate::kernels::quantized::PackedQ;
+use crate::kernels::quantized::{LaneBlock, PackedQ, RowBlocks, words};
+use crate::kernels::values::Values;
 
 /// A weight in 8.5 bits per value.
 pub type PackedQ8 = PackedQ<8>;
@@ -19,20 +20,14 @@ pub type PackedQ8 = PackedQ<8>;
 const GGUF_BYTES: usize = 34;
 
 impl PackedQ8 {
-    /// Quantises `weights (n, k)`, row-major.
+    /// Quantises `weights (n, k)`, row-major, on the threads of `pool`.
     ///
     /// # Panics
     /// If `k` is not a multiple of 32 or the slice has another length.
-    pub fn quantize(weights: &[f32], n: usize, k: usize) -> Self {
-        Self::quantize_on(&Pool::new(1), weights, n, k)
-    }
-
-    /// [`PackedQ8::quantize`] on the threads of `pool`.
-    pub fn quantize_on(pool: &Pool, weights: &[f32], n: usize, k: usize) -> Self {
+    pub fn quantize(pool: &Pool, weights: Values<'_>, n: usize, k: usize) -> Self {
         assert_eq!(weights.len(), n * k, "weights must hold n · k values");
-        let (blocks, _) = weights.as_chunks::<BLOCK>();
         let cpu = Cpu::detect();
-        Self::pack_on(pool, n, k, |row, b| quantize_block(cpu, &blocks[row * (k / BLOCK) + b]))
+        Self::pack_on(pool, n, k, |row| Quantized { cpu, weights, start: row * k })
     }
 
     /// Repacks the Q8_0 tensor `(n, k)` of a GGUF file; no value changes.
@@ -42,7 +37,31 @@ impl PackedQ8 {
     pub fn from_gguf(pool: &Pool, bytes: &[u8], n: usize, k: usize) -> Self {
         assert_eq!(bytes.len(), n * k / BLOCK * GGUF_BYTES, "bytes must hold n · k / 32 blocks");
         let (blocks, _) = bytes.as_chunks::<GGUF_BYTES>();
-        Self::pack_on(pool, n, k, |row, b| read_block(&blocks[row * (k / BLOCK) + b]))
+        Self::pack_on(pool, n, k, |row| &blocks[row * (k / BLOCK)..(row + 1) * (k / BLOCK)])
+    }
+}
+
+impl RowBlocks<8> for &[[u8; GGUF_BYTES]] {
+    #[inline(always)]
+    fn block(&self, b: usize) -> LaneBlock<8> {
+        let [low, high, codes @ ..] = self[b];
+        let words: [[u8; 4]; 8] = bytemuck::cast(codes);
+        (words.map(|word| u32::from_le_bytes(word) ^ 0x8080_8080), f16::from_le_bytes([low, high]))
+    }
+}
+
+/// A row that is quantised as it is packed.
+struct Quantized<'a> {
+    cpu: Cpu,
+    weights: Values<'a>,
+    start: usize,
+}
+
+impl RowBlocks<8> for Quantized<'_> {
+    fn block(&self, b: usize) -> LaneBlock<8> {
+        let values = self.weights.block(self.start + b * BLOCK);
+        let (codes, scale) = quantize_block(self.cpu, &values);
+        (words(&codes), scale)
     }
 }
 
@@ -61,17 +80,19 @@ pub fn quantize(values: &[f32]) -> Vec<u8> {
     bytes
 }
 
-fn read_block(bytes: &[u8; GGUF_BYTES]) -> ([u8; BLOCK], f16) {
-    let codes = std::array::from_fn(|i| bytes[2 + i] ^ 0x80);
-    (codes, f16::from_le_bytes([bytes[0], bytes[1]]))
-}
-
 kernel! {
     fn quantize_block(_s, x: &[f32; BLOCK]) -> ([u8; BLOCK], f16) {
         let scale = x.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0;
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        (x.map(|x| (x * inverse).round() as i32 as i8 as u8 ^ 0x80), f16::from_f32(scale))
+        (x.map(|x| rounded(x * inverse) as i8 as u8 ^ 0x80), f16::from_f32(scale))
     }
+}
+
+/// The nearest integer, halves away from zero, of what an `i32` holds: `f32::round` is a call per
+/// value.
+#[inline(always)]
+fn rounded(x: f32) -> i32 {
+    (x + 0.5f32.next_down().copysign(x)) as i32
 }
 
 #[cfg(test)]
@@ -86,6 +107,28 @@ mod tests {
         let packed = PackedQ8::from_gguf(&Pool::new(1), &bytes, 1, 32);
         for i in 0..32 {
             assert_eq!(packed.weight(0, i), 0.25 * (i as f32 * 8.0 - 128.0));
+        }
+    }
+
+    #[test]
+    fn what_gguf_holds_is_what_quantising_gives() {
+        let (n, k) = (37, 96);
+        let values = crate::kernels::testing::Seeded(4).values(n * k);
+        let pool = Pool::new(2);
+        let stored = PackedQ8::from_gguf(&pool, &quantize(&values), n, k);
+        let ours = PackedQ8::quantize(&pool, Values::F32(&values), n, k);
+        for (row, column) in (0..n).flat_map(|row| (0..k).map(move |column| (row, column))) {
+            assert_eq!(stored.weight(row, column), ours.weight(row, column), "{row}, {column}");
+        }
+    }
+
+    #[test]
+    fn halves_are_rounded_away_from_zero() {
+        for i in -1024..=1024 {
+            let x = i as f32 / 8.0;
+            for x in [x.next_down(), x, x.next_up()] {
+                assert_eq!(rounded(x), x.round() as i32, "{x}");
+            }
         }
     }
 }

@@ -54,7 +54,8 @@ pub struct PackedQ<const BITS: usize> {
     n: usize,
     k: usize,
     codes: Lines,
-    scales: Vec<[f16; TILE]>,
+    /// `[f16; TILE]` per block.
+    scales: Lines,
 }
 
 /// Where value `i` of a block lies: the line, and the bit within the row's word.
@@ -63,45 +64,47 @@ fn place<const BITS: usize>(i: usize) -> (usize, usize) {
     ((i % span) / 4, 8 * (i % 4) + 4 * (i / span))
 }
 
-/// Writes the codes of one row into its lane of a block's lines; the inverse of [`place`].
-fn fill_lane<const BITS: usize>(lines: &mut [Line], lane: usize, codes: &[u8; BLOCK]) {
+/// The codes of one row of a block as words of its lines; the inverse of [`place`].
+pub(crate) fn words<const BITS: usize>(codes: &[u8; BLOCK]) -> [u32; BITS] {
     let (words, _) = codes.as_chunks::<4>();
-    for (i, line) in lines.iter_mut().enumerate() {
-        line.0[lane] = match BITS {
-            8 => u32::from_le_bytes(words[i]),
-            _ => u32::from_le_bytes(words[i]) | u32::from_le_bytes(words[i + 4]) << 4,
-        };
-    }
+    array::from_fn(|i| match BITS {
+        8 => u32::from_le_bytes(words[i]),
+        _ => u32::from_le_bytes(words[i]) | u32::from_le_bytes(words[i + 4]) << 4,
+    })
+}
+
+/// One row of a block: its words of the lines, and its scale.
+pub(crate) type LaneBlock<const BITS: usize> = ([u32; BITS], f16);
+
+/// A row of a weight, block by block.
+pub(crate) trait RowBlocks<const BITS: usize> {
+    /// Block `b`; a code `c` stands for the weight `scale · (c − 2^(BITS−1))`.
+    fn block(&self, b: usize) -> LaneBlock<BITS>;
 }
 
 impl<const BITS: usize> PackedQ<BITS> {
-    /// Packs `(n, k)` on the threads of `pool` from `block(row, b)`, the unsigned codes and the scale of
-    /// block `b` of a row.
+    /// Packs `(n, k)` on the threads of `pool` from what `row` gives of each.
     ///
-    /// A code `c` stands for the weight `scale · (c − 2^(BITS−1))`.
-    pub(crate) fn pack_on(
+    /// Sixteen rows are read side by side and a block of lines is written at once, so that both
+    /// stay in the first-level cache whatever `k` is.
+    pub(crate) fn pack_on<R: RowBlocks<BITS>>(
         pool: &Pool,
         n: usize,
         k: usize,
-        block: impl Fn(usize, usize) -> ([u8; BLOCK], f16) + Sync,
+        row: impl Fn(usize) -> R + Sync,
     ) -> Self {
         assert_eq!(k % BLOCK, 0, "k must be a multiple of {BLOCK}");
         let (tiles, blocks) = (n.div_ceil(TILE), k / BLOCK);
-        let mut codes = line::zeroed(tiles * blocks * BITS);
-        let mut scales = vec![[f16::ZERO; TILE]; tiles * blocks];
+        let mut codes = line::resident(tiles * blocks * BITS);
+        let mut scales = line::resident(line::lines_for::<[f16; TILE]>(tiles * blocks));
+        let scales_out = bytemuck::cast_slice_mut(&mut scales);
         let out =
-            (PerItem::new(&mut codes, blocks * BITS), PerItem::new(&mut scales, blocks.max(1)));
+            (PerItem::new(&mut codes, blocks * BITS), PerItem::new(scales_out, blocks.max(1)));
         split(pool, tiles, TILE * k, out, |tiles, (codes, scales)| {
             let parts = codes.chunks_exact_mut(blocks * BITS).zip(scales.chunks_exact_mut(blocks));
             for (tile, (codes, scales)) in tiles.zip(parts) {
-                for (lane, row) in (tile * TILE..n.min((tile + 1) * TILE)).enumerate() {
-                    let lines = codes.chunks_exact_mut(BITS).zip(scales.iter_mut());
-                    for (b, (lines, scales)) in lines.enumerate() {
-                        let (values, scale) = block(row, b);
-                        scales[lane] = scale;
-                        fill_lane::<BITS>(lines, lane, &values);
-                    }
-                }
+                let rows: Vec<R> = (tile * TILE..n.min((tile + 1) * TILE)).map(&row).collect();
+                put_tile(&rows, codes, scales);
             }
         });
         Self { n, k, codes, scales }
@@ -119,7 +122,12 @@ impl<const BITS: usize> PackedQ<BITS> {
 
     /// Bytes a product reads.
     pub fn size_bytes(&self) -> usize {
-        size_of_val(&self.codes[..]) + size_of_val(&self.scales[..])
+        size_of_val(&self.codes[..]) + size_of_val(self.scales())
+    }
+
+    /// The scales of every block of every tile.
+    fn scales(&self) -> &[[f16; TILE]] {
+        &bytemuck::cast_slice(&self.scales)[..self.codes.len() / BITS]
     }
 
     /// The weight at `row`, `column`, as the product sees it.
@@ -127,7 +135,26 @@ impl<const BITS: usize> PackedQ<BITS> {
         let (at, lane) = (row / TILE * (self.k / BLOCK) + column / BLOCK, row % TILE);
         let (line, shift) = place::<BITS>(column % BLOCK);
         let code = self.codes[at * BITS + line].0[lane] >> shift & ((1 << BITS) - 1);
-        self.scales[at][lane].to_f32() * (code as f32 - (1 << (BITS - 1)) as f32)
+        self.scales()[at][lane].to_f32() * (code as f32 - (1 << (BITS - 1)) as f32)
+    }
+}
+
+/// Writes the rows of one tile, block after block.
+#[inline(always)]
+fn put_tile<const BITS: usize>(
+    rows: &[impl RowBlocks<BITS>],
+    codes: &mut [Line],
+    scales: &mut [[f16; TILE]],
+) {
+    let (blocks, _) = codes.as_chunks_mut::<BITS>();
+    for (b, (lines, scales)) in blocks.iter_mut().zip(scales).enumerate() {
+        for (lane, row) in rows.iter().enumerate().take(TILE) {
+            let (words, scale) = row.block(b);
+            scales[lane] = scale;
+            for i in 0..BITS {
+                lines[i].0[lane] = words[i];
+            }
+        }
     }
 }
 
@@ -205,7 +232,7 @@ impl<const BITS: usize> IntegerWeight for PackedQ<BITS> {
         let start = tile * (self.k / BLOCK);
         let blocks = start + blocks.start..start + blocks.end;
         let codes = &self.codes[blocks.start * BITS..blocks.end * BITS];
-        Weights { codes, scales: &self.scales[blocks] }
+        Weights { codes, scales: &self.scales()[blocks] }
     }
 
     fn tile<const MR: usize>(
@@ -241,7 +268,7 @@ impl<const BITS: usize> Panels for PackedQ<BITS> {
             for (column, to) in k.clone().zip(to.chunks_exact_mut(PANEL)) {
                 let at = tile * (self.k / BLOCK) + column / BLOCK;
                 let (line, shift) = place::<BITS>(column % BLOCK);
-                let (codes, scales) = (&self.codes[at * BITS + line].0, &self.scales[at]);
+                let (codes, scales) = (&self.codes[at * BITS + line].0, &self.scales()[at]);
                 for (lane, to) in to[half * TILE..(half + 1) * TILE].iter_mut().enumerate() {
                     let code = codes[lane] >> shift & ((1 << BITS) - 1);
                     *to = scales[lane].to_f32() * (code as f32 - (1 << (BITS - 1)) as f32);
@@ -333,16 +360,16 @@ mod tests {
 
     #[test]
     fn every_instruction_set_and_thread_count_gives_the_same_bits() {
-        let weights = Seeded(8).values(37 * 96);
+        let (pool, weights) = (Pool::new(2), Seeded(8).values(37 * 96));
         for m in [1, 2, 5, 8, 9, 17] {
-            check(&PackedQ::<8>::quantize(&weights, 37, 96), m);
-            check(&PackedQ::<4>::quantize(&weights, 37, 96), m);
+            check(&PackedQ::<8>::quantize(&pool, (&weights).into(), 37, 96), m);
+            check(&PackedQ::<4>::quantize(&pool, (&weights).into(), 37, 96), m);
         }
     }
 
     #[test]
     fn a_panel_holds_the_weights_of_its_rows() {
-        let w = PackedQ::<4>::quantize(&Seeded(8).values(50 * 64), 50, 64);
+        let w = PackedQ::<4>::quantize(&Pool::new(1), (&Seeded(8).values(50 * 64)).into(), 50, 64);
         let mut scratch = vec![0.0; 64 * PANEL + 1024];
         for panel in 0..2 {
             let values = w.panel(Cpu::SCALAR, panel, 0..64, &mut scratch);

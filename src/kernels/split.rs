@@ -75,6 +75,18 @@ pub fn split<S: Split>(
     });
 }
 
+impl Pool {
+    /// Calls `task` with every item, each once, on whichever thread is free.
+    pub fn for_each<T: Send>(&self, items: &mut [T], task: impl Fn(&mut T) + Sync) {
+        let (count, items) = (items.len(), PerItem::new(items, 1));
+        self.run(count, &|item| {
+            // SAFETY: the pool calls with every number once.
+            let item = unsafe { items.part(&(item..item + 1)) };
+            item.iter_mut().for_each(&task);
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -226,21 +226,21 @@ impl<'a, B: Backend> Builder<'a, B> {
     ) -> Result<B::Weight, ModelError> {
         let name = format!("{name}.weight");
         let kind = TensorKind::Weight(format);
+        let mut spec = self.spec(name, shape, kind, transposed);
         let (out_features, in_features) = shape;
-        let (weight, held, stored) = match self.read(name, shape, kind, transposed)? {
+        let (weight, held, stored) = match self.source.read(&spec)? {
             Stored::Blocks(blocks) => {
                 let held = blocks.format();
                 (self.b.adopt(blocks, out_features, in_features), held, held.name())
             }
             Stored::Values { values, held, stored } => {
                 let held = held.unwrap_or(format).or_fallback(in_features);
-                let host = HostWeight { values: &values, out_features, in_features };
-                (self.b.pack(host, held), held, stored)
+                let host = HostWeight { values, out_features, in_features };
+                (self.b.pack_to_stay(host, held), held, stored)
             }
         };
-        if let Some(spec) = self.specs.last_mut() {
-            spec.kind = TensorKind::Weight(held);
-        }
+        spec.kind = TensorKind::Weight(held);
+        self.read_so_far(spec);
         let bytes = self.b.weight_bytes(&weight);
         self.report.weight(stored, held, out_features * in_features, bytes);
         Ok(weight)
@@ -267,30 +267,38 @@ impl<'a, B: Backend> Builder<'a, B> {
         shape: (usize, usize),
         kind: TensorKind,
     ) -> Result<Vec<f32>, ModelError> {
-        match self.read(name.clone(), shape, kind, false)? {
-            Stored::Values { values, .. } => Ok(values),
-            Stored::Blocks(blocks) => Err(ModelError::TensorType {
-                file: "the checkpoint".to_owned(),
-                tensor: name,
-                dtype: blocks.format().name().to_owned(),
-            }),
-        }
+        let spec = self.spec(name, shape, kind, false);
+        let values = match self.source.read(&spec)? {
+            Stored::Values { values, .. } => values.to_vec(&self.b.host_threads()),
+            Stored::Blocks(blocks) => {
+                return Err(ModelError::TensorType {
+                    file: "the checkpoint".to_owned(),
+                    tensor: spec.name,
+                    dtype: blocks.format().name().to_owned(),
+                });
+            }
+        };
+        self.read_so_far(spec);
+        Ok(values)
     }
 
-    fn read(
-        &mut self,
+    /// What is to be read next.
+    fn spec(
+        &self,
         name: String,
         shape: (usize, usize),
         kind: TensorKind,
         transposed: bool,
-    ) -> Result<Stored, ModelError> {
+    ) -> TensorSpec {
         let bare = name.strip_prefix(self.config.names.prefix).map(|rest| (self.prefix, rest));
         let stored = bare.map_or_else(|| name.clone(), |(prefix, rest)| format!("{prefix}{rest}"));
-        let spec = TensorSpec { name, stored, shape, kind, transposed };
-        let stored = self.source.read(&spec)?;
+        TensorSpec { name, stored, shape, kind, transposed }
+    }
+
+    /// `spec` was read.
+    fn read_so_far(&mut self, spec: TensorSpec) {
         self.progress.reach(self.source.read_bytes());
         self.specs.push(spec);
-        Ok(stored)
     }
 }
 

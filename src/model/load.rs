@@ -36,7 +36,7 @@ impl<B: Backend> Model<B> {
             let (head_dim, most) = (config.head_dim, b.most_head_values());
             return Err(ModelError::LargeHeads { head_dim, most });
         }
-        let mut checkpoint = Checkpoint::open(source, &bytes, &config.family)?;
+        let mut checkpoint = Checkpoint::open(source, &bytes, &config.family, b.host_threads())?;
         if let ModelSource::Gguf(_) = source {
             checkpoint.set_layout(Layout::Gguf(Box::new(config.clone())));
         }

@@ -110,7 +110,7 @@ fn check(saved: &SavedModule, saveable: &SaveableModule) -> Result<(), ModelErro
 /// Values `(out, in)` as a weight, not rounded.
 pub(super) fn pack<B: Backend>(b: &mut B, values: &[f32], shape: (usize, usize)) -> B::Weight {
     let (out_features, in_features) = shape;
-    b.pack(HostWeight { values, out_features, in_features }, WeightFormat::F32)
+    b.pack(HostWeight { values: values.into(), out_features, in_features }, WeightFormat::F32)
 }
 
 /// Puts `new` in the place of `rows` of `y`.

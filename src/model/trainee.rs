@@ -213,7 +213,7 @@ impl<B: Backend> Trainee<B> {
                 (TensorMut::Rows(rows), _) => b.overwrite(rows, &value),
                 (TensorMut::Weight(weight), TensorKind::Weight(format)) => {
                     let (out_features, in_features) = b.weight_shape(weight);
-                    let host = HostWeight { values: &value, out_features, in_features };
+                    let host = HostWeight { values: (&value).into(), out_features, in_features };
                     *weight = b.pack(host, format);
                 }
                 _ => unreachable!("what is packed is a weight"),

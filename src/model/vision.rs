@@ -259,7 +259,8 @@ fn filters<B: Backend>(
     let kind = TensorKind::Patches { side, format };
     let name = format!("{}{}.weight", names.prefix, names.embedding);
     let values = builder.values(name, (out_features, in_features), kind)?;
-    let weight = builder.b.pack(HostWeight { values: &values, out_features, in_features }, format);
+    let weight =
+        builder.b.pack(HostWeight { values: (&values).into(), out_features, in_features }, format);
     builder.report.size_bytes += builder.b.weight_bytes(&weight);
     Ok(weight)
 }

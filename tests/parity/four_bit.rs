@@ -50,11 +50,11 @@ fn check_case(name: &str) {
         }
         false => floats(bytes),
     };
-    let input = values(&file["input"]);
+    let input: Vec<f32> = values(&file["input"]);
     for ((word, code), double) in CODES.into_iter().flat_map(|code| [(code, false), (code, true)]) {
         let case = format!("{word}{}", if double { "_dq" } else { "" });
         let part = |part: &str| &file[&format!("{case}.{part}")];
-        let ours = Blocks::quantize(&input, code, block, double);
+        let ours = Blocks::quantize(&Pool::new(2), (&input).into(), code, block, double);
         assert_eq!(one_zero(code, &ours.bytes), one_zero(code, part("packed")), "{name} {case}");
         match &ours.absmax {
             Absmax::F32(absmax) => assert_eq!(*absmax, floats(part("absmax")), "{name} {case}"),
@@ -94,12 +94,13 @@ fn codes_absmax_and_values_are_those_of_bitsandbytes() {
 fn a_double_quantised_weight_takes_4_127_bits_per_value() {
     let values: Vec<f32> = (0..4096 * 512).map(|i| (0.37 * i as f32).sin()).collect();
     for (double, bits) in [(false, 4.5), (true, 4.0 + 8.0 / 64.0 + 32.0 / (64.0 * 256.0))] {
-        let w = PackedNf4::quantize(&Pool::new(2), &values, (4096, 512), Code::Nf4, double);
+        let w =
+            PackedNf4::quantize(&Pool::new(2), (&values).into(), (4096, 512), Code::Nf4, double);
         let found = 8.0 * w.size_bytes() as f64 / values.len() as f64;
         assert!((found - bits).abs() < 1e-3, "{found} bits per weight");
         let format = WeightFormat::Nf4 { double };
         let b = &mut CpuBackend::new(1);
-        let host = HostWeight { values: &values, out_features: 4096, in_features: 512 };
+        let host = HostWeight { values: (&values).into(), out_features: 4096, in_features: 512 };
         let weight = b.pack(host, format);
         assert_eq!(b.weight_bytes(&weight), w.size_bytes());
     }

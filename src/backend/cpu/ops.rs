@@ -1,20 +1,21 @@
 //! The waist on the CPU: each operation splits its rows over the pool and calls one kernel.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::buffers::FreeList;
 use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, cache, products, specs};
 use crate::backend::{
     Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostBlocks, HostMoments,
-    HostWeight, LossSum, LowRankGradient, LowRankPart, LowRankShape, Norm, Part, Product,
-    SequenceRows, SharedMatrix, WeightFormat, dropout_keeps,
+    HostThreads, HostWeight, LossSum, LowRankGradient, LowRankPart, LowRankShape, Norm, Part,
+    Product, SequenceRows, SharedMatrix, WeightFormat, dropout_keeps,
 };
 use crate::kernels::attention::{self, SpanQueries};
 use crate::kernels::low_rank::PackedLowRank;
 use crate::kernels::optimiser::{self, SQUARES_RUN};
 use crate::kernels::scratch::with_values;
 use crate::kernels::split::{PerItem, split};
-use crate::kernels::{elementwise, heads, memory, mlp, norm};
+use crate::kernels::{elementwise, heads, line, memory, mlp, norm};
 
 /// The rows of `range` in a matrix of this width.
 fn span(rows: &Range<usize>, width: usize) -> Range<usize> {
@@ -91,10 +92,18 @@ impl Backend for CpuBackend {
     }
 
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> CpuWeight {
-        CpuWeight::pack(&self.pool, weight, format)
+        CpuWeight::pack(&self.pool, weight, format, line::zeroed)
     }
 
-    fn adopt(&mut self, blocks: HostBlocks, out: usize, inner: usize) -> CpuWeight {
+    fn pack_to_stay(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> CpuWeight {
+        CpuWeight::pack(&self.pool, weight, format, line::resident)
+    }
+
+    fn host_threads(&self) -> Arc<HostThreads> {
+        Arc::clone(&self.pool)
+    }
+
+    fn adopt(&mut self, blocks: HostBlocks<'_>, out: usize, inner: usize) -> CpuWeight {
         CpuWeight::adopt(&self.pool, blocks, out, inner)
     }
 

@@ -4,6 +4,7 @@ use crate::backend::{HostBlocks, HostWeight, WeightFormat};
 use crate::kernels::bf16::PackedBf16;
 use crate::kernels::f16::PackedF16;
 use crate::kernels::gemm::PackedF32;
+use crate::kernels::line::Lines;
 use crate::kernels::nf4::{Code, PackedNf4};
 use crate::kernels::pool::Pool;
 use crate::kernels::q4::PackedQ4;
@@ -23,38 +24,44 @@ pub enum CpuWeight {
 }
 
 impl CpuWeight {
-    pub(super) fn pack(pool: &Pool, weight: HostWeight<'_>, format: WeightFormat) -> Self {
+    /// Packs a weight, if it is dense into `room` of so many zero lines.
+    pub(super) fn pack(
+        pool: &Pool,
+        weight: HostWeight<'_>,
+        format: WeightFormat,
+        room: fn(usize) -> Lines,
+    ) -> Self {
         let HostWeight { values, out_features: n, in_features: k } = weight;
         assert!(format.fits(n, k), "{format:?} cannot hold a weight ({n}, {k})");
         match format {
-            WeightFormat::F32 => Self::F32(PackedF32::pack(values, n, k)),
-            WeightFormat::F16 => Self::F16(PackedF16::pack(pool, values, n, k)),
-            WeightFormat::Bf16 => Self::Bf16(PackedBf16::pack_on(pool, values, n, k)),
+            WeightFormat::F32 => Self::F32(PackedF32::pack(pool, values, (n, k), room)),
+            WeightFormat::F16 => Self::F16(PackedF16::pack(pool, values, (n, k), room)),
+            WeightFormat::Bf16 => Self::Bf16(PackedBf16::pack(pool, values, (n, k), room)),
             WeightFormat::Nf4 { double } => {
                 Self::Nf4(PackedNf4::quantize(pool, values, (n, k), Code::Nf4, double))
             }
             WeightFormat::Fp4 { double } => {
                 Self::Nf4(PackedNf4::quantize(pool, values, (n, k), Code::Fp4, double))
             }
-            WeightFormat::Q8_0 => Self::Q8(PackedQ8::quantize_on(pool, values, n, k)),
-            WeightFormat::Q4_0 => Self::Q4(PackedQ4::quantize_on(pool, values, n, k)),
+            WeightFormat::Q8_0 => Self::Q8(PackedQ8::quantize(pool, values, n, k)),
+            WeightFormat::Q4_0 => Self::Q4(PackedQ4::quantize(pool, values, n, k)),
             WeightFormat::Q4K => Self::Q4K(PackedQ4K::quantize(pool, values, n, k)),
         }
     }
 
-    pub(super) fn adopt(pool: &Pool, blocks: HostBlocks, n: usize, k: usize) -> Self {
+    pub(super) fn adopt(pool: &Pool, blocks: HostBlocks<'_>, n: usize, k: usize) -> Self {
         match blocks {
             HostBlocks::Gguf { format: WeightFormat::Q8_0, bytes } => {
-                Self::Q8(PackedQ8::from_gguf(pool, &bytes, n, k))
+                Self::Q8(PackedQ8::from_gguf(pool, bytes, n, k))
             }
             HostBlocks::Gguf { format: WeightFormat::Q4_0, bytes } => {
-                Self::Q4(PackedQ4::from_gguf(pool, &bytes, n, k))
+                Self::Q4(PackedQ4::from_gguf(pool, bytes, n, k))
             }
             HostBlocks::Gguf { format: WeightFormat::Q4K, bytes } => {
-                Self::Q4K(PackedQ4K::from_gguf(pool, &bytes, n, k))
+                Self::Q4K(PackedQ4K::from_gguf(pool, bytes, n, k))
             }
             HostBlocks::Gguf { format, .. } => panic!("GGUF has no blocks of {format:?}"),
-            HostBlocks::FourBit(blocks) => Self::Nf4(PackedNf4::pack(pool, &blocks, n, k)),
+            HostBlocks::FourBit(blocks) => Self::Nf4(PackedNf4::pack(pool, blocks, n, k)),
         }
     }
 

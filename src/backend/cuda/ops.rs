@@ -1,6 +1,7 @@
 //! The operations of the waist.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::attention::{MOST_HEAD_DIM, Saved};
 use super::cache;
@@ -9,7 +10,8 @@ use super::source::Module;
 use super::{CudaBackend, CudaCache, CudaLowRank, CudaRows, CudaWeight, done, float};
 use crate::backend::{
     Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostBlocks, HostMoments,
-    HostWeight, LossSum, LowRankPart, LowRankShape, Norm, NormKind, SequenceRows, WeightFormat,
+    HostThreads, HostWeight, LossSum, LowRankPart, LowRankShape, Norm, NormKind, SequenceRows,
+    WeightFormat,
 };
 use crate::domain::IGNORE_INDEX;
 
@@ -130,11 +132,15 @@ impl Backend for CudaBackend {
         whole
     }
 
+    fn host_threads(&self) -> Arc<HostThreads> {
+        Arc::clone(&self.host)
+    }
+
     fn pack(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> CudaWeight {
         self.packed(weight, format)
     }
 
-    fn adopt(&mut self, blocks: HostBlocks, out: usize, inner: usize) -> CudaWeight {
+    fn adopt(&mut self, blocks: HostBlocks<'_>, out: usize, inner: usize) -> CudaWeight {
         self.adopted(&blocks, out, inner)
     }
 

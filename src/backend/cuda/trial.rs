@@ -83,7 +83,10 @@ fn products<B: Backend>(
     results: &mut Vec<(&'static str, Vec<f32>)>,
 ) {
     let values = noise(1, 72 * WIDTH);
-    let w = b.pack(HostWeight { values: &values, out_features: 72, in_features: WIDTH }, format);
+    let w = b.pack(
+        HostWeight { values: (&values).into(), out_features: 72, in_features: WIDTH },
+        format,
+    );
     for rows in [1, TOKENS] {
         let (x, mut y) = (matrix(b, 2, rows, WIDTH), b.zeros(rows, 72));
         b.matmul(&x, &w, None, &mut y, 0);

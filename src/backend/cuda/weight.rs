@@ -6,8 +6,9 @@ use super::CudaBackend;
 use super::machine::Address;
 use super::memory::{CudaRows, Memory};
 use super::source::Layout;
-use crate::backend::{Absmax, FourBitBlocks, FourBitCode, HostBlocks, HostWeight, WeightFormat};
-use crate::kernels::pool::Pool;
+use crate::backend::{
+    Absmax, Backend, FourBitBlocks, FourBitCode, HostBlocks, HostWeight, WeightFormat,
+};
 use crate::kernels::{q4, q4k, q8};
 
 /// A frozen weight `(out, in)` on the device.
@@ -69,10 +70,15 @@ impl Parts {
 
 impl CudaBackend {
     pub(super) fn packed(&mut self, weight: HostWeight<'_>, format: WeightFormat) -> CudaWeight {
-        let HostWeight { values, out_features: n, in_features: k } = weight;
+        let HostWeight { values: from, out_features: n, in_features: k } = weight;
         assert!(format.fits(n, k), "{format:?} cannot hold a weight ({n}, {k})");
-        assert_eq!(values.len(), n * k, "a weight holds out times in values");
-        let four_bit = |code, double| FourBitBlocks::quantize(values, code, 64, double);
+        assert_eq!(from.len(), n * k, "a weight holds out times in values");
+        let threads = self.host_threads();
+        let four_bit = |code, double| FourBitBlocks::quantize(&threads, from, code, 64, double);
+        let values = &match format {
+            WeightFormat::Nf4 { .. } | WeightFormat::Fp4 { .. } | WeightFormat::Q4K => Vec::new(),
+            _ => from.to_vec(&threads),
+        };
         let parts = match format {
             WeightFormat::F32 => {
                 Parts::plain(Layout::F32, bytemuck::cast_slice(values).to_vec(), Vec::new())
@@ -83,12 +89,12 @@ impl CudaBackend {
             WeightFormat::Fp4 { double } => from_four_bit(&four_bit(FourBitCode::Fp4, double)),
             WeightFormat::Q8_0 => from_gguf(format, &q8::quantize(values)),
             WeightFormat::Q4_0 => from_gguf(format, &q4::quantize(values)),
-            WeightFormat::Q4K => from_gguf(format, &q4k::quantize(&Pool::new(1), values)),
+            WeightFormat::Q4K => from_gguf(format, &q4k::quantize(&threads, from)),
         };
         self.place(parts, n, k)
     }
 
-    pub(super) fn adopted(&mut self, blocks: &HostBlocks, n: usize, k: usize) -> CudaWeight {
+    pub(super) fn adopted(&mut self, blocks: &HostBlocks<'_>, n: usize, k: usize) -> CudaWeight {
         let format = blocks.format();
         assert!(format.fits(n, k), "{format:?} cannot hold a weight ({n}, {k})");
         let parts = match blocks {

@@ -72,12 +72,14 @@ pub(super) fn round_trip(values: &[f32], in_features: usize, format: WeightForma
         WeightFormat::Fp4 { double } => four_bit(values, &FP4, double),
         WeightFormat::Q8_0 => blockwise(values, in_features, q8_0),
         WeightFormat::Q4_0 => blockwise(values, in_features, q4_0),
-        WeightFormat::Q4K => gguf_q4_k(&crate::kernels::q4k::quantize(&Pool::new(1), values)),
+        WeightFormat::Q4K => {
+            gguf_q4_k(&crate::kernels::q4k::quantize(&Pool::new(1), values.into()))
+        }
     }
 }
 
 /// The values of a weight that comes in blocks, row-major.
-pub(super) fn dequantised(blocks: &HostBlocks) -> Vec<f32> {
+pub(super) fn dequantised(blocks: &HostBlocks<'_>) -> Vec<f32> {
     match blocks {
         HostBlocks::Gguf { format: WeightFormat::Q8_0, bytes } => gguf_q8_0(bytes),
         HostBlocks::Gguf { format: WeightFormat::Q4_0, bytes } => gguf_q4_0(bytes),

@@ -48,7 +48,7 @@ fn check(what: &str, x: &Matrix, gradient: &Matrix, mut loss: impl FnMut(&Matrix
 
 fn weight(values: &Matrix) -> super::ReferenceWeight {
     let (out_features, in_features) = (values.rows, values.width);
-    let host = HostWeight { values: &values.values, out_features, in_features };
+    let host = HostWeight { values: (&values.values).into(), out_features, in_features };
     ReferenceBackend.pack(host, WeightFormat::F32)
 }
 

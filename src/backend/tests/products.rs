@@ -21,7 +21,7 @@ const FORMATS: [(WeightFormat, f32); 9] = [
 
 fn weight<B: Backend>(b: &mut B, format: WeightFormat, n: usize, k: usize) -> B::Weight {
     let values = Seeded(70).values(n * k);
-    b.pack(HostWeight { values: &values, out_features: n, in_features: k }, format)
+    b.pack(HostWeight { values: (&values).into(), out_features: n, in_features: k }, format)
 }
 
 struct Frozen {

@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use super::{Chunk, PANEL, Panels};
 use crate::kernels::cpu::Cpu;
-use crate::kernels::line::{self, Line, Lines};
+use crate::kernels::line::{Line, Lines};
 use crate::kernels::pool::Pool;
 use crate::kernels::split::{PerItem, split};
+use crate::kernels::values::Values;
 
 /// A weight `(n, k)` rounded to bf16, any `n` and `k`.
 ///
@@ -28,31 +29,29 @@ pub(crate) fn round_bits(x: f32) -> u32 {
 }
 
 impl PackedBf16 {
-    /// Rounds and packs `weights (n, k)`, row-major.
+    /// Rounds and packs `weights (n, k)`, row-major, on the threads of `pool`, into `room` of so many
+    /// zero lines.
     ///
     /// # Panics
-    /// If the slice does not hold `n · k` values.
-    pub fn pack(weights: &[f32], n: usize, k: usize) -> Self {
-        Self::pack_on(&Pool::new(1), weights, n, k)
-    }
-
-    /// [`PackedBf16::pack`] on the threads of `pool`.
-    ///
-    /// # Panics
-    /// If the slice does not hold `n · k` values.
-    pub fn pack_on(pool: &Pool, weights: &[f32], n: usize, k: usize) -> Self {
+    /// If there are not `n · k` values.
+    pub fn pack(
+        pool: &Pool,
+        weights: Values<'_>,
+        (n, k): (usize, usize),
+        room: fn(usize) -> Lines,
+    ) -> Self {
         assert_eq!(weights.len(), n * k, "weights must hold n · k values");
         let pairs = k.div_ceil(2);
-        let mut lines = line::zeroed(n.div_ceil(PANEL) * pairs * 2);
+        let mut lines = room(n.div_ceil(PANEL) * pairs * 2);
         let out = PerItem::new(&mut lines, pairs * 2);
         split(pool, n.div_ceil(PANEL), PANEL * k, out, |panels, lines| {
             for (panel, lines) in panels.zip(lines.chunks_exact_mut((pairs * 2).max(1))) {
                 let rows = panel * PANEL..n.min((panel + 1) * PANEL);
-                for (lane, row) in rows.enumerate() {
-                    let halves = lines.iter_mut().skip(lane / 16).step_by(2);
-                    for (pair, line) in weights[row * k..(row + 1) * k].chunks(2).zip(halves) {
-                        line.0[lane % 16] =
-                            round_bits(pair[0]) | round_bits(*pair.get(1).unwrap_or(&0.0)) << 16;
+                for (i, lines) in lines.chunks_mut(PIECE).enumerate() {
+                    let columns = i * PIECE..k.min((i + 1) * PIECE);
+                    for (lane, row) in rows.clone().enumerate() {
+                        let at = row * k + columns.start;
+                        put_pairs(weights, at..at + columns.len(), lane, lines);
                     }
                 }
             }
@@ -86,6 +85,23 @@ impl PackedBf16 {
         let start = panel * self.k.div_ceil(2);
         &self.lines[(start + k.start / 2) * 2..(start + k.end.div_ceil(2)) * 2]
     }
+}
+
+/// Columns that are packed for all rows of a panel before the next: as many lines, which the
+/// first-level cache holds.
+const PIECE: usize = 128;
+
+/// Writes the values `of` of one row to its lane of every second line.
+fn put_pairs(weights: Values<'_>, of: Range<usize>, lane: usize, lines: &mut [Line]) {
+    let to = lines.iter_mut().skip(lane / 16).step_by(2).map(|line| &mut line.0[lane % 16]);
+    if let (Values::Bf16(halves), true) = (weights, of.len().is_multiple_of(2)) {
+        let pairs: &[[u8; 4]] = bytemuck::cast_slice(&halves[of]);
+        return to.zip(pairs).for_each(|(to, pair)| *to = u32::from_le_bytes(*pair));
+    }
+    let mut values = [0.0; PIECE];
+    weights.read(of.start, &mut values[..of.len()]);
+    let pairs = values.as_chunks().0.iter();
+    to.zip(pairs).for_each(|(to, [low, high])| *to = round_bits(*low) | round_bits(*high) << 16);
 }
 
 impl Panels for PackedBf16 {

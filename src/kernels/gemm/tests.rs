@@ -1,5 +1,6 @@
 use super::*;
 use crate::kernels::cpu::Cpu;
+use crate::kernels::line;
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use crate::kernels::testing::{Seeded, every_cpu};
@@ -24,7 +25,7 @@ fn a_product_is_one_chain_of_fused_multiply_adds() {
     for (m, n, k) in SHAPES {
         let (x, w) = (seeded.values(m * k), seeded.values(n * k));
         let expected = exact(m, n, k, |i, p| x[i * k + p], |p, j| w[j * k + p]);
-        let packed = PackedF32::pack(&w, n, k);
+        let packed = PackedF32::pack(&Pool::new(2), (&w).into(), (n, k), line::zeroed);
         for cpu in every_cpu() {
             let mut y = vec![7.0; m * (n + 3)];
             gemm(
@@ -48,7 +49,7 @@ fn the_backward_reads_the_same_copy() {
     for (m, k, n) in SHAPES {
         let (g, w) = (seeded.values(m * n), seeded.values(n * k));
         let expected = exact(m, k, n, |i, p| g[i * n + p], |p, j| w[p * k + j]);
-        let packed = PackedF32::pack(&w, n, k);
+        let packed = PackedF32::pack(&Pool::new(2), (&w).into(), (n, k), line::zeroed);
         for cpu in every_cpu() {
             let mut dx = vec![0.0; m * k];
             let out = Output::new(&mut dx, k, 0).adding(true);
@@ -80,7 +81,7 @@ fn a_weight_gradient_sums_rows_in_order() {
 #[test]
 fn rows_come_back_from_a_packed_weight() {
     let w = Seeded(4).values(45 * 19);
-    let packed = PackedF32::pack(&w, 45, 19);
+    let packed = PackedF32::pack(&Pool::new(2), (&w).into(), (45, 19), line::zeroed);
     let mut row = vec![0.0; 19];
     for i in 0..45 {
         packed.row(i, &mut row);

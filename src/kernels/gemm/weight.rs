@@ -5,6 +5,9 @@ use std::ops::Range;
 use super::{PANEL, Panels};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::{self, Lines};
+use crate::kernels::pool::Pool;
+use crate::kernels::split::{PerItem, split};
+use crate::kernels::values::Values;
 
 /// A weight `(n, k)` in panels of 32 outputs (`n` padded with zeros); in a panel, column after
 /// column, 32 values each: two lines, so that one load advances sixteen outputs by one column.
@@ -16,18 +19,29 @@ pub struct PackedF32 {
 }
 
 impl PackedF32 {
-    /// Packs `weights (n, k)`, row-major.
+    /// Packs `weights (n, k)`, row-major, on the threads of `pool`, into `room` of so many zero
+    /// lines.
     ///
     /// # Panics
-    /// If the slice does not hold `n · k` values.
-    pub fn pack(weights: &[f32], n: usize, k: usize) -> Self {
+    /// If there are not `n · k` values.
+    pub fn pack(
+        pool: &Pool,
+        weights: Values<'_>,
+        (n, k): (usize, usize),
+        room: fn(usize) -> Lines,
+    ) -> Self {
         assert_eq!(weights.len(), n * k, "weights must hold n · k values");
-        let mut lines = line::zeroed(n.div_ceil(PANEL) * k * 2);
-        let (cpu, source) = (Cpu::detect(), super::Columns { values: weights, n, k });
-        let panels = line::values_mut(&mut lines).chunks_exact_mut((k * PANEL).max(1));
-        for (panel, to) in panels.enumerate() {
-            source.panel(cpu, panel, 0..k, to);
-        }
+        let (cpu, panels) = (Cpu::detect(), n.div_ceil(PANEL));
+        let mut lines = room(panels * k * 2);
+        let out = PerItem::new(line::values_mut(&mut lines), k * PANEL);
+        split(pool, panels, PANEL * k, out, |panels, to| {
+            for (panel, to) in panels.zip(to.chunks_exact_mut((k * PANEL).max(1))) {
+                let rows = panel * PANEL..n.min((panel + 1) * PANEL);
+                let mut values = vec![0.0; rows.len() * k];
+                weights.read(rows.start * k, &mut values);
+                super::Columns { values: &values, n: rows.len(), k }.panel(cpu, 0, 0..k, to);
+            }
+        });
         Self { n, k, lines }
     }
 

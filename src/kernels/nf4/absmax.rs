@@ -10,6 +10,8 @@ use super::BLOCK;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::dynamic::{self, Map};
 use crate::kernels::line::{self, Line, Lines};
+use crate::kernels::pool::Pool;
+use crate::kernels::split::{PerItem, split};
 
 /// Absmax values that share one second-level absmax.
 const NESTED_BLOCK: usize = dynamic::BLOCK;
@@ -33,16 +35,24 @@ pub enum Absmax {
 }
 
 impl Absmax {
-    /// Quantises plain values as bitsandbytes does; already quantised ones stay as they are.
-    pub fn double_quantize(self) -> Self {
-        let Self::F32(values) = self else { return self };
+    /// Quantises plain values as bitsandbytes does, on the threads of `pool`; already quantised ones
+    /// stay as they are.
+    pub fn double_quantize(self, pool: &Pool) -> Self {
+        let Self::F32(mut values) = self else { return self };
         let map: &Map = &dynamic::SIGNED;
-        let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len().max(1) as f64;
-        let offset = mean as f32;
-        let centred: Vec<f32> = values.iter().map(|v| v - offset).collect();
-        let mut codes = vec![0; centred.len()];
-        let blocks = centred.chunks(NESTED_BLOCK).zip(codes.chunks_mut(NESTED_BLOCK));
-        let second = blocks.map(|(values, codes)| map.encode(values, codes)).collect();
+        let offset = mean(pool, &values);
+        let mut codes = vec![0; values.len()];
+        let mut second = vec![0.0; values.len().div_ceil(NESTED_BLOCK)];
+        let blocks = second.len();
+        let parts = (PerItem::new(&mut codes, NESTED_BLOCK), PerItem::new(&mut second, 1));
+        let out = (PerItem::new(&mut values, NESTED_BLOCK), parts);
+        split(pool, blocks, NESTED_BLOCK, out, |_, (values, (codes, second))| {
+            values.iter_mut().for_each(|value| *value -= offset);
+            let blocks = values.chunks(NESTED_BLOCK).zip(codes.chunks_mut(NESTED_BLOCK));
+            for ((values, codes), second) in blocks.zip(second) {
+                *second = map.encode(values, codes);
+            }
+        });
         let map = Box::new(map.levels);
         Self::Double { codes, map, second, offset }
     }
@@ -64,6 +74,19 @@ impl Absmax {
             Self::Double { codes, .. } => codes.len(),
         }
     }
+}
+
+/// The mean, summed in `f64` over stretches of one length, so that threads change nothing.
+fn mean(pool: &Pool, values: &[f32]) -> f32 {
+    const STRETCH: usize = 1 << 12;
+    let mut sums = vec![0f64; values.len().div_ceil(STRETCH)];
+    let stretches = sums.len();
+    split(pool, stretches, STRETCH, PerItem::new(&mut sums, 1), |stretches, sums| {
+        for (values, sum) in values[stretches.start * STRETCH..].chunks(STRETCH).zip(sums) {
+            *sum = values.iter().map(|&value| f64::from(value)).sum();
+        }
+    });
+    (sums.iter().sum::<f64>() / values.len().max(1) as f64) as f32
 }
 
 /// [`Absmax`] in the order of the panels: per panel and block, the 32 values of its rows.
@@ -91,30 +114,26 @@ enum Values {
 impl PackedAbsmax {
     /// Reorders the absmax of a weight `(n, k)`, given per `block` values; a block of several 64s is
     /// said again for each.
-    pub fn new(absmax: Absmax, block: usize, n: usize, k: usize) -> Self {
-        let (panels, blocks) = (n.div_ceil(32), k / BLOCK);
+    pub fn new(pool: &Pool, absmax: Absmax, block: usize, n: usize, k: usize) -> Self {
+        let blocks = k / BLOCK;
         assert!(
             block.is_power_of_two() && block >= BLOCK,
             "blocks of {BLOCK} or twice that or more"
         );
-        let repeat = block / BLOCK;
-        assert_eq!(absmax.len(), (n * blocks).div_ceil(repeat), "one absmax per block of {block}");
-        let places = (0..n * blocks).map(|at| (at / blocks, at % blocks, at / repeat));
+        let repeat = (block / BLOCK).ilog2();
+        let count = (n * blocks).div_ceil(1 << repeat);
+        assert_eq!(absmax.len(), count, "one absmax per block of {block}");
         let values = match absmax {
             Absmax::F32(values) => {
-                let mut lines = line::zeroed(panels * blocks * 2);
-                for (row, b, from) in places {
-                    let line = (row / 32 * blocks + b) * 2 + row % 32 / 16;
-                    lines[line].set_f32(row % 16, values[from]);
-                }
+                let mut lines = line::resident(n.div_ceil(32) * blocks * 2);
+                let to = bytemuck::cast_slice_mut::<_, [f32; 32]>(&mut lines);
+                by_panels(pool, (n, blocks), to, |at| values[at >> repeat]);
                 Values::F32(lines)
             }
             Absmax::Double { codes, map, second, offset } => {
-                let mut packed = vec![[0; 32]; panels * blocks];
-                for (row, b, from) in places {
-                    packed[row / 32 * blocks + b][row % 32] = codes[from];
-                }
-                let nested = (NESTED_BLOCK * repeat).ilog2();
+                let mut packed = vec![[0; 32]; n.div_ceil(32) * blocks];
+                by_panels(pool, (n, blocks), &mut packed, |at| codes[at >> repeat]);
+                let nested = NESTED_BLOCK.ilog2() + repeat;
                 Values::Double { codes: packed, map, second, offset, nested }
             }
         };
@@ -182,6 +201,24 @@ impl PackedAbsmax {
     }
 }
 
+/// Writes what `of` gives for each block of each row, counted in row-major order, by panels: `to` has
+/// the 32 rows of a panel side by side for every block. Rows that are missing keep what is there.
+fn by_panels<T: Copy + Send>(
+    pool: &Pool,
+    (n, blocks): (usize, usize),
+    to: &mut [[T; 32]],
+    of: impl Fn(usize) -> T + Sync,
+) {
+    let out = PerItem::new(to, blocks);
+    split(pool, n.div_ceil(32), 32 * blocks, out, |panels, to| {
+        for (panel, to) in panels.zip(to.chunks_exact_mut(blocks.max(1))) {
+            for (lane, row) in (panel * 32..n.min((panel + 1) * 32)).enumerate() {
+                to.iter_mut().enumerate().for_each(|(b, to)| to[lane] = of(row * blocks + b));
+            }
+        }
+    });
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use crate::kernels::line::Line;
@@ -225,7 +262,7 @@ mod tests {
     #[test]
     fn double_quantisation_stays_close() {
         let values: Vec<f32> = (0..1000).map(|i| 0.05 + 0.01 * (i as f32).sin()).collect();
-        let double = Absmax::F32(values.clone()).double_quantize();
+        let double = Absmax::F32(values.clone()).double_quantize(&Pool::new(2));
         let worst = values.iter().enumerate().map(|(i, v)| (double.get(i) - v).abs());
         assert!(worst.fold(0f32, f32::max) < 1e-4);
     }

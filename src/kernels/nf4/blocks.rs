@@ -1,10 +1,11 @@
 //! A tensor in 4 bits exactly as bitsandbytes stores it: flat, before it is packed for a product.
 
 use super::Absmax;
+use super::quantize::{Ladder, quantize_block};
 use crate::kernels::cpu::Cpu;
-use crate::kernels::lanes::{LANES, kernel};
 use crate::kernels::pool::Pool;
 use crate::kernels::split::{PerItem, split};
+use crate::kernels::values::Values;
 
 /// What the sixteen codes stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,18 +69,11 @@ impl Code {
     }
 
     /// The codes by ascending level.
-    fn order(self) -> [u8; 16] {
+    pub(super) fn order(self) -> [u8; 16] {
         match self {
             Self::Nf4 => std::array::from_fn(|i| i as u8),
             Self::Fp4 => FP4_ORDER,
         }
-    }
-
-    /// What lies halfway between each two levels.
-    fn midpoints(self) -> [f32; 15] {
-        let (order, levels) = (self.order(), self.levels());
-        let level = |i: usize| levels[usize::from(order[i])];
-        std::array::from_fn(|i| (level(i) + level(i + 1)) / 2.0)
     }
 }
 
@@ -95,33 +89,31 @@ pub struct Blocks {
 }
 
 impl Blocks {
-    /// Quantises `values`, row-major: the nearest code, the lower one of two that are equally near.
-    /// The last block may be shorter. `double` quantises absmax once more.
-    pub fn quantize(values: &[f32], code: Code, block: usize, double: bool) -> Self {
-        Self::quantize_on(&Pool::new(1), values, code, block, double)
-    }
-
-    /// [`Blocks::quantize`] on the threads of `pool`.
-    pub fn quantize_on(
+    /// Quantises `values`, row-major, on the threads of `pool`: the nearest code, the lower one of two
+    /// that are equally near. The last block may be shorter. `double` quantises absmax once more.
+    pub fn quantize(
         pool: &Pool,
-        values: &[f32],
+        values: Values<'_>,
         code: Code,
         block: usize,
         double: bool,
     ) -> Self {
-        let (cpu, order, midpoints) = (Cpu::detect(), code.order(), code.midpoints());
+        let (cpu, ladder) = (Cpu::detect(), Ladder::of(code));
         let mut bytes = vec![0; values.len().div_ceil(2)];
         let mut absmax = vec![0.0; values.len().div_ceil(block)];
         let (blocks, half) = (absmax.len(), block / 2);
         let out = (PerItem::new(&mut bytes, half), PerItem::new(&mut absmax, 1));
         split(pool, blocks, block, out, |items, (bytes, absmax)| {
-            let blocks = values[items.start * block..].chunks(block);
-            for ((values, bytes), absmax) in blocks.zip(bytes.chunks_mut(half)).zip(absmax) {
-                *absmax = quantize_block(cpu, values, &midpoints, &order, bytes);
+            let mut scratch = vec![0.0; block];
+            for ((index, bytes), absmax) in items.zip(bytes.chunks_mut(half)).zip(absmax) {
+                let at = index * block;
+                let x = &mut scratch[..block.min(values.len() - at)];
+                values.read(at, x);
+                *absmax = quantize_block(cpu, x, &ladder, bytes);
             }
         });
         let absmax = Absmax::F32(absmax);
-        let absmax = if double { absmax.double_quantize() } else { absmax };
+        let absmax = if double { absmax.double_quantize(pool) } else { absmax };
         Self { code, block, bytes, absmax }
     }
 
@@ -136,37 +128,6 @@ impl Blocks {
     }
 }
 
-kernel! {
-    /// Writes the codes of one block, two per byte, and returns its absmax. A code is found by
-    /// counting the midpoints below a value, for sixteen values at a time.
-    fn quantize_block(
-        _s,
-        values: &[f32],
-        midpoints: &[f32; 15],
-        order: &[u8; 16],
-        bytes: &mut [u8],
-    ) -> f32 {
-        let mut largest = [0f32; LANES];
-        for values in values.chunks(LANES) {
-            largest.iter_mut().zip(values).for_each(|(max, x)| *max = max.max(x.abs()));
-        }
-        let absmax = largest.into_iter().fold(0f32, f32::max);
-        let inverse = 1.0 / absmax.max(1e-38);
-        for (values, bytes) in values.chunks(LANES).zip(bytes.chunks_mut(LANES / 2)) {
-            let (mut x, mut below) = ([0f32; LANES], [0u32; LANES]);
-            x[..values.len()].copy_from_slice(values);
-            x.iter_mut().for_each(|x| *x = (*x * inverse).clamp(-1.0, 1.0));
-            for midpoint in midpoints {
-                below.iter_mut().zip(&x).for_each(|(n, x)| *n += u32::from(midpoint < x));
-            }
-            for (i, &n) in below[..values.len()].iter().enumerate() {
-                bytes[i / 2] |= order[n as usize] << (4 - 4 * (i % 2));
-            }
-        }
-        absmax
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,7 +135,10 @@ mod tests {
     #[test]
     fn codes_meet_at_the_thresholds_of_bitsandbytes() {
         // From kernels.cu; a value must exceed the threshold to move up.
-        let code = |x: f32, code| Blocks::quantize(&[1.0, x], code, 64, false).code_at(1);
+        let pool = &Pool::new(1);
+        let code = |x: f32, code| {
+            Blocks::quantize(pool, Values::F32(&[1.0, x]), code, 64, false).code_at(1)
+        };
         for (low, threshold) in [(0, -0.848_096_4), (6, -0.045_525_018), (7, 0.039_790_15)] {
             assert_eq!(code(threshold - 1e-6, Code::Nf4), low);
             assert_eq!(code(threshold + 1e-6, Code::Nf4), low + 1);

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::{Checkpoint, Encoding, Entry, ModelError, Stored, bad_file, decode};
-use crate::backend::{Absmax, FourBitBlocks, FourBitCode, HostBlocks, WeightFormat};
+use crate::backend::{Absmax, FourBitBlocks, FourBitCode, HostBlocks, HostValues, WeightFormat};
 use crate::gguf::TensorType;
 use crate::model::tensors::TensorSpec;
 
@@ -20,24 +20,34 @@ struct QuantState {
     nested_offset: Option<f32>,
 }
 
+/// Its word in the names of bitsandbytes, and the code.
+type Kind = (&'static str, FourBitCode);
+
+/// The name of what says how the tensor `name` is quantised.
+fn state_of(name: &str, kind: &str) -> String {
+    format!("{name}.quant_state.bitsandbytes__{kind}")
+}
+
 impl Checkpoint {
-    /// The tensor, if it is one of bitsandbytes'.
+    /// Which code the tensor is in, if it is one of bitsandbytes'.
+    pub(super) fn bitsandbytes_kind(&self, name: &str, entry: &Entry) -> Option<Kind> {
+        let kinds = [("nf4", FourBitCode::Nf4), ("fp4", FourBitCode::Fp4)];
+        let found = kinds.into_iter().find(|(k, _)| self.tensors.contains_key(&state_of(name, k)));
+        found.filter(|_| entry.encoding == Encoding::Bytes)
+    }
+
+    /// A tensor of bitsandbytes'.
     pub(super) fn bitsandbytes(
         &mut self,
         spec: &TensorSpec,
         name: &str,
         entry: &Entry,
-    ) -> Result<Option<Stored>, ModelError> {
-        let state_of = |kind: &str| format!("{name}.quant_state.bitsandbytes__{kind}");
-        let kinds = [("nf4", FourBitCode::Nf4), ("fp4", FourBitCode::Fp4)];
-        let found = kinds.into_iter().find(|(kind, _)| self.tensors.contains_key(&state_of(kind)));
-        let (Some((kind, code)), Encoding::Bytes) = (found, entry.encoding) else {
-            return Ok(None);
-        };
+        (kind, code): Kind,
+    ) -> Result<Stored<'_>, ModelError> {
         let file = self.files[entry.file].name.clone();
         let wrong = |reason: String| bad_file(&file, format!("the tensor {name}: {reason}"));
 
-        let state = self.part(spec, &state_of(kind))?;
+        let state = self.part(spec, &state_of(name, kind))?;
         let state: QuantState =
             serde_json::from_slice(&state).map_err(|error| wrong(error.to_string()))?;
         let (expected, count) = (spec.stored_shape(), spec.parameters());
@@ -54,18 +64,19 @@ impl Checkpoint {
             return Err(wrong(format!("its levels are not those of {kind}")));
         }
         let absmax = self.absmax(spec, name, &state, count.div_ceil(state.blocksize))?;
-        let bytes = self.bytes(name, spec, entry)?;
+        self.bytes(name, spec, entry)?;
+        let bytes = self.room.bytes().to_vec();
         let blocks = FourBitBlocks { code, block: state.blocksize, bytes, absmax };
         let whole = [state.blocksize, spec.shape.1].iter().all(|size| size.is_multiple_of(BLOCK));
         if whole && self.as_stored && !spec.transposed {
-            return Ok(Some(Stored::Blocks(HostBlocks::FourBit(blocks))));
+            return Ok(Stored::Blocks(HostBlocks::FourBit(blocks)));
         }
         let mut values: Vec<f32> = (0..count).map(|i| blocks.value(i)).collect();
         if spec.transposed {
             values = decode::turned(&values, spec.shape);
         }
         let held = self.as_stored.then_some(WeightFormat::F32);
-        Ok(Some(Stored::Values { values, held, stored: kind }))
+        Ok(Stored::Values { values: self.room.put_values(values), held, stored: kind })
     }
 
     fn absmax(
@@ -92,7 +103,10 @@ impl Checkpoint {
     /// The bytes of a tensor that belongs to another.
     fn part(&mut self, spec: &TensorSpec, name: &str) -> Result<Vec<u8>, ModelError> {
         match self.tensors.remove(name) {
-            Some(entry) => self.bytes(name, spec, &entry),
+            Some(entry) => {
+                self.bytes(name, spec, &entry)?;
+                Ok(self.room.bytes().to_vec())
+            }
             None => Err(ModelError::MissingTensor {
                 tensor: name.to_owned(),
                 place: "the checkpoint".to_owned(),
@@ -113,8 +127,7 @@ impl Checkpoint {
         if encoding != Encoding::Known(TensorType::F32) || bytes.len() != 4 * count {
             return Err(bad_file(&file, format!("the tensor {name} must hold {count} f32 values")));
         }
-        let values = decode::values(TensorType::F32, &bytes, count)
-            .map_err(|reason| bad_file(&file, reason))?;
+        let values = HostValues::F32Bytes(bytes.as_chunks().0).to_vec(&self.threads);
         match values.iter().all(|value| value.is_finite()) {
             true => Ok(values),
             false => Err(ModelError::NotFinite { file, tensor: name.to_owned() }),

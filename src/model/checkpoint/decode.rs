@@ -1,12 +1,11 @@
-//! Bytes of a file to `f32`, on every core.
+//! What the bytes of a file are: values, or blocks that can be held as they are.
 
 use std::borrow::Cow;
 
 use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use half::{bf16, f16};
 
-use crate::backend::WeightFormat;
+use crate::backend::{HostThreads, HostValues, WeightFormat};
 use crate::gguf::TensorType;
 
 /// Values that one thread decodes at a time.
@@ -35,12 +34,8 @@ pub fn nearest(kind: TensorType, width: usize) -> WeightFormat {
     }
 }
 
-/// Blocks of a type that has a form of its own, or fits into that of another without a loss: codes
-/// of 5 bits are codes of 8 bits too.
-pub fn resident_blocks(kind: TensorType, bytes: Vec<u8>) -> Vec<u8> {
-    if kind != TensorType::Q5_0 {
-        return bytes;
-    }
+/// Codes of 5 bits as codes of 8 bits, without a loss: blocks of Q5_0 as blocks of Q8_0.
+pub fn widened(bytes: &[u8]) -> Vec<u8> {
     let mut wide = Vec::with_capacity(bytes.len() / 22 * 34);
     for block in bytes.as_chunks::<22>().0 {
         let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
@@ -54,60 +49,65 @@ pub fn resident_blocks(kind: TensorType, bytes: Vec<u8>) -> Vec<u8> {
 }
 
 /// Whether no block of a resident type has a scale that is no finite number.
-pub fn scales_are_finite(kind: TensorType, bytes: &[u8]) -> bool {
-    let scale =
-        |block: &[u8], at: usize| f16::from_le_bytes([block[at], block[at + 1]]).is_finite();
-    let two = kind == TensorType::Q4_K;
-    bytes.chunks_exact(kind.block_bytes()).all(|block| scale(block, 0) && (!two || scale(block, 2)))
+pub fn scales_are_finite(threads: &HostThreads, kind: TensorType, bytes: &[u8]) -> bool {
+    let size = kind.block_bytes();
+    let mut pieces: Vec<_> = bytes.chunks(PIECE * size).map(|piece| (piece, false)).collect();
+    threads.for_each(&mut pieces, |(piece, finite)| {
+        *finite = match kind {
+            TensorType::Q4_0 => finite_at::<18>(piece, 0),
+            TensorType::Q5_0 => finite_at::<22>(piece, 0),
+            TensorType::Q8_0 => finite_at::<34>(piece, 0),
+            TensorType::Q4_K => finite_at::<144>(piece, 0) && finite_at::<144>(piece, 2),
+            _ => unreachable!("{} has no resident form", kind.name()),
+        };
+    });
+    pieces.iter().all(|(_, finite)| *finite)
 }
 
-/// The `count` values of `bytes`.
+/// Whether the half at byte `at` of every block is finite; looks on to the end, which takes no branch.
+fn finite_at<const SIZE: usize>(bytes: &[u8], at: usize) -> bool {
+    let infinite = |block: &[u8; SIZE]| block[at + 1] & 0x7c == 0x7c;
+    bytes.as_chunks().0.iter().fold(true, |finite, block| finite & !infinite(block))
+}
+
+/// The values of `bytes` as they are, or decoded to `room` if nobody reads their type as it is.
 ///
 /// # Errors
 /// If the blocks cannot be decoded.
-pub fn values(kind: TensorType, bytes: &[u8], count: usize) -> Result<Vec<f32>, String> {
-    let mut values = vec![0.0; count];
-    let piece_bytes = PIECE / kind.block() * kind.block_bytes();
-    let pieces: Vec<_> = bytes.chunks(piece_bytes).zip(values.chunks_mut(PIECE)).collect();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = pieces.len().div_ceil(threads).max(1);
-    let mut pieces = pieces.into_iter();
-    std::thread::scope(|scope| {
-        let mut running = Vec::new();
-        loop {
-            let mine: Vec<_> = pieces.by_ref().take(share).collect();
-            if mine.is_empty() {
-                break;
-            }
-            running.push(scope.spawn(move || {
-                mine.into_iter().try_for_each(|(bytes, values)| decode(kind, bytes, values))
-            }));
+pub fn values<'a>(
+    threads: &HostThreads,
+    kind: TensorType,
+    bytes: &'a [u8],
+    room: &'a mut Vec<f32>,
+) -> Result<HostValues<'a>, String> {
+    Ok(match kind {
+        TensorType::F32 => HostValues::F32Bytes(bytes.as_chunks().0),
+        TensorType::F16 => HostValues::F16(bytes.as_chunks().0),
+        TensorType::BF16 => HostValues::Bf16(bytes.as_chunks().0),
+        TensorType::Q6_K => HostValues::Q6K(bytes.as_chunks().0),
+        _ => {
+            *room = vec![0.0; bytes.len() / kind.block_bytes() * kind.block()];
+            blocks(threads, kind, bytes, room)?;
+            HostValues::F32(room)
         }
-        let joined = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-            thread.join().unwrap_or_else(|_| Err("a block could not be decoded".to_owned()))
-        };
-        running.into_iter().try_for_each(joined)
-    })?;
-    Ok(values)
+    })
 }
 
-fn decode(kind: TensorType, bytes: &[u8], values: &mut [f32]) -> Result<(), String> {
-    match kind {
-        TensorType::F32 => each(bytes, values, f32::from_le_bytes),
-        TensorType::F16 => each(bytes, values, |b| f16::from_le_bytes(b).to_f32()),
-        TensorType::BF16 => each(bytes, values, |b| bf16::from_le_bytes(b).to_f32()),
-        _ => blocks(kind, bytes, values).map_err(|error| error.to_string())?,
-    }
-    Ok(())
+fn blocks(
+    threads: &HostThreads,
+    kind: TensorType,
+    bytes: &[u8],
+    values: &mut [f32],
+) -> Result<(), String> {
+    let piece = PIECE / kind.block();
+    let pieces = bytes.chunks(piece * kind.block_bytes()).zip(values.chunks_mut(PIECE));
+    let mut pieces: Vec<_> = pieces.map(|piece| (piece, Ok(()))).collect();
+    threads.for_each(&mut pieces, |((bytes, values), done)| *done = decode(kind, bytes, values));
+    let done = pieces.into_iter().try_for_each(|(_, done)| done);
+    done.map_err(|error| error.to_string())
 }
 
-fn each<const N: usize>(bytes: &[u8], values: &mut [f32], read: impl Fn([u8; N]) -> f32) {
-    for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
-        *value = read(*bytes);
-    }
-}
-
-fn blocks(kind: TensorType, bytes: &[u8], values: &mut [f32]) -> candle_core::Result<()> {
+fn decode(kind: TensorType, bytes: &[u8], values: &mut [f32]) -> candle_core::Result<()> {
     let storage = QStorage::from_data(Cow::Borrowed(bytes), &Device::Cpu, candle_type(kind))?;
     let tensor = QTensor::new(storage, values.len())?.dequantize(&Device::Cpu)?;
     values.copy_from_slice(&tensor.to_vec1::<f32>()?);

@@ -37,22 +37,17 @@ impl Layout {
         spec.transposed && matches!(self, Self::HuggingFace)
     }
 
-    /// Rows in the order of the heads' halves, for a tensor of `rows` equal rows.
-    pub fn in_our_order(&self, name: &str, bytes: Vec<u8>, rows: usize) -> Vec<u8> {
-        let Self::Gguf(config) = self else { return bytes };
-        match gguf::interleaved_heads(config, name) {
-            Some(heads) => gguf::split_halves(&bytes, rows, heads),
-            None => bytes,
+    /// How many heads of the tensor lie with their halves interleaved, if any.
+    pub fn interleaved_heads(&self, name: &str) -> Option<usize> {
+        match self {
+            Self::HuggingFace => None,
+            Self::Gguf(config) => gguf::interleaved_heads(config, name),
         }
     }
 
-    /// Takes off what the file has added to the values.
-    pub fn restore(&self, name: &str, values: &mut [f32]) {
-        if let Self::Gguf(config) = self
-            && config.norm.plus_one
-            && name.ends_with("norm.weight")
-        {
-            values.iter_mut().for_each(|value| *value -= 1.0);
-        }
+    /// Whether the file has added something to the values.
+    pub fn has_added(&self, name: &str) -> bool {
+        let Self::Gguf(config) = self else { return false };
+        config.norm.plus_one && name.ends_with("norm.weight")
     }
 }

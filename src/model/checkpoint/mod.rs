@@ -8,21 +8,24 @@ mod decode;
 mod entry;
 mod layout;
 mod reading;
+mod room;
 mod safetensors;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use super::ModelError;
 use super::source::ModelSource;
 use super::tensors::{TensorKind, TensorSpec};
-use crate::backend::{HostBlocks, WeightFormat};
+use crate::backend::{HostBlocks, HostThreads, HostValues, WeightFormat};
 use crate::gguf::{Gguf, TensorType};
 pub use decode::candle_type;
 use entry::{Data, Encoding, Entry, TensorFile};
 pub use layout::Layout;
+use room::Room;
 
 /// A vector of frequencies is no longer.
 const MAX_VECTOR_BYTES: usize = 1 << 16;
@@ -38,15 +41,17 @@ pub struct Checkpoint {
     as_stored: bool,
     digest: Sha256,
     read_bytes: u64,
+    threads: Arc<HostThreads>,
+    room: Room,
 }
 
-/// A tensor, in our orientation.
+/// A tensor, in our orientation, in memory that the next one takes over.
 #[derive(Debug)]
-pub enum Stored {
+pub enum Stored<'a> {
     /// `held`: the format nearest to what the file holds, where that is asked for.
-    Values { values: Vec<f32>, held: Option<WeightFormat>, stored: &'static str },
+    Values { values: HostValues<'a>, held: Option<WeightFormat>, stored: &'static str },
     /// A matrix in blocks that can be held as they are.
-    Blocks(HostBlocks),
+    Blocks(HostBlocks<'a>),
 }
 
 /// The bytes of a file of `source`'s folder, or `None` if it is not there.
@@ -63,11 +68,17 @@ pub fn read_file(folder: &Path, name: &str) -> Result<Option<Vec<u8>>, ModelErro
 }
 
 impl Checkpoint {
-    /// Opens the weights of `source`, reading headers alone. `config` begins the fingerprint.
+    /// Opens the weights of `source`, reading headers alone; tensors are read on `threads`. `config`
+    /// begins the fingerprint.
     ///
     /// # Errors
     /// If there are none, or a header cannot be read.
-    pub fn open(source: &ModelSource, config: &[u8], family: &str) -> Result<Self, ModelError> {
+    pub fn open(
+        source: &ModelSource,
+        config: &[u8],
+        family: &str,
+        threads: Arc<HostThreads>,
+    ) -> Result<Self, ModelError> {
         let mut checkpoint = Self {
             family: family.to_owned(),
             files: Vec::new(),
@@ -76,6 +87,8 @@ impl Checkpoint {
             as_stored: false,
             digest: Sha256::new_with_prefix(config),
             read_bytes: 0,
+            threads,
+            room: Room::default(),
         };
         match source {
             ModelSource::Embedded { tensors, .. } => {
@@ -157,8 +170,8 @@ impl Checkpoint {
         }
         let data = TensorFile { name: file.to_owned(), data: entry::open(path)? };
         let bytes = data.read(info.offset, info.bytes).map_err(|error| bad_file(file, error))?;
-        let values = decode::values(info.kind, &bytes, info.bytes / 4);
-        values.map(Some).map_err(|reason| bad_file(file, reason))
+        let values = HostValues::F32Bytes(bytes.as_chunks().0);
+        Ok(Some(values.to_vec(&HostThreads::new(1))))
     }
 
     /// Whether there is a tensor of that name still unread.
@@ -170,7 +183,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If it is missing, misshapen, of a type that is not read, or not finite.
-    pub fn read(&mut self, spec: &TensorSpec) -> Result<Stored, ModelError> {
+    pub fn read(&mut self, spec: &TensorSpec) -> Result<Stored<'_>, ModelError> {
         let name = self.layout.stored_name(&spec.stored);
         let Some(entry) = self.tensors.remove(&name) else {
             let place = match &self.files[..] {
@@ -179,8 +192,8 @@ impl Checkpoint {
             };
             return Err(ModelError::MissingTensor { tensor: name, place });
         };
-        if let Some(packed) = self.bitsandbytes(spec, &name, &entry)? {
-            return Ok(packed);
+        if let Some(kind) = self.bitsandbytes_kind(&name, &entry) {
+            return self.bitsandbytes(spec, &name, &entry, kind);
         }
         let expected = self.layout.stored_shape(spec);
         if entry.shape != expected {
@@ -196,70 +209,75 @@ impl Checkpoint {
                 return Err(ModelError::TensorType { file, tensor: name, dtype });
             }
         };
-        let mut bytes = self.bytes(&name, spec, &entry)?;
+        self.bytes(&name, spec, &entry)?;
         if entry.encoding == Encoding::Double {
-            bytes = decode::narrowed(&bytes);
+            self.room.put_bytes(decode::narrowed(self.room.bytes()));
         }
-        let bytes = self.layout.in_our_order(&name, bytes, expected[0]);
-        self.decoded(spec, &name, entry.file, kind, bytes)
+        if let Some(heads) = self.layout.interleaved_heads(&name) {
+            self.room.split_halves(&self.threads, expected[0], heads);
+        }
+        self.decoded(spec, &name, entry.file, kind)
     }
 
+    /// What the bytes that were read are.
     fn decoded(
-        &self,
+        &mut self,
         spec: &TensorSpec,
         name: &str,
         file: usize,
         kind: TensorType,
-        bytes: Vec<u8>,
-    ) -> Result<Stored, ModelError> {
-        let refused = || ModelError::NotFinite {
-            file: self.files[file].name.clone(),
-            tensor: name.to_owned(),
-        };
+    ) -> Result<Stored<'_>, ModelError> {
+        let (file, threads) = (self.files[file].name.as_str(), &*self.threads);
+        let refused = || ModelError::NotFinite { file: file.to_owned(), tensor: name.to_owned() };
         let (_, width) = spec.shape;
         let matrix = matches!(spec.kind, TensorKind::Weight(_));
         let turned = self.layout.is_turned(spec);
         if let (true, true, false, Some(format)) =
             (self.as_stored, matrix, turned, decode::resident(kind, width))
         {
-            return match decode::scales_are_finite(kind, &bytes) {
-                true => {
-                    let bytes = decode::resident_blocks(kind, bytes);
-                    Ok(Stored::Blocks(HostBlocks::Gguf { format, bytes }))
-                }
-                false => Err(refused()),
-            };
+            if !decode::scales_are_finite(threads, kind, self.room.bytes()) {
+                return Err(refused());
+            }
+            if kind == TensorType::Q5_0 {
+                self.room.put_bytes(decode::widened(self.room.bytes()));
+            }
+            return Ok(Stored::Blocks(HostBlocks::Gguf { format, bytes: self.room.bytes() }));
         }
-        let mut values = decode::values(kind, &bytes, spec.parameters())
-            .map_err(|reason| bad_file(&self.files[file].name, reason))?;
-        drop(bytes);
-        if turned {
-            values = decode::turned(&values, spec.shape);
+        let wrong = |reason: String| bad_file(file, format!("{name}: {reason}"));
+        let (bytes, room) = self.room.parts();
+        let added = self.layout.has_added(name);
+        let values = if turned || added {
+            let stored = decode::values(threads, kind, bytes, room).map_err(wrong)?;
+            let ours = stored.to_vec(threads);
+            *room = if turned { decode::turned(&ours, spec.shape) } else { ours };
+            if added {
+                room.iter_mut().for_each(|value| *value -= 1.0);
+            }
+            HostValues::F32(room)
+        } else {
+            decode::values(threads, kind, bytes, room).map_err(wrong)?
+        };
+        if values.len() != spec.parameters() {
+            return Err(wrong("its bytes do not fit its shape".to_owned()));
         }
-        self.layout.restore(name, &mut values);
-        if !values.iter().all(|value| value.is_finite()) {
+        if !values.are_finite(threads) {
             return Err(refused());
         }
         let held = self.as_stored.then(|| decode::nearest(kind, width));
         Ok(Stored::Values { values, held, stored: kind.name() })
     }
 
-    /// The bytes of a tensor, which the fingerprint takes in.
-    fn bytes(
-        &mut self,
-        name: &str,
-        spec: &TensorSpec,
-        entry: &Entry,
-    ) -> Result<Vec<u8>, ModelError> {
-        let file = &mut self.files[entry.file];
-        let read = reading::read(file, entry.start, entry.bytes);
-        let (bytes, digest) =
-            read.map_err(|error| bad_file(&file.name, format!("{name}: {error}")))?;
-        self.read_bytes += bytes.len() as u64;
+    /// Reads the bytes of a tensor, which the fingerprint takes in.
+    fn bytes(&mut self, name: &str, spec: &TensorSpec, entry: &Entry) -> Result<(), ModelError> {
+        let file = &self.files[entry.file];
+        let into = self.room.bytes_mut(entry.bytes);
+        let read = reading::read(&self.threads, file, entry.start, into);
+        let digest = read.map_err(|error| bad_file(&file.name, format!("{name}: {error}")))?;
+        self.read_bytes += entry.bytes as u64;
         self.digest.update(spec.name.as_bytes());
         self.digest.update(format!("{}{:?}", entry.encoding.name(), entry.shape));
         self.digest.update(digest.as_bytes());
-        Ok(bytes)
+        Ok(())
     }
 
     /// The digest over configuration and every tensor read so far, in the order of reading.

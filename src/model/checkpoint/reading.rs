@@ -2,50 +2,34 @@
 //! sixth of the time that a model needed to load.
 
 use std::io;
-use std::thread;
 
 use super::entry::TensorFile;
+use crate::backend::HostThreads;
+use blake3::OUT_LEN;
 
 /// Bytes of a piece: hashed while the second-level cache still holds them.
 const PIECE: usize = 1 << 19;
 
-/// `bytes` bytes of `file` from `start` on, and the digest over the digests of their pieces.
+/// Fills `into` from `start` on in `file` and returns the digest over the digests of its pieces.
 ///
 /// # Errors
 /// If the file ends earlier or cannot be read.
-pub fn read(file: &TensorFile, start: u64, bytes: usize) -> io::Result<(Vec<u8>, blake3::Hash)> {
-    let mut into = vec![0; bytes];
-    let mut digests = vec![[0; blake3::OUT_LEN]; bytes.div_ceil(PIECE)];
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(digests.len());
-    let share = digests.len().div_ceil(threads.max(1)).max(1);
-    let shares = into.chunks_mut(share * PIECE).zip(digests.chunks_mut(share));
-    thread::scope(|scope| {
-        let begin = |(index, (bytes, digests)): (usize, (&mut [u8], &mut [_]))| {
-            let start = start + (index * share * PIECE) as u64;
-            pieces(file, start, bytes, digests)
-        };
-        // The last share is this thread's own.
-        let mut shares = shares.enumerate();
-        let own = shares.next_back();
-        let others: Vec<_> = shares.map(|share| scope.spawn(move || begin(share))).collect();
-        own.map_or(Ok(()), begin)?;
-        others.into_iter().try_for_each(|thread| thread.join().expect("reading does not panic"))
-    })?;
-    let digest = blake3::hash(digests.as_flattened());
-    Ok((into, digest))
-}
-
-fn pieces(
+pub fn read(
+    threads: &HostThreads,
     file: &TensorFile,
     start: u64,
     into: &mut [u8],
-    digests: &mut [[u8; blake3::OUT_LEN]],
-) -> io::Result<()> {
-    for (index, (piece, digest)) in into.chunks_mut(PIECE).zip(digests).enumerate() {
-        file.data.read_at(start + (index * PIECE) as u64, piece)?;
-        *digest = *blake3::hash(piece).as_bytes();
-    }
-    Ok(())
+) -> io::Result<blake3::Hash> {
+    let starts = (start..).step_by(PIECE);
+    let pieces = starts.zip(into.chunks_mut(PIECE)).map(|piece| (piece, Ok([0; OUT_LEN])));
+    let mut pieces: Vec<_> = pieces.collect();
+    threads.for_each(&mut pieces, |((start, piece), digest)| {
+        let read = file.data.read_at(*start, piece);
+        *digest = read.map(|()| *blake3::hash(piece).as_bytes());
+    });
+    let digests = pieces.into_iter().map(|(_, digest)| digest);
+    let digests: Vec<[u8; OUT_LEN]> = digests.collect::<io::Result<_>>()?;
+    Ok(blake3::hash(digests.as_flattened()))
 }
 
 #[cfg(test)]
@@ -60,15 +44,21 @@ mod tests {
             name: "tensors".to_owned(),
             data: Data::Bytes(bytes.to_vec().into()),
         };
-        let (found, digest) = read(&file(&bytes), 3, bytes.len() - 3).unwrap();
+        let threads = HostThreads::new(2);
+        let read = |bytes: &[u8], start: usize, count: usize| {
+            let mut into = vec![7; count];
+            let digest = super::read(&threads, &file(bytes), start as u64, &mut into);
+            digest.map(|digest| (into, digest))
+        };
+        let (found, digest) = read(&bytes, 3, bytes.len() - 3).unwrap();
         assert!(found == bytes[3..]);
         for at in [3, PIECE + 3, bytes.len() - 1] {
             let mut other = bytes.clone();
             other[at] ^= 1;
-            let (_, changed) = read(&file(&other), 3, bytes.len() - 3).unwrap();
+            let (_, changed) = read(&other, 3, bytes.len() - 3).unwrap();
             assert_ne!(changed, digest, "byte {at}");
         }
-        assert!(read(&file(&bytes), 4, bytes.len() - 3).is_err(), "one byte too many");
-        assert!(read(&file(&bytes), 4, 0).is_ok_and(|(found, _)| found.is_empty()));
+        assert!(read(&bytes, 4, bytes.len() - 3).is_err(), "one byte too many");
+        assert!(read(&bytes, 4, 0).is_ok_and(|(found, _)| found.is_empty()));
     }
 }

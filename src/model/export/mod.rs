@@ -8,6 +8,7 @@ mod safetensors;
 
 use std::borrow::Cow;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -16,7 +17,7 @@ use super::config::DecoderConfig;
 use super::load::{config_bytes, parse};
 use super::tensors::TensorSpec;
 use super::{Model, ModelError, ModelSource};
-use crate::backend::Backend;
+use crate::backend::{Backend, HostThreads};
 use crate::domain::AdapterWeights;
 use crate::gguf::{TensorType, Value as Meta};
 
@@ -27,6 +28,7 @@ pub struct Weights<'a> {
     /// The `config.json`, or what a GGUF file says in its place.
     json: Value,
     checkpoint: Checkpoint,
+    threads: Arc<HostThreads>,
     adapter: Option<&'a AdapterWeights>,
 }
 
@@ -53,7 +55,9 @@ impl<B: Backend> Model<B> {
             return Err(unsupported("model_type", &self.config.family));
         }
         let bytes = config_bytes(source)?;
-        let mut checkpoint = Checkpoint::open(source, &bytes, &self.config.family)?;
+        let threads = Arc::new(HostThreads::for_this_machine());
+        let mut checkpoint =
+            Checkpoint::open(source, &bytes, &self.config.family, Arc::clone(&threads))?;
         if let ModelSource::Gguf(_) = source {
             checkpoint.set_layout(Layout::Gguf(Box::new(self.config.clone())));
         }
@@ -63,7 +67,8 @@ impl<B: Backend> Model<B> {
             // Embedding and head are one matrix there, and would have to become two.
             return Err(unsupported("a module saved whole over tied weights", &saved.module));
         }
-        Ok(Weights { specs: &self.specs, config: &self.config, json, checkpoint, adapter })
+        let (specs, config) = (&self.specs[..], &self.config);
+        Ok(Weights { specs, config, json, checkpoint, threads, adapter })
     }
 }
 
@@ -97,7 +102,7 @@ impl Weights<'_> {
     /// The values of a tensor in our orientation, merged.
     fn values(&mut self, spec: &TensorSpec) -> Result<Vec<f32>, ModelError> {
         let mut values = match self.checkpoint.read(spec)? {
-            Stored::Values { values, .. } => values,
+            Stored::Values { values, .. } => values.to_vec(&self.threads),
             Stored::Blocks(_) => unreachable!("formats are not kept"),
         };
         let module = spec.name.strip_suffix(".weight").unwrap_or("");

@@ -4,6 +4,7 @@
 //! As `convert_lora_to_gguf.py` of llama.cpp writes them and its `llama-adapter.cpp` reads them.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::super::checkpoint::{Checkpoint, Stored};
 use super::super::config::DecoderConfig;
@@ -12,7 +13,7 @@ use super::super::tensors::{TensorKind, TensorSpec};
 use super::super::{ModelError, ModelSource, families};
 use super::describe::not_exportable;
 use super::names::{interleave_halves, interleaved_heads, split_halves, stored_name};
-use crate::backend::WeightFormat;
+use crate::backend::{HostThreads, WeightFormat};
 use crate::domain::{AdapterSite, AdapterWeights, BaseInfo, ModuleShape};
 use crate::gguf::{Gguf, Metadata, NewTensor, TensorType, Value as Meta, Writer};
 
@@ -37,7 +38,8 @@ pub fn read_adapter(
     let alpha = gguf.metadata.number(ALPHA)?.ok_or_else(|| gguf.metadata.missing(ALPHA))?;
     let config = families::read(&parse("config.json", &config_bytes(source)?)?)?;
     let file = ModelSource::Gguf(path.to_owned());
-    let mut checkpoint = Checkpoint::open(&file, &[], &config.family)?;
+    let mut checkpoint =
+        Checkpoint::open(&file, &[], &config.family, Arc::new(HostThreads::new(1)))?;
     let mut sites = Vec::new();
     for module in &base.modules {
         let Some(name) = stored_name(&config, &format!("{}.weight", module.name)) else { continue };
@@ -65,8 +67,8 @@ fn read_site(
     let a = matrix(checkpoint, format!("{name}.lora_a"), (r, width))?;
     let mut b = matrix(checkpoint, format!("{name}.lora_b"), (rows, r))?;
     if let Some(heads) = interleaved_heads(config, name) {
-        let ours = split_halves(bytemuck::cast_slice(&b), rows, heads);
-        b = bytemuck::pod_collect_to_vec(&ours);
+        let stored = std::mem::replace(&mut b, vec![0.0; rows * r]);
+        split_halves(bytemuck::cast_slice(&stored), rows, heads, bytemuck::cast_slice_mut(&mut b));
     }
     // An alpha of 0 stands for none.
     let scaling = if alpha == 0.0 { 1.0 } else { alpha / r as f32 };
@@ -82,7 +84,7 @@ fn matrix(
     let spec =
         TensorSpec { name: name.clone(), stored: name.clone(), shape, kind, transposed: false };
     match checkpoint.read(&spec)? {
-        Stored::Values { values, .. } => Ok(values),
+        Stored::Values { values, .. } => Ok(values.to_vec(&HostThreads::new(1))),
         Stored::Blocks(blocks) => Err(ModelError::TensorType {
             file: "the adapter".to_owned(),
             tensor: name,

@@ -59,30 +59,30 @@ pub fn interleaved_heads(config: &DecoderConfig, name: &str) -> Option<usize> {
     }
 }
 
-/// Rows `2i + s` of each head to rows `s · hd/2 + i`: from pairs to halves.
-pub fn split_halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
-    reorder(bytes, rows, heads, |half, row| 2 * (row % half) + row / half)
+/// Rows `2i + s` of each head to rows `s · hd/2 + i` of `into`: from pairs to halves.
+pub fn split_halves(bytes: &[u8], rows: usize, heads: usize, into: &mut [u8]) {
+    reorder(bytes, (rows, heads), into, |half, row| 2 * (row % half) + row / half);
 }
 
 /// The way back: from halves to pairs.
 pub fn interleave_halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
-    reorder(bytes, rows, heads, |half, row| row / 2 + half * (row % 2))
+    let mut into = vec![0; bytes.len()];
+    reorder(bytes, (rows, heads), &mut into, |half, row| row / 2 + half * (row % 2));
+    into
 }
 
 /// Row `row` of each head from row `from(hd / 2, row)`. Rows of blocks move as they are.
 fn reorder(
     bytes: &[u8],
-    rows: usize,
-    heads: usize,
+    (rows, heads): (usize, usize),
+    into: &mut [u8],
     from: impl Fn(usize, usize) -> usize,
-) -> Vec<u8> {
+) {
     let (width, size) = (bytes.len() / rows, rows / heads);
-    let mut out = Vec::with_capacity(bytes.len());
-    for row in 0..rows {
+    for (row, into) in into.chunks_exact_mut(width).enumerate() {
         let source = row / size * size + from(size / 2, row % size);
-        out.extend_from_slice(&bytes[source * width..(source + 1) * width]);
+        into.copy_from_slice(&bytes[source * width..(source + 1) * width]);
     }
-    out
 }
 
 #[cfg(test)]
@@ -93,7 +93,9 @@ mod tests {
     fn pairs_become_halves_and_halves_pairs() {
         let pairs = [0, 10, 1, 11, 2, 12, 20, 30, 21, 31, 22, 32];
         let halves = [0, 1, 2, 10, 11, 12, 20, 21, 22, 30, 31, 32];
-        assert_eq!(split_halves(&pairs, 12, 2), halves);
+        let mut found = [0; 12];
+        split_halves(&pairs, 12, 2, &mut found);
+        assert_eq!(found, halves);
         assert_eq!(interleave_halves(&halves, 12, 2), pairs);
     }
 }

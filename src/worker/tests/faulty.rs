@@ -96,7 +96,7 @@ impl Backend for FaultyBackend {
         self.inner.pack(weight, format)
     }
 
-    fn adopt(&mut self, blocks: HostBlocks, out: usize, inner: usize) -> Self::Weight {
+    fn adopt(&mut self, blocks: HostBlocks<'_>, out: usize, inner: usize) -> Self::Weight {
         self.inner.adopt(blocks, out, inner)
     }
 
