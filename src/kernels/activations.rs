@@ -26,6 +26,8 @@ pub struct Q8Block {
     pub scale: f32,
     /// `−Σ q`. Weights are stored unsigned, `w + 2^(bits−1)`; this undoes the offset.
     pub minus_sum: i32,
+    /// `−Σ scale · q`: what an offset of one in all weights of the block takes back.
+    pub offset: f32,
 }
 
 /// Rows of quantised activations `(m, k)`, reused from call to call.
@@ -120,6 +122,7 @@ mod scalar {
             block.words[i / 4] |= u32::from(q as u8) << (8 * (i % 4));
             block.minus_sum -= i32::from(q);
         }
+        block.offset = block.scale * block.minus_sum as f32;
         block
     }
 }
@@ -137,11 +140,10 @@ mod avx512 {
         let inverse = _mm512_set1_ps(if max > 0.0 { 127.0 / max } else { 0.0 });
         let low = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse));
         let high = _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse));
-        let mut block = Q8Block {
-            words: [0; 8],
-            scale: max / 127.0,
-            minus_sum: -_mm512_reduce_add_epi32(_mm512_add_epi32(low, high)),
-        };
+        let minus_sum = -_mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
+        let scale = max / 127.0;
+        let offset = scale * minus_sum as f32;
+        let mut block = Q8Block { words: [0; 8], scale, minus_sum, offset };
         let words = block.words.as_mut_ptr().cast::<__m128i>();
         // SAFETY: `words` is 32 writable bytes, filled by two stores of 16.
         unsafe {

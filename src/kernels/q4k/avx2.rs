@@ -25,7 +25,7 @@ pub fn tile<const MR: usize>(w: Weights<'_>, x: &[Q8Block], y: [&mut [f32]; MR],
                 let dot = _mm256_cvtepi32_ps(dot(&weights, &x[i]));
                 let scale = _mm256_mul_ps(scale, _mm256_set1_ps(x[i].scale));
                 sums[i] = _mm256_fmadd_ps(dot, scale, sums[i]);
-                let offset = _mm256_set1_ps(x[i].scale * x[i].minus_sum as f32);
+                let offset = _mm256_set1_ps(x[i].offset);
                 sums[i] = _mm256_fmadd_ps(min, offset, sums[i]);
             }
         }

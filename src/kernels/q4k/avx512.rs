@@ -36,7 +36,7 @@ pub fn tile<const MR: usize>(w: Weights<'_>, x: &[Q8Block], y: [&mut [f32]; MR],
                 }
                 let scale = _mm512_mul_ps(scale, _mm512_set1_ps(x[i].scale));
                 sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sums[i]);
-                let offset = _mm512_set1_ps(x[i].scale * x[i].minus_sum as f32);
+                let offset = _mm512_set1_ps(x[i].offset);
                 sums[i] = _mm512_fmadd_ps(min, offset, sums[i]);
             }
         }

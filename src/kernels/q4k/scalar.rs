@@ -14,7 +14,7 @@ pub fn tile<const MR: usize>(w: Weights<'_>, x: &[Q8Block], mut y: [&mut [f32]; 
                 let scales = &w.scales[at / PARTS * SCALE_LINES..];
                 let (scale, min) = scale_and_min(scales, at % PARTS, lane);
                 sum = (dot(codes, lane, x) as f32).mul_add(scale * x.scale, sum);
-                sum = min.mul_add(x.scale * x.minus_sum as f32, sum);
+                sum = min.mul_add(x.offset, sum);
             }
             *y = sum;
         }
