@@ -10,7 +10,7 @@ use crate::kernels::activations::BLOCK;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::lanes::kernel;
 use crate::kernels::pool::Pool;
-use crate::kernels::quantized::{LaneBlock, PackedQ, RowBlocks, words};
+use crate::kernels::quantized::{LaneBlock, PackedQ};
 use crate::kernels::values::Values;
 
 /// A weight in 8.5 bits per value.
@@ -25,9 +25,8 @@ impl PackedQ8 {
     /// # Panics
     /// If `k` is not a multiple of 32 or the slice has another length.
     pub fn quantize(pool: &Pool, weights: Values<'_>, n: usize, k: usize) -> Self {
-        assert_eq!(weights.len(), n * k, "weights must hold n · k values");
         let cpu = Cpu::detect();
-        Self::pack_on(pool, n, k, |row| Quantized { cpu, weights, start: row * k })
+        Self::quantize_on(pool, weights, (n, k), |values| quantize_block(cpu, values))
     }
 
     /// Repacks the Q8_0 tensor `(n, k)` of a GGUF file; no value changes.
@@ -37,32 +36,18 @@ impl PackedQ8 {
     pub fn from_gguf(pool: &Pool, bytes: &[u8], n: usize, k: usize) -> Self {
         assert_eq!(bytes.len(), n * k / BLOCK * GGUF_BYTES, "bytes must hold n · k / 32 blocks");
         let (blocks, _) = bytes.as_chunks::<GGUF_BYTES>();
-        Self::pack_on(pool, n, k, |row| &blocks[row * (k / BLOCK)..(row + 1) * (k / BLOCK)])
+        Self::pack_on(pool, n, k, |row| {
+            let blocks = &blocks[row * (k / BLOCK)..(row + 1) * (k / BLOCK)];
+            move |b| read_block(&blocks[b])
+        })
     }
 }
 
-impl RowBlocks<8> for &[[u8; GGUF_BYTES]] {
-    #[inline(always)]
-    fn block(&self, b: usize) -> LaneBlock<8> {
-        let [low, high, codes @ ..] = self[b];
-        let words: [[u8; 4]; 8] = bytemuck::cast(codes);
-        (words.map(|word| u32::from_le_bytes(word) ^ 0x8080_8080), f16::from_le_bytes([low, high]))
-    }
-}
-
-/// A row that is quantised as it is packed.
-struct Quantized<'a> {
-    cpu: Cpu,
-    weights: Values<'a>,
-    start: usize,
-}
-
-impl RowBlocks<8> for Quantized<'_> {
-    fn block(&self, b: usize) -> LaneBlock<8> {
-        let values = self.weights.block(self.start + b * BLOCK);
-        let (codes, scale) = quantize_block(self.cpu, &values);
-        (words(&codes), scale)
-    }
+#[inline(always)]
+fn read_block(block: &[u8; GGUF_BYTES]) -> LaneBlock<8> {
+    let [low, high, codes @ ..] = *block;
+    let words: [[u8; 4]; 8] = bytemuck::cast(codes);
+    (words.map(|word| u32::from_le_bytes(word) ^ 0x8080_8080), f16::from_le_bytes([low, high]))
 }
 
 /// Blocks of Q8_0 for `values`, as GGUF holds them.

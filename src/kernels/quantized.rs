@@ -28,11 +28,12 @@ use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use crate::kernels::rows::{piece, pieces};
 use crate::kernels::split::{PerItem, split};
+use crate::kernels::values::Values;
 
 /// Weight rows per tile: the lanes of one register.
 pub const TILE: usize = 16;
 
-/// Blocks per pass: 18 KiB of 4-bit weights and 20 KiB of activations, both in a 48 KiB L1.
+/// Blocks per pass: 18 KiB of 4-bit weights and 22 KiB of activations, both in a 48 KiB L1.
 const BLOCKS_PER_PASS: usize = 64;
 
 /// Rows that are multiplied in a single pass along `k`.
@@ -65,7 +66,7 @@ fn place<const BITS: usize>(i: usize) -> (usize, usize) {
 }
 
 /// The codes of one row of a block as words of its lines; the inverse of [`place`].
-pub(crate) fn words<const BITS: usize>(codes: &[u8; BLOCK]) -> [u32; BITS] {
+fn words<const BITS: usize>(codes: &[u8; BLOCK]) -> [u32; BITS] {
     let (words, _) = codes.as_chunks::<4>();
     array::from_fn(|i| match BITS {
         8 => u32::from_le_bytes(words[i]),
@@ -76,18 +77,31 @@ pub(crate) fn words<const BITS: usize>(codes: &[u8; BLOCK]) -> [u32; BITS] {
 /// One row of a block: its words of the lines, and its scale.
 pub(crate) type LaneBlock<const BITS: usize> = ([u32; BITS], f16);
 
-/// A row of a weight, block by block.
-pub(crate) trait RowBlocks<const BITS: usize> {
-    /// Block `b`; a code `c` stands for the weight `scale · (c − 2^(BITS−1))`.
-    fn block(&self, b: usize) -> LaneBlock<BITS>;
-}
-
 impl<const BITS: usize> PackedQ<BITS> {
-    /// Packs `(n, k)` on the threads of `pool` from what `row` gives of each.
+    /// Quantises `weights (n, k)`, row-major, on the threads of `pool`: `block` gives the codes and the
+    /// scale of 32 values.
+    pub(crate) fn quantize_on(
+        pool: &Pool,
+        weights: Values<'_>,
+        (n, k): (usize, usize),
+        block: impl Fn(&[f32; BLOCK]) -> ([u8; BLOCK], f16) + Sync,
+    ) -> Self {
+        assert_eq!(weights.len(), n * k, "weights must hold n · k values");
+        let block = &block;
+        Self::pack_on(pool, n, k, |row| {
+            move |b| {
+                let (codes, scale) = block(&weights.block(row * k + b * BLOCK));
+                (words(&codes), scale)
+            }
+        })
+    }
+
+    /// Packs `(n, k)` on the threads of `pool`; what `row` gives of each gives its blocks. A code `c`
+    /// stands for the weight `scale · (c − 2^(BITS−1))`.
     ///
     /// Sixteen rows are read side by side and a block of lines is written at once, so that both
     /// stay in the first-level cache whatever `k` is.
-    pub(crate) fn pack_on<R: RowBlocks<BITS>>(
+    pub(crate) fn pack_on<R: Fn(usize) -> LaneBlock<BITS>>(
         pool: &Pool,
         n: usize,
         k: usize,
@@ -142,14 +156,14 @@ impl<const BITS: usize> PackedQ<BITS> {
 /// Writes the rows of one tile, block after block.
 #[inline(always)]
 fn put_tile<const BITS: usize>(
-    rows: &[impl RowBlocks<BITS>],
+    rows: &[impl Fn(usize) -> LaneBlock<BITS>],
     codes: &mut [Line],
     scales: &mut [[f16; TILE]],
 ) {
     let (blocks, _) = codes.as_chunks_mut::<BITS>();
     for (b, (lines, scales)) in blocks.iter_mut().zip(scales).enumerate() {
         for (lane, row) in rows.iter().enumerate().take(TILE) {
-            let (words, scale) = row.block(b);
+            let (words, scale) = row(b);
             scales[lane] = scale;
             for i in 0..BITS {
                 lines[i].0[lane] = words[i];
