@@ -42,6 +42,7 @@ impl<B: Backend> Model<B> {
         }
         if config.vision.is_some() {
             checkpoint.rename(families::canonical_name);
+            add_preprocessor(source, &mut checkpoint)?;
         }
         let format = match options.format {
             Some(format) => format,
@@ -196,6 +197,15 @@ fn add_generation_config(
     config.eos_token_ids.extend(Fields::new(&parse(NAME, &bytes)?)?.token_ids("eos_token_id")?);
     config.eos_token_ids.sort_unstable();
     config.eos_token_ids.dedup();
+    Ok(())
+}
+
+/// A model that sees is another one where pictures are prepared in another way.
+fn add_preprocessor(source: &ModelSource, checkpoint: &mut Checkpoint) -> Result<(), ModelError> {
+    let ModelSource::Folder(folder) = source else { return Ok(()) };
+    if let Some(bytes) = read_file(folder, "preprocessor_config.json")? {
+        checkpoint.mark(&bytes);
+    }
     Ok(())
 }
 

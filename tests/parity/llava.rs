@@ -1,6 +1,7 @@
 //! A picture through tower, projector and decoder.
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use safetensors::SafeTensors;
 use tandem::backend::cpu::CpuBackend;
@@ -111,6 +112,25 @@ fn features_logits_and_greedy_tokens_on_the_cpu() {
         assert_eq!(best as f32, expected);
         ids.push(best as u32);
     }
+}
+
+#[test]
+fn a_model_that_prepares_pictures_in_another_way_is_another_model() {
+    let (copy, original) = (tempfile::tempdir().unwrap(), golden::path(&format!("{CASE}/model")));
+    for name in ["config.json", "model.safetensors", "preprocessor_config.json"] {
+        std::fs::copy(original.join(name), copy.path().join(name)).unwrap();
+    }
+    let fingerprint = |folder: &Path| {
+        let source = ModelSource::Folder(folder.to_owned());
+        golden::load_from(&mut ReferenceBackend, &source).info.fingerprint.clone()
+    };
+    assert_eq!(fingerprint(copy.path()), fingerprint(&original));
+    let preprocessor = copy.path().join("preprocessor_config.json");
+    let text = std::fs::read_to_string(&preprocessor).unwrap();
+    let other = text.replacen("\"do_center_crop\": true", "\"do_center_crop\": false", 1);
+    assert_ne!(text, other);
+    std::fs::write(&preprocessor, other).unwrap();
+    assert_ne!(fingerprint(copy.path()), fingerprint(&original));
 }
 
 #[test]

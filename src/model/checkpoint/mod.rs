@@ -280,6 +280,11 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Takes what belongs to the model, and is no tensor, into the fingerprint.
+    pub fn mark(&mut self, bytes: &[u8]) {
+        self.digest.update(bytes);
+    }
+
     /// The digest over configuration and every tensor read so far, in the order of reading.
     pub fn fingerprint(&self) -> String {
         hex::encode(self.digest.clone().finalize())
