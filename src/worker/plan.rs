@@ -177,3 +177,36 @@ fn chunk(sequence: &Sequence, share: usize, limits: &mut StepLimits) -> usize {
     limits.tokens -= rows;
     rows
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A step of one row takes 10 ms, each row more half a millisecond.
+    fn scheduler() -> Scheduler {
+        let speculation = Speculation::Off;
+        let limits = StepLimits { tokens: 64, sequences: 4, scored_rows: 64, speculation };
+        let mut scheduler = Scheduler::new(limits, 8);
+        scheduler.pace.note(1, 0.010);
+        scheduler.pace.note(33, 0.026);
+        scheduler
+    }
+
+    #[test]
+    fn prompts_get_what_training_left_of_the_time_between_two_steps() {
+        let mut scheduler = scheduler();
+        let rows = [0.0, 0.004, 0.0121, 0.050].map(|trained| {
+            scheduler.trained = trained;
+            scheduler.prompt_rows(1)
+        });
+        assert_eq!(rows, [16, 16, 7, 1]);
+    }
+
+    #[test]
+    fn training_leaves_room_for_guesses_that_paid() {
+        let scheduler = scheduler();
+        for (seconds, room) in [(0.002, 0.016), (0.010, 0.016), (0.015, 0.011), (0.5, 0.008)] {
+            assert!((scheduler.room_for_training(seconds) - room).abs() < 1e-9, "{seconds}");
+        }
+    }
+}

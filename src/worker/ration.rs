@@ -64,7 +64,7 @@ impl Ration {
         self.saved >= length && (fits || self.spent == 0.0)
     }
 
-    /// Seconds spent in this gap beyond a budget of the operator's.
+    /// Seconds spent in this gap, where no budget of the operator's covers them.
     pub fn spent_seconds(&self) -> f64 {
         if self.budget.is_some() { 0.0 } else { self.spent }
     }
