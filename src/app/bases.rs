@@ -1,5 +1,6 @@
 //! The base models: their text side read here, their weights on the device thread.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -11,7 +12,7 @@ use crate::demo;
 use crate::domain::{BaseInfo, WeightFormat};
 use crate::model::{LoadOptions, ModelSource};
 use crate::pictures::{PictureConfig, PictureReader};
-use crate::text::{TextError, TextModel, TextSource};
+use crate::text::{Rendering, TextError, TextModel, TextSource};
 use crate::worker::{BaseSource, StartError, Worker, WorkerHandle, WorkerSettings};
 
 /// Loads every model of the configuration and starts the device thread. The text side is read
@@ -71,8 +72,20 @@ fn text(model: &ModelOption) -> Result<TextModel, AppError> {
         TemplateChoice::Preset(name) => name.clone(),
         TemplateChoice::File(path) => path.display().to_string(),
     });
-    let read = text_source(&model.source).and_then(|own| TextModel::new(own, template.as_deref()));
-    read.map_err(|source| AppError::Text { model: model.name.clone(), source })
+    let failed = |source| AppError::Text { model: model.name.clone(), source };
+    let own = text_source(&model.source).map_err(failed)?;
+    TextModel::new(own, template.as_deref(), &rendering(&model.source)).map_err(failed)
+}
+
+/// Templates that come with a model are rendered by a process of their own.
+pub(super) fn rendering(source: &Source) -> Rendering {
+    // Linux names the program so even after another was installed in its place.
+    let running = Path::new("/proc/self/exe");
+    match source {
+        Source::Demo => Rendering::Here,
+        _ if running.exists() => Rendering::Apart(running.to_owned()),
+        _ => Rendering::Apart(std::env::current_exe().unwrap_or_else(|_| "tandem".into())),
+    }
 }
 
 /// The text side of a source.

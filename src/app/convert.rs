@@ -197,9 +197,9 @@ fn text_of(source: &Source) -> Result<Option<(TextSource, TextModel)>, ConvertEr
     {
         return Ok(None);
     }
-    let source = bases::text_source(source)?;
-    let text = TextModel::new(source.clone(), None)?;
-    Ok(Some((source, text)))
+    let own = bases::text_source(source)?;
+    let text = TextModel::new(own.clone(), None, &bases::rendering(source))?;
+    Ok(Some((own, text)))
 }
 
 fn adapter_files(

@@ -28,6 +28,7 @@ mod export;
 mod gguf_adapter;
 mod signals;
 
+pub use crate::text::template::{COMMAND as RENDER_TEMPLATES, answer_parent as render_templates};
 pub use bases::source as base_source;
 pub use convert::{Comparison, Conversion, Converted, convert, convert_adapter};
 pub use error::{AppError, ConvertError};

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::app::{RENDER_TEMPLATES, render_templates};
 use crate::config::ServeOptions;
 
 mod bench;
@@ -62,6 +63,9 @@ enum Command {
     Doctor(DoctorOptions),
     /// Measure a model on this machine, or a running server.
     Bench(Box<BenchOptions>),
+    /// What a server starts to render the chat templates of its models.
+    #[command(hide = true, name = RENDER_TEMPLATES)]
+    RenderTemplates,
 }
 
 /// A failed command: the sentence for the person, and the exit code for the shell.
@@ -98,6 +102,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Convert(options) => convert::run(options),
         Command::Doctor(options) => bench::doctor(&options),
         Command::Bench(options) => bench::bench(*options),
+        Command::RenderTemplates => render_templates().map_err(|error| Failure::new(1, error)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

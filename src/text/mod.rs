@@ -23,5 +23,5 @@ pub use messages::{MessageError, PictureUrl, picture_urls};
 pub use model::{TextError, TextFiles, TextModel};
 pub use source::TextSource;
 pub use stop::{MatchedStop, StopMatcher};
-pub use template::{ChatTemplate, TemplateError};
+pub use template::{ChatTemplate, Rendering, TemplateError};
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -9,7 +9,7 @@ use super::detokenizer::{Detokenizer, Start};
 use super::mask::MaskError;
 use super::messages::{ContentRules, MessageError, PictureRule, normalise};
 use super::source::TextSource;
-use super::template::{ChatTemplate, PRESETS, TemplateError};
+use super::template::{ChatTemplate, PRESETS, Rendering, TemplateError};
 use super::tokenizer::{Tokenizer, TokenizerError};
 
 /// Why a text model could not be loaded or a prompt not be made.
@@ -65,7 +65,7 @@ impl TextModel {
     /// # Errors
     /// [`TextError`] naming the file that is missing or wrong.
     pub fn from_folder(folder: &Path, template: Option<&str>) -> Result<Self, TextError> {
-        Self::new(TextSource::from_folder(folder)?, template)
+        Self::new(TextSource::from_folder(folder)?, template, &Rendering::Here)
     }
 
     /// The same from memory, for a model inside the binary.
@@ -73,7 +73,7 @@ impl TextModel {
     /// # Errors
     /// As [`TextModel::from_folder`].
     pub fn from_bytes(files: &TextFiles<'_>, template: Option<&str>) -> Result<Self, TextError> {
-        Self::new(TextSource::from_bytes(files)?, template)
+        Self::new(TextSource::from_bytes(files)?, template, &Rendering::Here)
     }
 
     /// The same from the metadata of a GGUF file.
@@ -81,17 +81,24 @@ impl TextModel {
     /// # Errors
     /// As [`TextModel::from_folder`].
     pub fn from_gguf(path: &Path, template: Option<&str>) -> Result<Self, TextError> {
-        Self::new(TextSource::from_gguf(path)?, template)
+        Self::new(TextSource::from_gguf(path)?, template, &Rendering::Here)
     }
 
-    /// `chosen` is a preset's name or a file and replaces the template of `source`.
+    /// `chosen` is a preset's name or a file and replaces the template of `source`. Presets are
+    /// ours and rendered here, others where `rendering` says.
     ///
     /// # Errors
     /// As [`TextModel::from_folder`].
-    pub fn new(source: TextSource, chosen: Option<&str>) -> Result<Self, TextError> {
+    pub fn new(
+        source: TextSource,
+        chosen: Option<&str>,
+        rendering: &Rendering,
+    ) -> Result<Self, TextError> {
         let tokenizer = Tokenizer::from_bytes(&source.tokenizer, source.special)?;
         let image_token = source.image_token;
         let (bos, eos) = (tokenizer.bos_token(), tokenizer.eos_token());
+        let compile =
+            |name: &str, text: &str| ChatTemplate::compile(name, text, bos, eos, rendering);
         let template = match (chosen, source.template) {
             (Some(name), _) if PRESETS.iter().any(|(preset, _)| *preset == name) => {
                 Some(ChatTemplate::from_preset(name, bos, eos)?)
@@ -99,9 +106,9 @@ impl TextModel {
             (Some(path), _) => {
                 let source = std::fs::read_to_string(path)
                     .map_err(|error| TextError::TemplateFile(path.to_owned(), error))?;
-                Some(ChatTemplate::compile(path, &source, bos, eos)?)
+                Some(compile(path, &source)?)
             }
-            (None, Some((name, source))) => Some(ChatTemplate::compile(&name, &source, bos, eos)?),
+            (None, Some((name, source))) => Some(compile(&name, &source)?),
             (None, None) => None,
         };
         let mut stop_ids = tokenizer.eos_ids().to_vec();

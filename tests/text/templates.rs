@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use tandem::text::dataset::alpaca_prompt;
 use tandem::text::template::PRESETS;
-use tandem::text::{ChatTemplate, TemplateError};
+use tandem::text::{ChatTemplate, Rendering, TemplateError};
 
 use super::{golden, golden_json};
 
@@ -22,24 +22,27 @@ const GOLDEN: [&str; 10] = [
 
 #[test]
 fn every_golden_conversation_renders_exactly() {
-    let mut rows_seen = 0;
-    for name in GOLDEN {
-        let case = golden_json(&format!("chat/{name}/case.json"));
-        let source = std::fs::read_to_string(golden(&format!("chat/{name}/template.jinja")));
-        let token = |key: &str| case[key].as_str().expect("a token").to_owned();
-        let template = ChatTemplate::compile(
-            name,
-            &source.expect("a template"),
-            &token("bos_token"),
-            &token("eos_token"),
-        )
-        .expect("golden templates compile");
-        for row in case["rows"].as_array().expect("rows") {
-            check_row(name, &template, row);
-            rows_seen += 1;
-        }
+    for rendering in [Rendering::Here, apart()] {
+        assert_eq!(GOLDEN.map(|name| check_case(name, &rendering)).iter().sum::<usize>(), 226);
     }
-    assert_eq!(rows_seen, 226);
+}
+
+/// The number of its rows.
+fn check_case(name: &str, rendering: &Rendering) -> usize {
+    let case = golden_json(&format!("chat/{name}/case.json"));
+    let source = std::fs::read_to_string(golden(&format!("chat/{name}/template.jinja")));
+    let token = |key: &str| case[key].as_str().expect("a token").to_owned();
+    let template = ChatTemplate::compile(
+        name,
+        &source.expect("a template"),
+        &token("bos_token"),
+        &token("eos_token"),
+        rendering,
+    )
+    .expect("golden templates compile");
+    let rows = case["rows"].as_array().expect("rows");
+    rows.iter().for_each(|row| check_row(name, &template, row));
+    rows.len()
 }
 
 fn check_row(name: &str, template: &ChatTemplate, row: &Value) {
@@ -66,7 +69,8 @@ fn check_row(name: &str, template: &ChatTemplate, row: &Value) {
 }
 
 fn render(source: &str, messages: &[Value]) -> Result<String, TemplateError> {
-    ChatTemplate::compile("test", source, "<s>", "</s>")?.render(messages, None, false, &Map::new())
+    let template = ChatTemplate::compile("test", source, "<s>", "</s>", &Rendering::Here)?;
+    template.render(messages, None, false, &Map::new())
 }
 
 #[test]
@@ -146,13 +150,58 @@ fn templates_that_grow_are_stopped_long_before_memory_is() {
     }
 }
 
-/// Doubling a list costs the budget nothing until somebody writes it out, which nothing interrupts.
+/// What fuel does not count ends the process that renders, and the next rendering finds another.
 #[test]
-fn a_template_that_does_not_end_is_left_when_it_is_tried() {
+fn templates_that_nest_or_fill_memory_end_only_their_process() {
+    let steps = |count: usize, start: &str, step: &str, end: &str| {
+        format!(
+            "{{% if messages[0].content == 'go' %}}{{% set ns = namespace(v={start}) %}}\
+             {{% for a in range({count}) %}}{{% set ns.v = {step} %}}{{% endfor %}}\
+             {{% if {end} %}}{{% endif %}}{{% endif %}}{{{{ messages[0].content }}}}"
+        )
+    };
+    let hostile = [
+        ("nested", steps(90_000, "[1]", "[ns.v]", "ns.v | string | length"), false),
+        ("nested and dropped", steps(90_000, "[1]", "[ns.v]", "true"), false),
+        ("sliced", steps(90_000, "[1]", "ns.v[:]", "ns.v == 1"), false),
+        ("doubled", steps(60, "[1]", "ns.v + ns.v", "ns.v | length"), true),
+        ("shared", steps(40, "[1]", "[ns.v, ns.v]", "ns.v == [1]"), false),
+        ("shared and written", steps(40, "[1]", "[ns.v, ns.v]", "ns.v | tojson"), true),
+    ];
+    for (name, source, must_end) in hostile {
+        let template = ChatTemplate::compile(name, &source, "", "", &apart()).expect("compiled");
+        let said = |content: &str| {
+            template.render(&[json!({"content": content})], None, false, &Map::new())
+        };
+        assert_eq!(said("before").unwrap(), "before", "{name}");
+        match said("go") {
+            Err(TemplateError::OutOfFuel { .. } | TemplateError::Overgrown { .. }) => {}
+            Ok(_) | Err(TemplateError::Render { .. }) if !must_end => {}
+            other => panic!("{name}: {other:?}"),
+        }
+        assert_eq!(said("after").unwrap(), "after", "{name}");
+    }
+}
+
+#[test]
+fn a_template_that_breaks_its_bounds_when_it_is_tried_is_refused() {
     let source = "{% set ns = namespace(s=[1]) %}{% for a in range(60) %}\
         {% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s | length }}";
-    let tried = ChatTemplate::compile("a/chat_template.jinja", source, "", "");
-    assert!(matches!(tried, Err(TemplateError::OutOfFuel { .. })), "{tried:?}");
+    let tried = ChatTemplate::compile("a/chat_template.jinja", source, "", "", &apart());
+    assert!(
+        matches!(tried, Err(TemplateError::OutOfFuel { .. } | TemplateError::Overgrown { .. })),
+        "{tried:?}"
+    );
+    let wrong = ChatTemplate::compile("t", "one\n{% if %}", "", "", &apart()).unwrap_err();
+    assert!(matches!(wrong, TemplateError::Syntax { line: 2, .. }), "{wrong}");
+    let nowhere = Rendering::Apart("/nowhere/tandem".into());
+    let wrong = ChatTemplate::compile("t", "", "", "", &nowhere).unwrap_err().to_string();
+    assert!(wrong.contains("no process") && wrong.contains("No such file"), "{wrong}");
+}
+
+/// In a process of the program under test.
+fn apart() -> Rendering {
+    Rendering::Apart(env!("CARGO_BIN_EXE_tandem").into())
 }
 
 #[test]
@@ -193,7 +242,8 @@ fn templates_of_models_that_see_place_their_pictures() {
         let message = json!({"role": "user", "content": content});
         template.render(&[message], None, true, &Map::new()).expect("rendered")
     };
-    let hub = ChatTemplate::compile("hub", LLAVA, "<s>", "</s>").expect("compiled");
+    let hub =
+        ChatTemplate::compile("hub", LLAVA, "<s>", "</s>", &Rendering::Here).expect("compiled");
     assert!(hub.takes().parts && !hub.takes().text);
     assert_eq!(render(&hub, parts.clone()), "USER: <image>\n<image>\nWhat? ASSISTANT:");
     let preset = ChatTemplate::from_preset("llava-v1", "<s>", "</s>").expect("a preset");

@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tandem::gguf::{Metadata, Writer};
 use tandem::text::stop::StopMatcher;
-use tandem::text::{Detokenizer, Start, TextModel, TextSource, Tokenizer, gguf};
+use tandem::text::{Detokenizer, Rendering, Start, TextModel, TextSource, Tokenizer, gguf};
 
 use super::{TOKENIZERS, golden, golden_json};
 
@@ -40,7 +40,7 @@ fn a_tokenizer_survives_gguf() {
     let folder = tempfile::tempdir().unwrap();
     for name in TOKENIZERS {
         let source = TextSource::from_folder(&golden(&format!("tokenizers/{name}"))).unwrap();
-        let text = TextModel::new(source.clone(), None).unwrap();
+        let text = TextModel::new(source.clone(), None, &Rendering::Here).unwrap();
         let metadata = gguf::metadata(&text, &source, text.tokenizer().vocab_size()).unwrap();
         let values = metadata.into_iter().filter(|(key, _)| key != "tokenizer.huggingface.json");
         let path = folder.path().join(format!("{name}.gguf"));
