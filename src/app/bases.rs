@@ -1,6 +1,6 @@
 //! The base models: their text side read here, their weights on the device thread.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -74,17 +74,20 @@ fn text(model: &ModelOption) -> Result<TextModel, AppError> {
     });
     let failed = |source| AppError::Text { model: model.name.clone(), source };
     let own = text_source(&model.source).map_err(failed)?;
-    TextModel::new(own, template.as_deref(), &rendering(&model.source)).map_err(failed)
+    let rendering = rendering(&model.source, template.as_deref());
+    TextModel::new(own, template.as_deref(), &rendering).map_err(failed)
 }
 
-/// Templates that come with a model are rendered by a process of their own.
-pub(super) fn rendering(source: &Source) -> Rendering {
+/// A process of its own for templates that come with a model or from a file of the operator's.
+pub(super) fn rendering(source: &Source, chosen: Option<&str>) -> Rendering {
+    if (source, chosen) == (&Source::Demo, None) {
+        return Rendering::Here;
+    }
     // Linux names the program so even after another was installed in its place.
-    let running = Path::new("/proc/self/exe");
-    match source {
-        Source::Demo => Rendering::Here,
-        _ if running.exists() => Rendering::Apart(running.to_owned()),
-        _ => Rendering::Apart(std::env::current_exe().unwrap_or_else(|_| "tandem".into())),
+    let running = PathBuf::from("/proc/self/exe");
+    match running.exists() {
+        true => Rendering::Apart(running),
+        false => Rendering::Apart(std::env::current_exe().unwrap_or_else(|_| "tandem".into())),
     }
 }
 

@@ -198,7 +198,7 @@ fn text_of(source: &Source) -> Result<Option<(TextSource, TextModel)>, ConvertEr
         return Ok(None);
     }
     let own = bases::text_source(source)?;
-    let text = TextModel::new(own.clone(), None, &bases::rendering(source))?;
+    let text = TextModel::new(own.clone(), None, &bases::rendering(source, None))?;
     Ok(Some((own, text)))
 }
 

@@ -24,7 +24,7 @@ pub enum AppError {
     Listen { listen: SocketAddr, source: std::io::Error },
     #[error(transparent)]
     Model(#[from] StartError),
-    #[error("the tokenizer of the model `{model}` cannot be used: {}", chain(.source))]
+    #[error("the model `{model}` cannot be used: {}", chain(.source))]
     Text { model: String, source: TextError },
     #[error("the model `{model}` cannot read pictures: {source}")]
     Pictures { model: String, source: PictureConfigError },
