@@ -75,7 +75,11 @@ fn text(model: &ModelOption) -> Result<TextModel, AppError> {
     let failed = |source| AppError::Text { model: model.name.clone(), source };
     let own = text_source(&model.source).map_err(failed)?;
     let rendering = rendering(&model.source, template.as_deref());
-    TextModel::new(own, template.as_deref(), &rendering).map_err(failed)
+    let text = TextModel::new(own, template.as_deref(), &rendering).map_err(failed)?;
+    if text.tokenizer().is_bare() {
+        tracing::warn!(model = model.name, "no tokenizer is there: prompts must be token ids");
+    }
+    Ok(text)
 }
 
 /// A process of its own for templates that come with a model or from a file of the operator's.

@@ -48,6 +48,7 @@ pub struct PackedNf4 {
     code: Code,
     codes: Lines,
     absmax: PackedAbsmax,
+    exact: bool,
 }
 
 impl PackedNf4 {
@@ -87,7 +88,7 @@ impl PackedNf4 {
             }
         });
         let absmax = PackedAbsmax::new(pool, tensor.absmax, tensor.block, n, k);
-        Self { n, k, code: tensor.code, codes, absmax }
+        Self { n, k, code: tensor.code, codes, absmax, exact: tensor.exact }
     }
 
     /// Output features.
@@ -98,6 +99,11 @@ impl PackedNf4 {
     /// Input features.
     pub fn k(&self) -> usize {
         self.k
+    }
+
+    /// Whether products are to take it in `f32`, through [`Widened`], instead of in bf16.
+    pub fn is_exact(&self) -> bool {
+        self.exact
     }
 
     /// Bytes a product reads.
@@ -209,7 +215,7 @@ mod tests {
         let mut bytes = [0x77; 32];
         bytes[0] = 0xf0;
         let (code, block, absmax) = (Code::Nf4, BLOCK, Absmax::F32(vec![2.0]));
-        let tensor = Blocks { code, block, bytes: bytes.to_vec(), absmax };
+        let tensor = Blocks { code, block, bytes: bytes.to_vec(), absmax, exact: false };
         let w = PackedNf4::pack(&Pool::new(1), tensor, 1, 64);
         assert_eq!([w.weight(0, 0), w.weight(0, 1), w.weight(0, 2)], [2.0, -2.0, 0.0]);
     }

@@ -96,7 +96,7 @@ impl<B: Backend> Model<B> {
     /// number that is not finite.
     pub fn attach(&self, b: &mut B, weights: &AdapterWeights) -> Result<Adapter<B>, ModelError> {
         weights.sites.iter().try_for_each(check_numbers)?;
-        self.attach_by(b, weights, Some(self.format), uploaded(weights))
+        self.attach_by(b, weights, Some(self.beside), uploaded(weights))
     }
 
     /// The same for an adapter whose numbers were checked when it was read: what is not packed is
@@ -109,7 +109,7 @@ impl<B: Backend> Model<B> {
         b: &mut B,
         weights: &Arc<AdapterWeights>,
     ) -> Result<Adapter<B>, ModelError> {
-        self.attach_by(b, weights, Some(self.format), |b, site, module| {
+        self.attach_by(b, weights, Some(self.beside), |b, site, module| {
             let r = weights.sites[site].r;
             let matrix = |is_a| SharedMatrix { adapter: Arc::clone(weights), site, is_a };
             [

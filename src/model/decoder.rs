@@ -28,8 +28,8 @@ pub struct Model<B: Backend> {
     /// Every tensor, by slot.
     pub(super) specs: Vec<TensorSpec>,
     pub(super) config: DecoderConfig,
-    /// How its linear layers are held.
-    pub(super) format: WeightFormat,
+    /// How exact adapters and the cache beside the linear layers are to be.
+    pub(super) beside: WeightFormat,
     pub(super) report: Report,
 }
 
@@ -129,7 +129,7 @@ impl<B: Backend> Model<B> {
 
     /// How the cache is as exact as the weights, and no more.
     pub fn kv_format(&self) -> KvFormat {
-        KvFormat::beside(self.format)
+        KvFormat::beside(self.beside)
     }
 
     /// Bytes one KV block takes over all layers.

@@ -47,8 +47,9 @@ impl<B: Backend> Model<B> {
         let format = match options.format {
             Some(format) => format,
             None => {
-                checkpoint.keep_formats();
-                stored_format(&json)?
+                let dtype = stored_dtype(&json)?;
+                checkpoint.keep_formats(dtype == Some("float32"));
+                nearest_format(dtype)
             }
         };
         let mut model = Self::build(b, config, &mut checkpoint, &options.name, format)?;
@@ -106,7 +107,12 @@ impl<B: Backend> Model<B> {
             vision,
             specs,
             config,
-            format: held,
+            beside: match held {
+                WeightFormat::Nf4 { .. } | WeightFormat::Fp4 { .. } if checkpoint.is_exact() => {
+                    WeightFormat::F32
+                }
+                held => held,
+            },
             report,
         };
         let cost = model.training_cost();
@@ -214,9 +220,12 @@ pub(super) fn parse(file: &str, bytes: &[u8]) -> Result<Value, ModelError> {
         .map_err(|source| ModelError::Json { file: file.to_owned(), source })
 }
 
-/// The format nearest to what the checkpoint says of itself, in either spelling.
-fn stored_format(config: &Value) -> Result<WeightFormat, ModelError> {
+/// What the checkpoint says of itself, in either spelling.
+fn stored_dtype(config: &Value) -> Result<Option<&str>, ModelError> {
     let fields = Fields::new(config)?;
-    let dtype = fields.optional_str("dtype")?.or(fields.optional_str("torch_dtype")?);
-    Ok(if dtype == Some("bfloat16") { WeightFormat::Bf16 } else { WeightFormat::F32 })
+    Ok(fields.optional_str("dtype")?.or(fields.optional_str("torch_dtype")?))
+}
+
+fn nearest_format(dtype: Option<&str>) -> WeightFormat {
+    if dtype == Some("bfloat16") { WeightFormat::Bf16 } else { WeightFormat::F32 }
 }

@@ -14,6 +14,7 @@ pub mod stop;
 pub mod template;
 pub mod tokenizer;
 
+mod bare;
 mod decoding;
 pub mod gguf;
 mod source;

@@ -128,7 +128,7 @@ impl TextModel {
     /// before every text to a processor.
     fn seeing(mut self, image_token: Option<u32>) -> Result<Self, TextError> {
         self.image_token = image_token;
-        let first = self.tokenizer.encode("a", true)?.first().copied();
+        let first = self.tokenizer.encode("a", true).ok().and_then(|ids| ids.first().copied());
         let begins = image_token.is_some() && first == self.tokenizer.bos_id();
         if let Some(template) = self.template.as_mut().filter(|_| begins) {
             template.begin_every_text();

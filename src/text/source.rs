@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::bare;
 use super::gguf;
 use super::model::{TextError, TextFiles};
 use super::special::SpecialTokens;
@@ -23,13 +24,12 @@ pub struct TextSource {
 
 impl TextSource {
     /// Reads a Hugging Face folder; the template is `chat_template.jinja` or in
-    /// `tokenizer_config.json`.
+    /// `tokenizer_config.json`. In a folder without a tokenizer tokens are written by their ids.
     ///
     /// # Errors
     /// [`TextError`] naming the file that is missing or wrong.
     pub fn from_folder(folder: &Path) -> Result<Self, TextError> {
         const TEMPLATE: &str = "chat_template.jinja";
-        let tokenizer = read(&folder.join("tokenizer.json"))?;
         let config = read_json_if_present(folder, "tokenizer_config.json")?;
         let model = read_json_if_present(folder, "config.json")?;
         let special = SpecialTokens::read(
@@ -37,6 +37,10 @@ impl TextSource {
             &read_json_if_present(folder, "generation_config.json")?,
             &model,
         );
+        let tokenizer = match bare::tokenizer_json(folder, &model) {
+            Some(ids) => ids,
+            None => read(&folder.join("tokenizer.json"))?,
+        };
         let template = match std::fs::read_to_string(folder.join(TEMPLATE)) {
             Ok(source) => Some((TEMPLATE.to_owned(), source)),
             Err(_) => configured_template(&config)?,

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::bare;
 use super::decoding::{Decoding, Piece};
 use super::special::SpecialTokens;
 
@@ -32,6 +33,11 @@ pub enum TokenizerError {
     InputTooLong { size_bytes: usize, limit: usize },
     #[error("the text could not be tokenised: {reason}")]
     Encode { reason: String },
+    #[error(
+        "the model has no tokenizer, so that it reads no text: send token ids, or put the \
+         tokenizer.json of the model into its folder"
+    )]
+    Bare,
     #[error("token id {id} is outside the vocabulary of {vocab_size}")]
     UnknownId { id: u32, vocab_size: usize },
 }
@@ -122,12 +128,12 @@ impl Tokenizer {
     /// as such.
     ///
     /// # Errors
-    /// [`TokenizerError::InputTooLong`] or [`TokenizerError::Encode`].
+    /// [`TokenizerError::InputTooLong`], [`TokenizerError::Encode`] or [`TokenizerError::Bare`].
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
         let encoding = self
             .whole
             .encode_fast(bounded(text)?, add_special_tokens)
-            .map_err(|error| TokenizerError::Encode { reason: error.to_string() })?;
+            .map_err(|error| self.unreadable(&error))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -140,7 +146,7 @@ impl Tokenizer {
         let tokenizer = self.continuing.as_deref().unwrap_or(&self.whole);
         let encoding = tokenizer
             .encode_fast(bounded(text)?, false)
-            .map_err(|error| TokenizerError::Encode { reason: error.to_string() })?;
+            .map_err(|error| self.unreadable(&error))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -149,10 +155,8 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_offsets(&self, text: &str) -> Result<Encoded, TokenizerError> {
-        let encoding = self
-            .whole
-            .encode(bounded(text)?, false)
-            .map_err(|error| TokenizerError::Encode { reason: error.to_string() })?;
+        let encoding =
+            self.whole.encode(bounded(text)?, false).map_err(|error| self.unreadable(&error))?;
         Ok(Encoded { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
     }
 
@@ -249,6 +253,18 @@ impl Tokenizer {
         match ids.iter().find(|&&id| id as usize >= self.vocab_size) {
             Some(&id) => Err(TokenizerError::UnknownId { id, vocab_size: self.vocab_size }),
             None => Ok(()),
+        }
+    }
+
+    /// Whether tokens have no text, only ids: the model came without a tokenizer.
+    pub fn is_bare(&self) -> bool {
+        self.token_id(&bare::token(0)) == Some(0)
+    }
+
+    fn unreadable(&self, error: &tokenizers::Error) -> TokenizerError {
+        match self.is_bare() {
+            true => TokenizerError::Bare,
+            false => TokenizerError::Encode { reason: error.to_string() },
         }
     }
 

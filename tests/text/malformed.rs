@@ -59,6 +59,21 @@ fn a_missing_folder_or_template_is_named() {
 }
 
 #[test]
+fn a_model_without_a_tokenizer_writes_and_reads_ids_only() {
+    let text = TextModel::from_folder(&golden("models/gpt2/model"), None).expect("a bare model");
+    let tokenizer = text.tokenizer();
+    assert!(tokenizer.is_bare() && tokenizer.vocab_size() == 256);
+    assert_eq!(tokenizer.eos_ids(), [2]);
+    let written = tokenizer.decode(&[7, 255], false).expect("ids are written");
+    assert_eq!(written, "token_id:7 token_id:255");
+    assert_eq!(tokenizer.encode(&written, true).expect("and read"), [7, 255]);
+    for unread in ["a word", "token_id:256"] {
+        let error = tokenizer.encode(unread, true).unwrap_err().to_string();
+        assert!(error.contains("no tokenizer") && error.contains("token ids"), "{error}");
+    }
+}
+
+#[test]
 fn templates_are_found_in_every_place_they_are_kept() {
     let tokenizer = std::fs::read(golden("tokenizers/bytelevel/tokenizer.json")).unwrap();
     let load = |config: &str| {

@@ -34,7 +34,7 @@ impl CpuWeight {
     fn panels(&self) -> Option<Box<dyn Panels + '_>> {
         match self {
             Self::Bf16(w) => Some(Box::new(w)),
-            Self::Nf4(w) => Some(Box::new(Dequantized(w))),
+            Self::Nf4(w) if !w.is_exact() => Some(Box::new(Dequantized(w))),
             _ => None,
         }
     }

@@ -85,7 +85,7 @@ impl CpuBackend {
                 work.bf16.pack(cpu, pool, x.values(), (m, k), (k, 0));
                 bf16::matmuls(cpu, pool, &work.bf16, &of!(Bf16));
             }
-            CpuWeight::Nf4(_) if cpu.has_bf16() => {
+            CpuWeight::Nf4(w) if cpu.has_bf16() && !w.is_exact() => {
                 work.bf16.pack(cpu, pool, x.values(), (m, k), (k, 0));
                 nf4::matmuls(cpu, pool, &work.bf16, &of!(Nf4));
             }
@@ -146,7 +146,7 @@ impl CpuBackend {
                 work.bf16.pack(cpu, pool, dy.values(), (m, n), (stride, at));
                 bf16::matmul_transposed(cpu, pool, &work.bf16, w, &dx);
             }
-            CpuWeight::Nf4(w) if cpu.has_bf16() => {
+            CpuWeight::Nf4(w) if cpu.has_bf16() && !w.is_exact() => {
                 work.bf16.pack(cpu, pool, dy.values(), (m, n), (stride, at));
                 nf4::matmul_transposed(cpu, pool, &work.bf16, w, &dx);
             }

@@ -86,6 +86,8 @@ pub struct Blocks {
     /// Two codes per byte, the first in the *high* nibble.
     pub bytes: Vec<u8>,
     pub absmax: Absmax,
+    /// Products take values and rows in `f32`: they are not rounded to bf16 first.
+    pub exact: bool,
 }
 
 impl Blocks {
@@ -114,7 +116,7 @@ impl Blocks {
         });
         let absmax = Absmax::F32(absmax);
         let absmax = if double { absmax.double_quantize(pool) } else { absmax };
-        Self { code, block, bytes, absmax }
+        Self { code, block, bytes, absmax, exact: false }
     }
 
     /// The code of value `i`.

@@ -66,7 +66,8 @@ impl Checkpoint {
         let absmax = self.absmax(spec, name, &state, count.div_ceil(state.blocksize))?;
         self.bytes(name, spec, entry)?;
         let bytes = self.room.bytes().to_vec();
-        let blocks = FourBitBlocks { code, block: state.blocksize, bytes, absmax };
+        let blocks =
+            FourBitBlocks { code, block: state.blocksize, bytes, absmax, exact: self.exact };
         let whole = [state.blocksize, spec.shape.1].iter().all(|size| size.is_multiple_of(BLOCK));
         if whole && self.as_stored && !spec.transposed {
             return Ok(Stored::Blocks(HostBlocks::FourBit(blocks)));

@@ -39,6 +39,8 @@ pub struct Checkpoint {
     layout: Layout,
     /// Blocks are handed out as they are, and values with the format nearest to their own.
     as_stored: bool,
+    /// Four bits stand for `f32`, and products take them so.
+    exact: bool,
     digest: Sha256,
     read_bytes: u64,
     threads: Arc<HostThreads>,
@@ -85,6 +87,7 @@ impl Checkpoint {
             tensors: BTreeMap::new(),
             layout: Layout::HuggingFace,
             as_stored: false,
+            exact: false,
             digest: Sha256::new_with_prefix(config),
             read_bytes: 0,
             threads,
@@ -110,9 +113,14 @@ impl Checkpoint {
         self.read_bytes
     }
 
-    /// Hands out what is stored as it is stored.
-    pub fn keep_formats(&mut self) {
-        self.as_stored = true;
+    /// Hands out what is stored as it is stored; 4-bit blocks `exact` if they stand for `f32`.
+    pub fn keep_formats(&mut self, exact: bool) {
+        (self.as_stored, self.exact) = (true, exact);
+    }
+
+    /// Whether 4-bit blocks are computed with in `f32`.
+    pub fn is_exact(&self) -> bool {
+        self.exact
     }
 
     /// Whether it does.
