@@ -136,7 +136,7 @@ fn dequantised<B: Backend>(b: &mut B, name: &str) -> Model<B> {
         };
         let code = if kind == "fp4" { Code::Fp4 } else { Code::Nf4 };
         let block = state["blocksize"].as_u64().unwrap() as usize;
-        let blocks = Blocks { code, block, bytes: part(""), absmax };
+        let blocks = Blocks { code, block, bytes: part(""), absmax, exact: false };
         let values: Vec<u8> =
             (0..shape.iter().product()).flat_map(|i| blocks.value(i).to_le_bytes()).collect();
         tensors.push((weight.to_owned(), shape, values));
