@@ -112,7 +112,8 @@ impl<'a, B: Backend> Builder<'a, B> {
             gated: config.gated,
             down,
             post_mlp_norm: self.optional_norm(&path, names.post_mlp_norm)?,
-            halves: held != TensorKind::Weight(WeightFormat::F32)
+            halves: !self.source.is_exact()
+                && held != TensorKind::Weight(WeightFormat::F32)
                 && held != TensorKind::Weight(WeightFormat::F16),
         })
     }

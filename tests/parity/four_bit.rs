@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
-use serde_json::Value;
+use safetensors::SafeTensors;
 use tandem::backend::cpu::CpuBackend;
 use tandem::backend::reference::ReferenceBackend;
 use tandem::backend::{Backend, HostWeight, WeightFormat};
@@ -106,55 +104,18 @@ fn a_double_quantised_weight_takes_4_127_bits_per_value() {
     }
 }
 
-/// The stored 4-bit checkpoint of a case, as bitsandbytes dequantises it, as a model in `f32`.
-fn dequantised<B: Backend>(b: &mut B, name: &str) -> Model<B> {
-    let folder = golden::path(&format!("bnb/{name}/model"));
-    let stored = std::fs::read(folder.join("model.safetensors")).unwrap();
-    let file = SafeTensors::deserialize(&stored).unwrap();
-    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
-    for (key, view) in file.iter() {
-        if view.dtype() == Dtype::F32 && !key.contains(".weight.") {
-            tensors.push((key.to_owned(), view.shape().to_vec(), view.data().to_vec()));
-        }
-        let Some((weight, kind)) = key.split_once(".quant_state.bitsandbytes__") else { continue };
-        let state: Value = serde_json::from_slice(view.data()).unwrap();
-        let shape: Vec<usize> = state["shape"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|n| n.as_u64().unwrap() as usize)
-            .collect();
-        let part = |part: &str| file.tensor(&format!("{weight}{part}")).unwrap().data().to_vec();
-        let absmax = match state["nested_offset"].as_f64() {
-            None => Absmax::F32(floats(&part(".absmax"))),
-            Some(offset) => Absmax::Double {
-                codes: part(".absmax"),
-                map: Box::new(floats(&part(".nested_quant_map")).try_into().unwrap()),
-                second: floats(&part(".nested_absmax")),
-                offset: offset as f32,
-            },
-        };
-        let code = if kind == "fp4" { Code::Fp4 } else { Code::Nf4 };
-        let block = state["blocksize"].as_u64().unwrap() as usize;
-        let blocks = Blocks { code, block, bytes: part(""), absmax, exact: false };
-        let values: Vec<u8> =
-            (0..shape.iter().product()).flat_map(|i| blocks.value(i).to_le_bytes()).collect();
-        tensors.push((weight.to_owned(), shape, values));
-    }
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
-    });
-    let tensors = safetensors::serialize(views, None).unwrap();
-    let mut config = golden::json(&folder.join("config.json"));
-    config.as_object_mut().unwrap().remove("quantization_config");
-    let config = serde_json::to_vec(&config).unwrap();
-    golden::load_from(b, &ModelSource::Embedded { config: config.into(), tensors: tensors.into() })
+/// The stored 4-bit checkpoint of a case as it is held and computed with: its values are of `f32`.
+fn stored<B: Backend>(b: &mut B, name: &str) -> Model<B> {
+    let model =
+        golden::load_from(b, &ModelSource::Folder(golden::path(&format!("bnb/{name}/model"))));
+    assert!(["nf4-dq", "fp4"].contains(&model.info.dtype.as_str()), "{}", model.info.dtype);
+    model
 }
 
-/// Loss, logits and gradients through the dequantised weights, within float32.
+/// Loss, logits and gradients through the 4-bit weights, within float32.
 fn follows_the_definition<B: Backend>(b: &mut B) {
     for name in ["qlora_nf4_dq", "qlora_fp4"] {
-        let model = dequantised(b, name);
+        let model = stored(b, name);
         let folder = golden::path(&format!("bnb/{name}"));
         let case = golden::json(&folder.join("case.json"));
         let weights = golden::adapter_in(&folder, &model);

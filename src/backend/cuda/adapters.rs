@@ -9,6 +9,9 @@ use super::weight::{dense, matrix};
 use super::{CudaBackend, CudaRows, float};
 use crate::backend::{LowRankPart, LowRankShape};
 
+/// What multiplies with matrices of an adapter, which are in `f32`.
+const DENSE: Module = Module::Product(Layout::F32);
+
 /// `A (r, in)`, then `B (out, r)`, as a batch reads them.
 #[derive(Debug)]
 pub struct CudaLowRank {
@@ -89,10 +92,10 @@ impl CudaBackend {
         let from = Side { first: x.row(rows.start), rows: rows.len(), width: x.width, at: 0 };
         assert!(rows.end <= x.rows.min(y.rows), "the rows must lie in x and y");
         let down = dense(a.at(), a.rows, a.width);
-        self.product(Layout::F32, down, from, Side::all(&z), scaled(1.0));
+        self.product(DENSE, down, from, Side::all(&z), scaled(1.0));
         let to = Side { first: y.row(rows.start), rows: rows.len(), width: y.width, at };
         let add = Finish { add: true, ..scaled(scaling) };
-        self.product(Layout::F32, matrix(b), Side::all(&z), to, add);
+        self.product(DENSE, matrix(b), Side::all(&z), to, add);
     }
 
     /// See [`Backend::low_rank_backward`](crate::backend::Backend::low_rank_backward).
@@ -109,10 +112,10 @@ impl CudaBackend {
         dx: &CudaRows,
     ) {
         let (z, dz) = (self.rows(x.rows, a.rows), self.rows(x.rows, a.rows));
-        self.product(Layout::F32, matrix(a), Side::all(x), Side::all(&z), scaled(1.0));
-        self.product_transposed(Layout::F32, matrix(b), dy, &dz, scaling, false);
+        self.product(DENSE, matrix(a), Side::all(x), Side::all(&z), scaled(1.0));
+        self.product_transposed(DENSE, matrix(b), dy, &dz, scaling, false);
         self.outer(dy, &z, scaling, db);
         self.outer(Side::all(&dz), x, 1.0, da);
-        self.product_transposed(Layout::F32, matrix(a), Side::all(&dz), dx, 1.0, true);
+        self.product_transposed(DENSE, matrix(a), Side::all(&dz), dx, 1.0, true);
     }
 }

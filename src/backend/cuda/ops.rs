@@ -197,7 +197,7 @@ impl Backend for CudaBackend {
         at: usize,
     ) {
         let finish = Finish { alpha: 1.0, bias, add: false };
-        self.product(w.layout, w.args(), Side::all(x), Side::columns(y, at), finish);
+        self.product(self.multiplier(w), w.args(), Side::all(x), Side::columns(y, at), finish);
     }
 
     fn add_low_ranks(
@@ -327,7 +327,8 @@ impl Backend for CudaBackend {
     }
 
     fn matmul_backward(&mut self, dy: &CudaRows, at: usize, w: &CudaWeight, dx: &mut CudaRows) {
-        self.product_transposed(w.layout, w.args(), Side::columns(dy, at), dx, 1.0, true);
+        let side = Side::columns(dy, at);
+        self.product_transposed(self.multiplier(w), w.args(), side, dx, 1.0, true);
     }
 
     fn weight_gradient(

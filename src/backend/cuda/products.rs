@@ -1,8 +1,8 @@
 //! Matrix products, forward and backward.
 
 use super::machine::Address;
-use super::source::{Layout, Module};
-use super::weight::WeightArgs;
+use super::source::Module;
+use super::weight::{CudaWeight, WeightArgs};
 use super::{CudaBackend, CudaRows, float};
 
 /// Rows up to which each lane of a warp sums a part of a product, and rows of one such block.
@@ -50,7 +50,7 @@ impl CudaBackend {
     /// `y[:, at..at+n] = alpha · x Wᵀ (+ bias)`, or added to it.
     pub(super) fn product(
         &self,
-        layout: Layout,
+        module: Module,
         w: WeightArgs,
         x: Side,
         y: Side,
@@ -75,9 +75,7 @@ impl CudaBackend {
             float(finish.alpha),
             finish.add.into(),
         ]);
-        let module = Module::Product(layout);
-        if self.on_tensor_cores(layout) {
-            let module = Module::Tensor(layout);
+        if matches!(module, Module::Tensor(_)) {
             if x.rows <= FEW_TENSOR_ROWS {
                 let grid = [n.div_ceil(MMA_OUTPUTS), x.rows.div_ceil(MMA_ROWS)];
                 self.launch(module, "tensor_few", grid, &args);
@@ -96,7 +94,7 @@ impl CudaBackend {
     /// `dx = alpha · dy[:, at..at+n] W`, or added to it.
     pub(super) fn product_transposed(
         &self,
-        layout: Layout,
+        module: Module,
         w: WeightArgs,
         dy: Side,
         dx: &CudaRows,
@@ -120,17 +118,21 @@ impl CudaBackend {
             add.into(),
         ]);
         let grid = [k.div_ceil(TILE), dy.rows.div_ceil(TILE)];
-        if self.on_tensor_cores(layout) {
-            self.launch(Module::Tensor(layout), "tensor_transposed", grid, &args);
-        } else {
-            self.launch(Module::Product(layout), "product_transposed", grid, &args);
-        }
+        let name = match module {
+            Module::Tensor(_) => "tensor_transposed",
+            _ => "product_transposed",
+        };
+        self.launch(module, name, grid, &args);
     }
 
-    /// Whether products with such a weight are formed on tensor cores: all of them or none, so that
-    /// a row has the same bits in every batch.
-    fn on_tensor_cores(&self, layout: Layout) -> bool {
-        layout.computes_in_bf16() && self.machine.has_tensor_cores()
+    /// What forms the products with `w`: all of them on tensor cores or none, so that a row has the
+    /// same bits in every batch.
+    pub(super) fn multiplier(&self, w: &CudaWeight) -> Module {
+        let rounds = w.layout.computes_in_bf16() && !w.exact;
+        match rounds && self.machine.has_tensor_cores() {
+            true => Module::Tensor(w.layout),
+            false => Module::Product(w.layout),
+        }
     }
 
     /// `dw (n, k) += alpha · dy[:, at..at+n]ᵀ x`.

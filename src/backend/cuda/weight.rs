@@ -24,6 +24,8 @@ pub struct CudaWeight {
     /// Values per absmax.
     block: usize,
     offset: f32,
+    /// Products take its values in `f32`.
+    pub(super) exact: bool,
     pub(super) bytes: usize,
 }
 
@@ -101,7 +103,8 @@ impl CudaBackend {
             HostBlocks::Gguf { format, bytes } => from_gguf(*format, bytes),
             HostBlocks::FourBit(blocks) => from_four_bit(blocks),
         };
-        self.place(parts, n, k)
+        let exact = matches!(blocks, HostBlocks::FourBit(blocks) if blocks.exact);
+        CudaWeight { exact, ..self.place(parts, n, k) }
     }
 
     fn place(&mut self, parts: Parts, n: usize, k: usize) -> CudaWeight {
@@ -112,7 +115,8 @@ impl CudaBackend {
         let some = |bytes: &[u8]| (!bytes.is_empty()).then(|| self.memory_with(bytes));
         let (scales, second, levels) = (some(&scales), some(second), some(levels));
         let codes = self.memory_with(&codes);
-        CudaWeight { layout, n, k, codes, scales, second, levels, block, offset, bytes }
+        let exact = false;
+        CudaWeight { layout, n, k, codes, scales, second, levels, block, offset, exact, bytes }
     }
 }
 
