@@ -293,13 +293,15 @@ fn copy_text(
     out: &Path,
 ) -> Result<(), ConvertError> {
     if let Source::Folder(folder) = source {
-        const FILES: [&str; 7] = [
+        const FILES: [&str; 9] = [
             "tokenizer.json",
             "tokenizer_config.json",
             "special_tokens_map.json",
             "generation_config.json",
             "chat_template.jinja",
             "tokenizer.model",
+            "preprocessor_config.json",
+            "processor_config.json",
             "LICENSE",
         ];
         for file in FILES.into_iter().filter(|file| folder.join(file).is_file()) {

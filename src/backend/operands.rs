@@ -88,6 +88,8 @@ pub enum Activation {
     GeluTanh,
     /// `x · σ(1.702 x)`: CLIP.
     QuickGelu,
+    /// `max(x, 0)`, whose slope at 0 is 0.
+    Relu,
 }
 
 /// How one layer attends.

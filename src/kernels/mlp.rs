@@ -12,6 +12,7 @@ pub enum Act {
     GeluTanh,
     /// `x · σ(1.702 x)`.
     QuickGelu,
+    Relu,
 }
 
 const ROOT_2_OVER_PI: f32 = 0.797_884_6;
@@ -47,6 +48,10 @@ fn value_and_slope<S: Simd>(s: S, act: Act, x: S::V) -> (S::V, S::V) {
             let steep = s.mul(s.splat(QUICK), x);
             let sig = sigmoid(s, steep);
             (s.mul(x, sig), s.fma(s.mul(steep, sig), s.sub(one, sig), sig))
+        }
+        Act::Relu => {
+            let zero = s.splat(0.0);
+            (s.max(x, zero), s.select_lt(zero, x, one, zero))
         }
     }
 }

@@ -117,6 +117,7 @@ impl<'a> Fields<'a> {
             Some("gelu") => Ok(Activation::Gelu),
             Some("gelu_new" | "gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
             Some("quick_gelu") => Ok(Activation::QuickGelu),
+            Some("relu") => Ok(Activation::Relu),
             _ => Err(self.unsupported(key, value)),
         }
     }

@@ -41,8 +41,10 @@ def test_an_unreadable_model_is_exit_code_78():
         model.mkdir()
         (model / "config.json").write_text('{"model_type": "llama"}')
         refused(78, "model", "serve", "--model", str(model), "--data", folder + "/data", "--listen", "127.0.0.1:0")
-        (model / "config.json").write_text("{")
+        (model / "tokenizer.model").write_bytes(b"")
         refused(78, "tokenizer.json", "serve", "--model", str(model), "--data", folder + "/data", "--listen", "127.0.0.1:0")
+        (model / "config.json").write_text("{")
+        refused(78, "config.json", "serve", "--model", str(model), "--data", folder + "/data", "--listen", "127.0.0.1:0")
 
 
 def test_a_bad_configuration_file_is_exit_code_78():

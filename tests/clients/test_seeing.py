@@ -7,6 +7,7 @@ import openai
 
 import seeing
 import server
+from test_convert import convert
 from test_crash import finished, newest_step, wait, weights
 from test_fine_tuning import client_of, until, upload
 
@@ -42,6 +43,33 @@ def test_a_small_llava_tells_held_out_pictures():
                 base += answer(client, "llava", seeing.asked(picture)) == caption
             print(f"      {right} of {HELD_OUT} held-out pictures")
             assert right > 0.95 * HELD_OUT and base == 0, (right, base)
+
+
+def spoken(client, model):
+    """The tokens said of a picture, each with its log-probability."""
+    (picture, _), = seeing.cases(1, 3)
+    done = client.chat.completions.create(
+        model=model, messages=[seeing.asked(picture)], temperature=0, max_tokens=12, logprobs=True)
+    return [(token.token, token.logprob) for token in done.choices[0].logprobs.content]
+
+
+def test_a_converted_llava_says_what_its_adapter_said():
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        model = seeing.write_model(folder / "llava")
+        with server.running("--model", f"llava={model}", data=folder / "data") as running:
+            client = client_of(running)
+            name = train(client, seeing.lines(96, 1), **SETTINGS | {"max_steps": 30}).fine_tuned_model
+            expected, base = spoken(client, name), spoken(client, "llava")
+        written = (folder / "data" / "artifacts" / "adapters").iterdir()
+        adapter = max(written, key=lambda path: path.stat().st_mtime_ns)
+        refused = convert(model, "--adapter", adapter, "--out", folder / "merged.gguf", code=78)
+        assert "llava" in refused and not (folder / "merged.gguf").exists(), refused
+        convert(model, "--adapter", adapter, "--out", folder / "merged", "--type", "f32")
+        with server.running("--model", f"merged={folder / 'merged'}") as running:
+            found = spoken(client_of(running), "merged")
+        assert [token for token, _ in found] == [token for token, _ in expected] != [token for token, _ in base]
+        assert max(abs(x - y) for (_, x), (_, y) in zip(found, expected)) < 1e-3, (found, expected)
 
 
 def test_a_killed_job_with_pictures_ends_with_the_same_weights():

@@ -14,6 +14,7 @@ pub(super) fn act(act: Activation) -> Act {
         Activation::Gelu => Act::Gelu,
         Activation::GeluTanh => Act::GeluTanh,
         Activation::QuickGelu => Act::QuickGelu,
+        Activation::Relu => Act::Relu,
     }
 }
 

@@ -55,6 +55,7 @@ fn number(act: Activation) -> u64 {
         Activation::Gelu => 1,
         Activation::GeluTanh => 2,
         Activation::QuickGelu => 3,
+        Activation::Relu => 4,
     }
 }
 

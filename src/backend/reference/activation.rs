@@ -53,6 +53,7 @@ fn activate(x: f64, act: Activation) -> (f64, f64) {
             let sigmoid = 1.0 / (1.0 + (-1.702 * x).exp());
             (x * sigmoid, sigmoid * (1.0 + 1.702 * x * (1.0 - sigmoid)))
         }
+        Activation::Relu => (x.max(0.0), if x > 0.0 { 1.0 } else { 0.0 }),
     }
 }
 

@@ -91,7 +91,8 @@ impl Case for Inner {
 
 #[test]
 fn the_inside_of_the_mlp_agrees() {
-    for act in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu] {
+    use Activation::*;
+    for act in [Silu, Gelu, GeluTanh, QuickGelu, Relu] {
         agree(1e-6, Inner(act, true));
         agree(1e-6, Inner(act, false));
     }

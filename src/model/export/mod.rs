@@ -14,22 +14,25 @@ use serde_json::Value;
 
 use super::checkpoint::{Checkpoint, Layout, Stored};
 use super::config::DecoderConfig;
+use super::families::{PROJECTOR, canonical_name};
 use super::load::{config_bytes, parse};
 use super::tensors::TensorSpec;
 use super::{Model, ModelError, ModelSource};
 use crate::backend::{Backend, HostThreads};
-use crate::domain::AdapterWeights;
+use crate::domain::{AdapterWeights, SaveableModule};
 use crate::gguf::{TensorType, Value as Meta};
 
 /// The tensors of a model as its source holds them.
 pub struct Weights<'a> {
-    specs: &'a [TensorSpec],
+    specs: Vec<&'a TensorSpec>,
     config: &'a DecoderConfig,
     /// The `config.json`, or what a GGUF file says in its place.
     json: Value,
     checkpoint: Checkpoint,
     threads: Arc<HostThreads>,
     adapter: Option<&'a AdapterWeights>,
+    /// What an adapter may replace whole.
+    saveable: &'a [SaveableModule],
 }
 
 /// What a tensor that does not fit the type that was asked for was written as instead.
@@ -51,9 +54,6 @@ impl<B: Backend> Model<B> {
         source: &ModelSource,
         adapter: Option<&'a AdapterWeights>,
     ) -> Result<Weights<'a>, ModelError> {
-        if self.vision.is_some() {
-            return Err(unsupported("model_type", &self.config.family));
-        }
         let bytes = config_bytes(source)?;
         let threads = Arc::new(HostThreads::for_this_machine());
         let mut checkpoint =
@@ -61,14 +61,25 @@ impl<B: Backend> Model<B> {
         if let ModelSource::Gguf(_) = source {
             checkpoint.set_layout(Layout::Gguf(Box::new(self.config.clone())));
         }
+        if self.vision.is_some() {
+            checkpoint.rename(canonical_name);
+        }
         let json = parse("config.json", &bytes)?;
         let saved = adapter.iter().flat_map(|adapter| &adapter.saved);
-        if let Some(saved) = saved.into_iter().next().filter(|_| self.config.tied) {
+        let mut of_two = saved.filter(|saved| self.is_tied_to(&saved.module));
+        if let Some(saved) = of_two.next() {
             // Embedding and head are one matrix there, and would have to become two.
             return Err(unsupported("a module saved whole over tied weights", &saved.module));
         }
-        let (specs, config) = (&self.specs[..], &self.config);
-        Ok(Weights { specs, config, json, checkpoint, threads, adapter })
+        let seen = self.vision.iter().flat_map(|vision| &vision.specs);
+        let specs = self.specs.iter().chain(seen).collect();
+        let (config, saveable) = (&self.config, &self.info.saveable[..]);
+        Ok(Weights { specs, config, json, checkpoint, threads, adapter, saveable })
+    }
+
+    /// Whether `module` is the embedding or the head of a model in which they are one matrix.
+    fn is_tied_to(&self, module: &str) -> bool {
+        self.config.tied && module != PROJECTOR.trim_end_matches('.')
     }
 }
 
@@ -105,16 +116,26 @@ impl Weights<'_> {
             Stored::Values { values, .. } => values.to_vec(&self.threads),
             Stored::Blocks(_) => unreachable!("formats are not kept"),
         };
-        let module = spec.name.strip_suffix(".weight").unwrap_or("");
-        let saved = self.adapter.iter().flat_map(|adapter| &adapter.saved);
-        for saved in saved.filter(|saved| saved.module == module) {
-            values.clone_from(&saved.values[0]);
+        if let Some(saved) = self.saved(&spec.name) {
+            values.clone_from(saved);
         }
+        let module = spec.name.strip_suffix(".weight").unwrap_or("");
         let sites = self.adapter.iter().flat_map(|adapter| &adapter.sites);
         for site in sites.filter(|site| site.module == module) {
             merge::merge(&mut values, site, spec.shape);
         }
         Ok(values)
+    }
+
+    /// What the adapter has in place of the tensor `name`.
+    fn saved(&self, name: &str) -> Option<&Vec<f32>> {
+        let saved = &self.adapter?.saved;
+        saved.iter().find_map(|saved| {
+            let module = self.saveable.iter().find(|module| module.name == saved.module)?;
+            let within = name.strip_prefix(&module.name)?.strip_prefix('.')?;
+            let at = module.tensors.iter().position(|tensor| tensor.name == within)?;
+            saved.values.get(at)
+        })
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) fn write(
     let mut file = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(failed)?);
     let (header, bytes) = header(weights, kind);
     file.write_all(&header).map_err(failed)?;
-    for spec in weights.specs {
+    for spec in weights.specs.clone() {
         let mut values = weights.values(spec)?;
         if spec.transposed {
             values = turned(&values, spec.shape).into_owned();
@@ -43,7 +43,7 @@ fn header(weights: &Weights<'_>, kind: TensorType) -> (Vec<u8>, u64) {
     let mut entries = Map::new();
     entries.insert("__metadata__".to_owned(), json!({"format": "pt"}));
     let mut at = 0;
-    for spec in weights.specs {
+    for spec in &weights.specs {
         let end = at + spec.parameters() * kind.block_bytes();
         let entry = json!({
             "dtype": kind.name().to_uppercase(),
@@ -67,6 +67,11 @@ fn write_config(weights: &Weights<'_>, folder: &Path, dtype: &str) -> Result<(),
         config.remove("quantization_config");
         let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
         config.insert(key.to_owned(), dtype.into());
+        for part in ["text_config", "vision_config"] {
+            if let Some(own) = config.get_mut(part).and_then(|part| part.get_mut(key)) {
+                *own = dtype.into();
+            }
+        }
     }
     let path = folder.join("config.json");
     std::fs::write(&path, format!("{config:#}\n"))

@@ -160,7 +160,7 @@ mod tests {
     fn what_changes_the_mathematics_is_refused_by_name() {
         assert!(read(&llama()).is_ok());
         for (key, value) in [
-            ("hidden_act", json!("relu")),
+            ("hidden_act", json!("laplace")),
             ("quantization_config", json!({"quant_method": "gptq"})),
             ("num_key_value_heads", json!(3)),
             ("hidden_size", json!("wide")),

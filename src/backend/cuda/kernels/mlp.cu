@@ -4,6 +4,7 @@
 #define GELU 1
 #define GELU_TANH 2
 #define QUICK_GELU 3
+#define RELU 4
 
 DEVICE void activate(float x, int act, float *value, float *slope) {
     if (act == SILU || act == QUICK_GELU) {
@@ -11,6 +12,9 @@ DEVICE void activate(float x, int act, float *value, float *slope) {
         float sigmoid = 1.0f / (1.0f + expf(-steepness * x));
         *value = x * sigmoid;
         *slope = sigmoid * (1.0f + steepness * x * (1.0f - sigmoid));
+    } else if (act == RELU) {
+        *value = fmaxf(x, 0.0f);
+        *slope = x > 0.0f ? 1.0f : 0.0f;
     } else if (act == GELU) {
         float phi = 0.5f * (1.0f + erff(x * 0.70710678118654752f));
         *value = x * phi;
