@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::{Checkpoint, Encoding, Entry, ModelError, Stored, bad_file, decode};
+use super::{Checkpoint, Encoding, Entry, ModelError, Stored, bad_file};
 use crate::backend::{Absmax, FourBitBlocks, FourBitCode, HostBlocks, HostValues, WeightFormat};
 use crate::gguf::TensorType;
 use crate::model::tensors::TensorSpec;
@@ -50,7 +50,9 @@ impl Checkpoint {
         let state = self.part(spec, &state_of(name, kind))?;
         let state: QuantState =
             serde_json::from_slice(&state).map_err(|error| wrong(error.to_string()))?;
-        let (expected, count) = (spec.stored_shape(), spec.parameters());
+        // `(out, in)` also where a dense file has it the other way: GPT-2's are turned before they
+        // are quantised.
+        let (expected, count) = (vec![spec.shape.0, spec.shape.1], spec.parameters());
         if state.shape != expected {
             let (tensor, found) = (name.to_owned(), state.shape);
             return Err(ModelError::Misshapen { file, tensor, expected, found });
@@ -69,13 +71,10 @@ impl Checkpoint {
         let blocks =
             FourBitBlocks { code, block: state.blocksize, bytes, absmax, exact: self.exact };
         let whole = [state.blocksize, spec.shape.1].iter().all(|size| size.is_multiple_of(BLOCK));
-        if whole && self.as_stored && !spec.transposed {
+        if whole && self.as_stored {
             return Ok(Stored::Blocks(HostBlocks::FourBit(blocks)));
         }
-        let mut values: Vec<f32> = (0..count).map(|i| blocks.value(i)).collect();
-        if spec.transposed {
-            values = decode::turned(&values, spec.shape);
-        }
+        let values: Vec<f32> = (0..count).map(|i| blocks.value(i)).collect();
         let held = self.as_stored.then_some(WeightFormat::F32);
         Ok(Stored::Values { values: self.room.put_values(values), held, stored: kind })
     }
