@@ -19,7 +19,7 @@ use super::linear::Adapters;
 use super::norm::ModelNorm;
 use super::projector::Projector;
 use super::saved::replace_rows;
-use super::tensors::TensorKind;
+use super::tensors::{TensorKind, TensorSpec};
 use crate::backend::{Backend, HostWeight, WeightFormat};
 use crate::domain::Picture;
 
@@ -33,6 +33,8 @@ pub(super) struct Vision<B: Backend> {
     pre_norm: ModelNorm<B>,
     pub layers: Vec<Layer<B>>,
     pub projector: Projector<B>,
+    /// Every tensor of both.
+    pub specs: Vec<TensorSpec>,
     pub parameters: u64,
     pub size_bytes: usize,
 }
@@ -117,6 +119,7 @@ impl<B: Backend> Vision<B> {
             projector,
             parameters: builder.specs.iter().map(|spec| spec.parameters() as u64).sum(),
             size_bytes: builder.report.size_bytes,
+            specs: builder.specs,
         })
     }
 

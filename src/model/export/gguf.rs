@@ -29,7 +29,7 @@ pub(super) fn write(
     if kind.block() > 1 {
         metadata.values.insert("general.quantization_version".into(), Meta::Int(2));
     }
-    let specs = weights.specs;
+    let specs = std::mem::take(&mut weights.specs);
     let plans: Vec<Plan<'_>> =
         specs.iter().map(|spec| plan(weights, spec, kind)).collect::<Result<_, _>>()?;
     let vectors = described.vectors.iter().map(|(name, values)| NewTensor {

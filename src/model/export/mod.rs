@@ -5,8 +5,10 @@ mod encode;
 mod gguf;
 mod merge;
 mod safetensors;
+mod tower;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +16,9 @@ use serde_json::Value;
 
 use super::checkpoint::{Checkpoint, Layout, Stored};
 use super::config::DecoderConfig;
+use super::families::canonical_name;
 use super::load::{config_bytes, parse};
+use super::saved::Part;
 use super::tensors::TensorSpec;
 use super::{Model, ModelError, ModelSource};
 use crate::backend::{Backend, HostThreads};
@@ -23,13 +27,15 @@ use crate::gguf::{TensorType, Value as Meta};
 
 /// The tensors of a model as its source holds them.
 pub struct Weights<'a> {
-    specs: &'a [TensorSpec],
+    specs: Vec<TensorSpec>,
     config: &'a DecoderConfig,
     /// The `config.json`, or what a GGUF file says in its place.
     json: Value,
     checkpoint: Checkpoint,
     threads: Arc<HostThreads>,
     adapter: Option<&'a AdapterWeights>,
+    /// What it has in place of whole tensors, by their names.
+    replaced: BTreeMap<String, &'a [f32]>,
 }
 
 /// What a tensor that does not fit the type that was asked for was written as instead.
@@ -51,9 +57,6 @@ impl<B: Backend> Model<B> {
         source: &ModelSource,
         adapter: Option<&'a AdapterWeights>,
     ) -> Result<Weights<'a>, ModelError> {
-        if self.vision.is_some() {
-            return Err(unsupported("model_type", &self.config.family));
-        }
         let bytes = config_bytes(source)?;
         let threads = Arc::new(HostThreads::for_this_machine());
         let mut checkpoint =
@@ -61,14 +64,42 @@ impl<B: Backend> Model<B> {
         if let ModelSource::Gguf(_) = source {
             checkpoint.set_layout(Layout::Gguf(Box::new(self.config.clone())));
         }
-        let json = parse("config.json", &bytes)?;
-        let saved = adapter.iter().flat_map(|adapter| &adapter.saved);
-        if let Some(saved) = saved.into_iter().next().filter(|_| self.config.tied) {
-            // Embedding and head are one matrix there, and would have to become two.
-            return Err(unsupported("a module saved whole over tied weights", &saved.module));
+        if self.vision.is_some() {
+            checkpoint.rename(canonical_name);
         }
-        let (specs, config) = (&self.specs[..], &self.config);
-        Ok(Weights { specs, config, json, checkpoint, threads, adapter })
+        let json = parse("config.json", &bytes)?;
+        let replaced = adapter.map(|adapter| self.replaced(adapter)).transpose()?;
+        let (specs, config) = (self.all_specs(&checkpoint), &self.config);
+        let replaced = replaced.unwrap_or_default();
+        Ok(Weights { specs, config, json, checkpoint, threads, adapter, replaced })
+    }
+
+    /// Every tensor of the checkpoint that belongs to the model.
+    fn all_specs(&self, checkpoint: &Checkpoint) -> Vec<TensorSpec> {
+        let seeing = self.vision.iter().flat_map(|vision| {
+            let unused = tower::unused(&vision.config.tower, &vision.specs, checkpoint);
+            vision.specs.iter().cloned().chain(unused)
+        });
+        self.specs.iter().cloned().chain(seeing).collect()
+    }
+
+    /// The tensors that `adapter` has whole.
+    fn replaced<'a>(
+        &self,
+        adapter: &'a AdapterWeights,
+    ) -> Result<BTreeMap<String, &'a [f32]>, ModelError> {
+        let mut replaced = BTreeMap::new();
+        for saved in &adapter.saved {
+            let (part, module) = self.saveable(&saved.module)?;
+            if self.config.tied && part != Part::Projector {
+                // Embedding and head are one matrix there, and would have to become two.
+                return Err(unsupported("a module saved whole over tied weights", &saved.module));
+            }
+            for (tensor, values) in module.tensors.iter().zip(&saved.values) {
+                replaced.insert(format!("{}.{}", module.name, tensor.name), &values[..]);
+            }
+        }
+        Ok(replaced)
     }
 }
 
@@ -105,11 +136,10 @@ impl Weights<'_> {
             Stored::Values { values, .. } => values.to_vec(&self.threads),
             Stored::Blocks(_) => unreachable!("formats are not kept"),
         };
-        let module = spec.name.strip_suffix(".weight").unwrap_or("");
-        let saved = self.adapter.iter().flat_map(|adapter| &adapter.saved);
-        for saved in saved.filter(|saved| saved.module == module) {
-            values.clone_from(&saved.values[0]);
+        if let Some(whole) = self.replaced.get(&spec.name) {
+            values.copy_from_slice(whole);
         }
+        let module = spec.name.strip_suffix(".weight").unwrap_or("");
         let sites = self.adapter.iter().flat_map(|adapter| &adapter.sites);
         for site in sites.filter(|site| site.module == module) {
             merge::merge(&mut values, site, spec.shape);

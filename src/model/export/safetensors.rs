@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{ModelError, TensorType, Weights, Written, encode, turned};
+use crate::model::families::hub_name;
 
 pub(super) fn write(
     weights: &mut Weights<'_>,
@@ -25,7 +26,8 @@ pub(super) fn write(
     let mut file = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(failed)?);
     let (header, bytes) = header(weights, kind);
     file.write_all(&header).map_err(failed)?;
-    for spec in weights.specs {
+    let specs = std::mem::take(&mut weights.specs);
+    for spec in &specs {
         let mut values = weights.values(spec)?;
         if spec.transposed {
             values = turned(&values, spec.shape).into_owned();
@@ -35,7 +37,7 @@ pub(super) fn write(
         file.write_all(&bytes).map_err(failed)?;
     }
     file.flush().and_then(|()| file.get_ref().sync_all()).map_err(failed)?;
-    Ok(Written { tensors: weights.specs.len(), bytes, fallbacks: Vec::new() })
+    Ok(Written { tensors: specs.len(), bytes, fallbacks: Vec::new() })
 }
 
 /// The length of the header and the header, and the bytes of all tensors.
@@ -43,14 +45,18 @@ fn header(weights: &Weights<'_>, kind: TensorType) -> (Vec<u8>, u64) {
     let mut entries = Map::new();
     entries.insert("__metadata__".to_owned(), json!({"format": "pt"}));
     let mut at = 0;
-    for spec in weights.specs {
+    for spec in &weights.specs {
         let end = at + spec.parameters() * kind.block_bytes();
         let entry = json!({
             "dtype": kind.name().to_uppercase(),
             "shape": spec.stored_shape(),
             "data_offsets": [at, end],
         });
-        entries.insert(spec.name.clone(), entry);
+        let name = match weights.config.vision {
+            Some(_) => hub_name(&spec.name),
+            None => spec.name.clone(),
+        };
+        entries.insert(name, entry);
         at = end;
     }
     let mut json = Value::Object(entries).to_string().into_bytes();
@@ -60,6 +66,14 @@ fn header(weights: &Weights<'_>, kind: TensorType) -> (Vec<u8>, u64) {
     (header, at as u64)
 }
 
+/// A part that says its own type says the new one.
+fn retype(part: &mut Map<String, Value>, dtype: &str) {
+    for (_, value) in part.iter_mut().filter(|(key, _)| matches!(&key[..], "dtype" | "torch_dtype"))
+    {
+        *value = dtype.into();
+    }
+}
+
 /// The configuration without what belongs to the stored form.
 fn write_config(weights: &Weights<'_>, folder: &Path, dtype: &str) -> Result<(), ModelError> {
     let mut config = weights.json.clone();
@@ -67,6 +81,10 @@ fn write_config(weights: &Weights<'_>, folder: &Path, dtype: &str) -> Result<(),
         config.remove("quantization_config");
         let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
         config.insert(key.to_owned(), dtype.into());
+        for part in ["text_config", "vision_config"] {
+            let part = config.get_mut(part).and_then(Value::as_object_mut);
+            part.into_iter().for_each(|part| retype(part, dtype));
+        }
     }
     let path = folder.join("config.json");
     std::fs::write(&path, format!("{config:#}\n"))
