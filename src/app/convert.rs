@@ -6,26 +6,15 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, json};
 
 use super::bases;
+use super::comparison::{Comparison, Row, compare, logits, rows};
 use super::error::ConvertError;
 use super::gguf_adapter::{self, is_gguf};
-use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::config::{ModelOption, Source};
-use crate::domain::AdapterWeights;
 use crate::gguf::TensorType;
-use crate::model::{AdapterRows, LoadOptions, Model, ModelSource, Written, write_adapter};
+use crate::model::{LoadOptions, Model, ModelSource, Written, write_adapter};
 use crate::peft::{self, AdapterFiles, Fingerprints};
 use crate::text::{TextModel, TextSource};
-
-/// Texts on which the result is compared with its source.
-const ROWS: [&str; 4] = [
-    "The quick brown fox jumps over the lazy dog, and then it goes home.",
-    "In 1905 a clerk of the patent office in Bern explained why atoms make pollen dance.",
-    "def mean(values):\n    return sum(values) / len(values)\n",
-    "Question: what is seven times eight? Answer: fifty-six.",
-];
-/// Tokens of a row that are compared, at most.
-const ROW_TOKENS: usize = 48;
 
 /// What to convert, and into what.
 #[derive(Clone, Debug)]
@@ -46,16 +35,6 @@ pub struct Converted {
     pub written: Written,
     pub kind: TensorType,
     pub comparison: Comparison,
-}
-
-/// Two models on the same tokens.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Comparison {
-    pub tokens: usize,
-    /// Mean of `Σ p ln(p / q)` over tokens, in nats; `p` is the source, its adapter beside it.
-    pub kl: f64,
-    /// Share of tokens whose likeliest successor is the same.
-    pub agreement: f64,
 }
 
 /// Converts, calling `compared` before the result takes its place.
@@ -156,6 +135,9 @@ fn write_and_compare(
     let mut b = CpuBackend::new(conversion.threads);
     let options = LoadOptions { name: option.name.clone(), format: option.format() };
     let model = Model::load(&mut b, &source, &options)?;
+    if is_gguf(&conversion.out) && model.info.vision.is_some() {
+        return Err(ConvertError::Seeing);
+    }
     let adapter = match &conversion.adapter {
         Some(adapter) => {
             let files = adapter_files(adapter, &source, &model)?;
@@ -163,7 +145,7 @@ fn write_and_compare(
         }
         None => None,
     };
-    let rows = rows(text.as_ref(), &model);
+    let rows: Vec<Row> = rows(text.as_ref().map(|(_, text)| text), &model.info);
     let before = logits(&mut b, &model, &rows, adapter.as_ref())?;
     let weights = model.weights(&source, adapter.as_ref())?;
     remove(aside);
@@ -222,70 +204,6 @@ fn served(model: &Model<CpuBackend>, text: Option<&(TextSource, TextModel)>) -> 
     }
 }
 
-/// The tokens to compare on; without a tokenizer, some of the vocabulary.
-fn rows(text: Option<&(TextSource, TextModel)>, model: &Model<CpuBackend>) -> Vec<Vec<u32>> {
-    let (vocab, most) = (model.info.vocab_size, ROW_TOKENS.min(model.info.context_length));
-    let some =
-        |seed: usize| (0..most).map(move |i| ((i * i * 31 + i * 7 + seed * 101) % vocab) as u32);
-    let row = |(seed, text_row): (usize, &&str)| match text {
-        Some((_, text)) => {
-            let ids = text.completion_prompt(text_row).unwrap_or_default();
-            ids.into_iter().filter(|&id| (id as usize) < vocab).take(most).collect()
-        }
-        None => some(seed).collect(),
-    };
-    ROWS.iter().enumerate().map(row).filter(|row: &Vec<u32>| !row.is_empty()).collect()
-}
-
-/// The logits of every token, row after row.
-fn logits(
-    b: &mut CpuBackend,
-    model: &Model<CpuBackend>,
-    rows: &[Vec<u32>],
-    adapter: Option<&AdapterWeights>,
-) -> Result<Vec<f32>, ConvertError> {
-    let adapter = adapter.map(|weights| model.attach(b, weights)).transpose()?;
-    let mut all = Vec::new();
-    for row in rows {
-        let worn: Vec<AdapterRows<'_, CpuBackend>> = (adapter.iter())
-            .map(|adapter| AdapterRows { rows: 0..row.len(), adapter, scale: 1.0 })
-            .collect();
-        let asked: Vec<usize> = (0..row.len()).collect();
-        let span = 0..row.len();
-        let z = model.forward_spans(b, row, std::slice::from_ref(&span), &worn, &asked);
-        all.extend(b.download(&z));
-        b.recycle(z);
-    }
-    Ok(all)
-}
-
-fn compare(before: &[f32], after: &[f32], vocab: usize) -> Comparison {
-    let (mut kl, mut same, mut tokens) = (0.0, 0, 0);
-    for (p, q) in before.chunks_exact(vocab).zip(after.chunks_exact(vocab)) {
-        let (log_p, log_q) = (log_sum(p), log_sum(q));
-        kl += (p.iter().zip(q))
-            .map(|(&p, &q)| {
-                let (p, q) = (f64::from(p) - log_p, f64::from(q) - log_q);
-                p.exp() * (p - q)
-            })
-            .sum::<f64>();
-        same += usize::from(likeliest(p) == likeliest(q));
-        tokens += 1;
-    }
-    let count = tokens.max(1) as f64;
-    Comparison { tokens, kl: kl / count, agreement: same as f64 / count }
-}
-
-/// `ln Σ exp(z)`.
-fn log_sum(z: &[f32]) -> f64 {
-    let max = f64::from(z.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    max + z.iter().map(|&z| (f64::from(z) - max).exp()).sum::<f64>().ln()
-}
-
-fn likeliest(z: &[f32]) -> Option<usize> {
-    (0..z.len()).max_by(|&i, &j| z[i].total_cmp(&z[j]))
-}
-
 /// Puts the files of the text side beside the weights.
 fn copy_text(
     source: &Source,
@@ -293,12 +211,13 @@ fn copy_text(
     out: &Path,
 ) -> Result<(), ConvertError> {
     if let Source::Folder(folder) = source {
-        const FILES: [&str; 9] = [
+        const FILES: [&str; 10] = [
             "tokenizer.json",
             "tokenizer_config.json",
             "special_tokens_map.json",
             "generation_config.json",
             "chat_template.jinja",
+            "chat_template.json",
             "tokenizer.model",
             "preprocessor_config.json",
             "processor_config.json",
@@ -330,20 +249,4 @@ fn copy_text(
     put("tokenizer.json", &source.tokenizer)?;
     put("tokenizer_config.json", format!("{:#}\n", json!(config)).as_bytes())?;
     put("generation_config.json", format!("{generation:#}\n").as_bytes())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn equal_models_agree_and_the_divergence_is_that_of_the_formula() {
-        let z = [0.0, 1.0, 2.0, 5.0];
-        let same = compare(&z, &z, 2);
-        assert_eq!((same.tokens, same.agreement), (2, 1.0));
-        assert!(same.kl.abs() < 1e-12);
-        // p = (1/2, 1/2), q = (1/4, 3/4): ln 2 − ln 3 / 2.
-        let other = compare(&[0.0, 0.0], &[0.0, 3f32.ln()], 2);
-        assert!((other.kl - (2f64.ln() - 3f64.ln() / 2.0)).abs() < 1e-6);
-    }
 }

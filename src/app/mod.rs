@@ -21,6 +21,7 @@ use crate::worker::{Worker, WorkerHandle};
 
 mod adapters;
 mod bases;
+mod comparison;
 mod convert;
 mod device;
 mod error;
@@ -30,7 +31,8 @@ mod signals;
 
 pub use crate::text::template::{COMMAND as RENDER_TEMPLATES, answer_parent as render_templates};
 pub use bases::source as base_source;
-pub use convert::{Comparison, Conversion, Converted, convert, convert_adapter};
+pub use comparison::Comparison;
+pub use convert::{Conversion, Converted, convert, convert_adapter};
 pub use error::{AppError, ConvertError};
 use signals::StopSignals;
 

@@ -169,7 +169,7 @@ impl<B: Backend> Model<B> {
     }
 
     /// The same with pictures among the tokens.
-    pub(super) fn forward_seeing(
+    pub fn forward_seeing(
         &self,
         b: &mut B,
         ids: &[u32],

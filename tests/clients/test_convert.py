@@ -91,6 +91,25 @@ def test_adapters_go_to_gguf_and_back():
         assert "general.type" in convert("demo", "--adapter", folder / "merged.gguf", "--out", folder / "x", code=78)
 
 
+def test_a_llava_keeps_its_eyes():
+    source = pathlib.Path(__file__).resolve().parents[1] / "golden" / "llava" / "clip_default" / "model"
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        convert(source, "--out", folder / "same", "--type", "f32")
+        convert(folder / "same", "--out", folder / "small")
+
+        read = lambda folder: safetensors.numpy.load_file(folder / "model.safetensors")
+        today = lambda name: name.replace("vision_tower.vision_model.", "vision_tower.")
+        before, after = read(source), {today(name): values for name, values in read(folder / "same").items()}
+        # The blocks behind the one whose output is taken are kept too.
+        assert before.keys() == after.keys() and "vision_tower.encoder.layers.2.mlp.fc1.weight" in after, after.keys()
+        assert all(numpy.array_equal(after[name], values) for name, values in before.items())
+        config = json.loads((folder / "small" / "config.json").read_text())
+        assert {part["dtype"] for part in [config, config["text_config"], config["vision_config"]]} == {"bfloat16"}
+        for file in ["preprocessor_config.json", "generation_config.json"]:
+            assert (folder / "small" / file).read_bytes() == (source / file).read_bytes()
+
+
 def test_what_cannot_be_converted_is_said():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)

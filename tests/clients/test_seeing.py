@@ -45,7 +45,7 @@ def test_a_small_llava_tells_held_out_pictures():
             assert right > 0.95 * HELD_OUT and base == 0, (right, base)
 
 
-def spoken(client, model):
+def said(client, model):
     """The tokens said of a picture, each with its log-probability."""
     (picture, _), = seeing.cases(1, 3)
     done = client.chat.completions.create(
@@ -53,23 +53,33 @@ def spoken(client, model):
     return [(token.token, token.logprob) for token in done.choices[0].logprobs.content]
 
 
-def test_a_converted_llava_says_what_its_adapter_said():
+def apart(found, expected):
+    """How far the log-probabilities of the same tokens are apart, at most."""
+    assert [token for token, _ in found] == [token for token, _ in expected], (found, expected)
+    return max(abs(x - y) for (_, x), (_, y) in zip(found, expected))
+
+
+def test_an_adapter_merged_into_a_llava_says_the_same_of_a_picture():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         model = seeing.write_model(folder / "llava")
         with server.running("--model", f"llava={model}", data=folder / "data") as running:
             client = client_of(running)
-            name = train(client, seeing.lines(96, 1), **SETTINGS | {"max_steps": 30}).fine_tuned_model
-            expected, base = spoken(client, name), spoken(client, "llava")
-        written = (folder / "data" / "artifacts" / "adapters").iterdir()
-        adapter = max(written, key=lambda path: path.stat().st_mtime_ns)
-        refused = convert(model, "--adapter", adapter, "--out", folder / "merged.gguf", code=78)
-        assert "llava" in refused and not (folder / "merged.gguf").exists(), refused
-        convert(model, "--adapter", adapter, "--out", folder / "merged", "--type", "f32")
-        with server.running("--model", f"merged={folder / 'merged'}") as running:
-            found = spoken(client_of(running), "merged")
-        assert [token for token, _ in found] == [token for token, _ in expected] != [token for token, _ in base]
-        assert max(abs(x - y) for (_, x), (_, y) in zip(found, expected)) < 1e-3, (found, expected)
+            name = train(client, seeing.lines(480, 1), **SETTINGS | {"n_epochs": 1}).fine_tuned_model
+            trained, base = said(client, name), said(client, "llava")
+            assert [token for token, _ in trained] != [token for token, _ in base], trained
+            _, row = server.request(f"{running.url}/v1/adapters/{name}")
+        adapter = folder / "data" / "artifacts" / "adapters" / row["sha256"]
+
+        refused = convert(model, "--adapter", adapter, "--out", folder / "merged.gguf", code=2)
+        assert "no place for the vision tower" in refused and not list(folder.glob("merged*")), refused
+        exact = convert(model, "--adapter", adapter, "--out", folder / "f32", "--type", "f32")
+        assert "top-1 agreement 100.0 %" in exact, exact
+        convert(model, "--adapter", adapter, "--out", folder / "bf16")
+        with server.running(*(f"--model={kind}={folder / kind}" for kind in ["f32", "bf16"])) as running:
+            client = client_of(running)
+            assert apart(said(client, "f32"), trained) < 1e-3
+            assert apart(said(client, "bf16"), trained) < 0.1
 
 
 def test_a_killed_job_with_pictures_ends_with_the_same_weights():

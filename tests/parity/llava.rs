@@ -8,6 +8,7 @@ use tandem::backend::cpu::CpuBackend;
 use tandem::backend::reference::ReferenceBackend;
 use tandem::backend::{Backend, SequenceRows};
 use tandem::domain::{Example, Picture};
+use tandem::gguf::TensorType;
 use tandem::model::{
     AdapterRows, MicroBatchOptions, Model, ModelSource, PictureRows, SeenPicture, Step, TrainBatch,
     Trainee,
@@ -252,6 +253,27 @@ fn an_adapter_brings_its_own_projector() {
     each_row_wears_its_own_projector(&mut ReferenceBackend);
     each_row_wears_its_own_projector(&mut CpuBackend::new(2));
     each_row_wears_its_own_projector(&mut emulator::cuda());
+}
+
+#[test]
+fn merged_into_the_weights_an_adapter_gives_the_logits_of_peft() {
+    let b = &mut CpuBackend::new(2);
+    let model = golden::load_from(b, &folder());
+    let adapter = golden::adapter_in(&golden::path(TRAINED), &model);
+    let out = tempfile::tempdir().unwrap();
+    let weights = model.weights(&folder(), Some(&adapter)).unwrap();
+    weights.write_safetensors(out.path(), TensorType::F32).unwrap();
+    let merged = golden::load_from(b, &ModelSource::Folder(out.path().to_owned()));
+    let (examples, features) = trained_rows(b, &merged);
+    let rows = examples.iter().zip(&features);
+    let found: Vec<f32> = rows
+        .flat_map(|(row, features)| served(b, &merged, features, &row.ids, &[row.ids.len()]))
+        .collect();
+    let folder = golden::path(TRAINED);
+    let expected = &golden::tensors(&folder.join("io.safetensors"))["logits"].1;
+    let error = golden::max_error(&found, expected);
+    let atol = golden::number(&golden::json(&folder.join("case.json")), "atol");
+    assert!(error <= atol, "logits are off by {error:.1e}");
 }
 
 #[test]

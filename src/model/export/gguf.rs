@@ -21,9 +21,6 @@ pub(super) fn write(
     text: Vec<(String, Meta)>,
 ) -> Result<Written, ModelError> {
     let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    if weights.config.vision.is_some() {
-        return Err(super::unsupported("model_type", &weights.config.family));
-    }
     let described = described(weights.config, &weights.json)?;
     let mut metadata = Metadata { file, values: described.metadata };
     metadata.values.extend(text);
@@ -32,7 +29,7 @@ pub(super) fn write(
     if kind.block() > 1 {
         metadata.values.insert("general.quantization_version".into(), Meta::Int(2));
     }
-    let specs = weights.specs.clone();
+    let specs = std::mem::take(&mut weights.specs);
     let plans: Vec<Plan<'_>> =
         specs.iter().map(|spec| plan(weights, spec, kind)).collect::<Result<_, _>>()?;
     let vectors = described.vectors.iter().map(|(name, values)| NewTensor {

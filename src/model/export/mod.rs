@@ -5,8 +5,10 @@ mod encode;
 mod gguf;
 mod merge;
 mod safetensors;
+mod tower;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,25 +16,26 @@ use serde_json::Value;
 
 use super::checkpoint::{Checkpoint, Layout, Stored};
 use super::config::DecoderConfig;
-use super::families::{PROJECTOR, canonical_name};
+use super::families::canonical_name;
 use super::load::{config_bytes, parse};
+use super::saved::Part;
 use super::tensors::TensorSpec;
 use super::{Model, ModelError, ModelSource};
 use crate::backend::{Backend, HostThreads};
-use crate::domain::{AdapterWeights, SaveableModule};
+use crate::domain::AdapterWeights;
 use crate::gguf::{TensorType, Value as Meta};
 
 /// The tensors of a model as its source holds them.
 pub struct Weights<'a> {
-    specs: Vec<&'a TensorSpec>,
+    specs: Vec<TensorSpec>,
     config: &'a DecoderConfig,
     /// The `config.json`, or what a GGUF file says in its place.
     json: Value,
     checkpoint: Checkpoint,
     threads: Arc<HostThreads>,
     adapter: Option<&'a AdapterWeights>,
-    /// What an adapter may replace whole.
-    saveable: &'a [SaveableModule],
+    /// What it has in place of whole tensors, by their names.
+    replaced: BTreeMap<String, &'a [f32]>,
 }
 
 /// What a tensor that does not fit the type that was asked for was written as instead.
@@ -65,21 +68,38 @@ impl<B: Backend> Model<B> {
             checkpoint.rename(canonical_name);
         }
         let json = parse("config.json", &bytes)?;
-        let saved = adapter.iter().flat_map(|adapter| &adapter.saved);
-        let mut of_two = saved.filter(|saved| self.is_tied_to(&saved.module));
-        if let Some(saved) = of_two.next() {
-            // Embedding and head are one matrix there, and would have to become two.
-            return Err(unsupported("a module saved whole over tied weights", &saved.module));
-        }
-        let seen = self.vision.iter().flat_map(|vision| &vision.specs);
-        let specs = self.specs.iter().chain(seen).collect();
-        let (config, saveable) = (&self.config, &self.info.saveable[..]);
-        Ok(Weights { specs, config, json, checkpoint, threads, adapter, saveable })
+        let replaced = adapter.map(|adapter| self.replaced(adapter)).transpose()?;
+        let (specs, config) = (self.all_specs(&checkpoint), &self.config);
+        let replaced = replaced.unwrap_or_default();
+        Ok(Weights { specs, config, json, checkpoint, threads, adapter, replaced })
     }
 
-    /// Whether `module` is the embedding or the head of a model in which they are one matrix.
-    fn is_tied_to(&self, module: &str) -> bool {
-        self.config.tied && module != PROJECTOR.trim_end_matches('.')
+    /// Every tensor of the checkpoint that belongs to the model.
+    fn all_specs(&self, checkpoint: &Checkpoint) -> Vec<TensorSpec> {
+        let seeing = self.vision.iter().flat_map(|vision| {
+            let unused = tower::unused(&vision.config.tower, &vision.specs, checkpoint);
+            vision.specs.iter().cloned().chain(unused)
+        });
+        self.specs.iter().cloned().chain(seeing).collect()
+    }
+
+    /// The tensors that `adapter` has whole.
+    fn replaced<'a>(
+        &self,
+        adapter: &'a AdapterWeights,
+    ) -> Result<BTreeMap<String, &'a [f32]>, ModelError> {
+        let mut replaced = BTreeMap::new();
+        for saved in &adapter.saved {
+            let (part, module) = self.saveable(&saved.module)?;
+            if self.config.tied && part != Part::Projector {
+                // Embedding and head are one matrix there, and would have to become two.
+                return Err(unsupported("a module saved whole over tied weights", &saved.module));
+            }
+            for (tensor, values) in module.tensors.iter().zip(&saved.values) {
+                replaced.insert(format!("{}.{}", module.name, tensor.name), &values[..]);
+            }
+        }
+        Ok(replaced)
     }
 }
 
@@ -116,8 +136,8 @@ impl Weights<'_> {
             Stored::Values { values, .. } => values.to_vec(&self.threads),
             Stored::Blocks(_) => unreachable!("formats are not kept"),
         };
-        if let Some(saved) = self.saved(&spec.name) {
-            values.clone_from(saved);
+        if let Some(whole) = self.replaced.get(&spec.name) {
+            values.copy_from_slice(whole);
         }
         let module = spec.name.strip_suffix(".weight").unwrap_or("");
         let sites = self.adapter.iter().flat_map(|adapter| &adapter.sites);
@@ -125,17 +145,6 @@ impl Weights<'_> {
             merge::merge(&mut values, site, spec.shape);
         }
         Ok(values)
-    }
-
-    /// What the adapter has in place of the tensor `name`.
-    fn saved(&self, name: &str) -> Option<&Vec<f32>> {
-        let saved = &self.adapter?.saved;
-        saved.iter().find_map(|saved| {
-            let module = self.saveable.iter().find(|module| module.name == saved.module)?;
-            let within = name.strip_prefix(&module.name)?.strip_prefix('.')?;
-            let at = module.tensors.iter().position(|tensor| tensor.name == within)?;
-            saved.values.get(at)
-        })
     }
 }
 

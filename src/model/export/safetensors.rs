@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{ModelError, TensorType, Weights, Written, encode, turned};
+use crate::model::families::hub_name;
 
 pub(super) fn write(
     weights: &mut Weights<'_>,
@@ -25,7 +26,8 @@ pub(super) fn write(
     let mut file = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(failed)?);
     let (header, bytes) = header(weights, kind);
     file.write_all(&header).map_err(failed)?;
-    for spec in weights.specs.clone() {
+    let specs = std::mem::take(&mut weights.specs);
+    for spec in &specs {
         let mut values = weights.values(spec)?;
         if spec.transposed {
             values = turned(&values, spec.shape).into_owned();
@@ -35,7 +37,7 @@ pub(super) fn write(
         file.write_all(&bytes).map_err(failed)?;
     }
     file.flush().and_then(|()| file.get_ref().sync_all()).map_err(failed)?;
-    Ok(Written { tensors: weights.specs.len(), bytes, fallbacks: Vec::new() })
+    Ok(Written { tensors: specs.len(), bytes, fallbacks: Vec::new() })
 }
 
 /// The length of the header and the header, and the bytes of all tensors.
@@ -50,7 +52,11 @@ fn header(weights: &Weights<'_>, kind: TensorType) -> (Vec<u8>, u64) {
             "shape": spec.stored_shape(),
             "data_offsets": [at, end],
         });
-        entries.insert(spec.name.clone(), entry);
+        let name = match weights.config.vision {
+            Some(_) => hub_name(&spec.name),
+            None => spec.name.clone(),
+        };
+        entries.insert(name, entry);
         at = end;
     }
     let mut json = Value::Object(entries).to_string().into_bytes();
@@ -58,6 +64,14 @@ fn header(weights: &Weights<'_>, kind: TensorType) -> (Vec<u8>, u64) {
     let mut header = (json.len() as u64).to_le_bytes().to_vec();
     header.extend(json);
     (header, at as u64)
+}
+
+/// A part that says its own type says the new one.
+fn retype(part: &mut Map<String, Value>, dtype: &str) {
+    for (_, value) in part.iter_mut().filter(|(key, _)| matches!(&key[..], "dtype" | "torch_dtype"))
+    {
+        *value = dtype.into();
+    }
 }
 
 /// The configuration without what belongs to the stored form.
@@ -68,9 +82,8 @@ fn write_config(weights: &Weights<'_>, folder: &Path, dtype: &str) -> Result<(),
         let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
         config.insert(key.to_owned(), dtype.into());
         for part in ["text_config", "vision_config"] {
-            if let Some(own) = config.get_mut(part).and_then(|part| part.get_mut(key)) {
-                *own = dtype.into();
-            }
+            let part = config.get_mut(part).and_then(Value::as_object_mut);
+            part.into_iter().for_each(|part| retype(part, dtype));
         }
     }
     let path = folder.join("config.json");

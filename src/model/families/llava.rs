@@ -41,6 +41,15 @@ pub fn canonical_name(name: &str) -> String {
     }
 }
 
+/// What the hub's files call a tensor of that canonical name: every version of transformers reads it.
+pub fn hub_name(name: &str) -> String {
+    match (name.strip_prefix(DECODER), name.strip_prefix("model.")) {
+        (Some(rest), _) => format!("language_model.model.{rest}"),
+        (None, Some(rest)) => rest.to_owned(),
+        (None, None) => format!("language_model.{name}"),
+    }
+}
+
 /// Files on the hub leave out what does not differ from the Llama of 2023.
 fn text_config(fields: &Fields<'_>) -> Result<Map<String, Value>, ModelError> {
     let text = fields.object("text_config")?.ok_or_else(|| fields.missing("text_config"))?;
@@ -196,5 +205,17 @@ mod tests {
         }
         let hub = "vision_tower.vision_model.post_layernorm.bias";
         assert_eq!(canonical_name(hub), format!("model.{hub}"));
+    }
+
+    #[test]
+    fn names_of_the_hub_are_the_canonical_ones_turned_back() {
+        for name in [
+            "language_model.lm_head.weight",
+            "language_model.model.layers.0.mlp.up_proj.weight",
+            "vision_tower.vision_model.pre_layrnorm.weight",
+            "multi_modal_projector.linear_1.bias",
+        ] {
+            assert_eq!(hub_name(&canonical_name(name)), name);
+        }
     }
 }

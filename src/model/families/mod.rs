@@ -9,7 +9,7 @@ mod phi3;
 
 use serde_json::{Value, json};
 
-pub use llava::{PROJECTOR, TOWER, canonical_name};
+pub use llava::{PROJECTOR, TOWER, canonical_name, hub_name};
 
 use super::config::{DecoderConfig, LayerConfig, NormConfig};
 use super::fields::Fields;

@@ -5,6 +5,7 @@ Needs torch, transformers and peft, which are large; so it stands apart from `te
 """
 import os
 import pathlib
+import subprocess
 import sys
 import tempfile
 
@@ -85,8 +86,10 @@ def check_pictures(folder):
         print(f"llava: log-probabilities differ by {gap:.1e} at most")
         assert gap < TOLERANCE, gap
         prompt, answer, served = asked[name]
-        models = [PeftModel.from_pretrained(load(), config.parent).eval() for config in running.data.rglob("adapter_config.json")]
-    gaps = [farthest(torch_told(model, picture, prompt, answer), served) for model in models]
+        adapters = [config.parent for config in running.data.rglob("adapter_config.json")]
+        models = [PeftModel.from_pretrained(load(), adapter).eval() for adapter in adapters]
+        gaps = [farthest(torch_told(model, picture, prompt, answer), served) for model in models]
+        check_merged(llava, adapters[gaps.index(min(gaps))], folder / "merged", (picture, prompt, answer, served))
     print(f"{name}: log-probabilities differ by {min(gaps):.1e} at most")
     assert min(gaps) < TOLERANCE, gaps
     best = models[gaps.index(min(gaps))]
@@ -97,6 +100,18 @@ def check_pictures(folder):
     gap = farthest(again[2], served)
     print(f"again, as PEFT wrote it: log-probabilities differ by {gap:.1e} at most")
     assert again[:2] == (prompt, answer) and gap < 1e-6, (again, gap)
+
+
+def check_merged(llava, adapter, out, told):
+    """transformers loads what `tandem convert` writes, all of it, and says what the adapter said."""
+    command = [server.BINARY, "convert", llava, "--adapter", adapter, "--out", out, "--type", "f32"]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    model, loading = LlavaForConditionalGeneration.from_pretrained(out, dtype="auto", output_loading_info=True)
+    assert not any(loading.values()) and model.dtype == torch.float32, loading
+    picture, prompt, answer, served = told
+    gap = farthest(torch_told(model.eval(), picture, prompt, answer), served)
+    print(f"merged by `tandem convert`: log-probabilities differ by {gap:.1e} at most")
+    assert gap < TOLERANCE, gap
 
 
 def main():
