@@ -38,6 +38,11 @@ impl<'a> Fields<'a> {
         self.values.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether `key` is not mentioned at all, not even as null.
+    pub fn is_absent(&self, key: &str) -> bool {
+        !self.values.contains_key(key)
+    }
+
     /// The object under `key`.
     pub fn object(&self, key: &'static str) -> Result<Option<Fields<'a>>, ModelError> {
         self.typed(key, "an object", |value| {
@@ -114,8 +119,12 @@ impl<'a> Fields<'a> {
         let value = self.get(key).ok_or_else(|| self.missing(key))?;
         match value.as_str() {
             Some("silu" | "swish") => Ok(Activation::Silu),
-            Some("gelu") => Ok(Activation::Gelu),
-            Some("gelu_new" | "gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
+            Some("gelu" | "gelu_python") => Ok(Activation::Gelu),
+            // One formula, its terms in different order.
+            Some(
+                "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate"
+                | "gelu_python_tanh",
+            ) => Ok(Activation::GeluTanh),
             Some("quick_gelu") => Ok(Activation::QuickGelu),
             Some("relu") => Ok(Activation::Relu),
             _ => Err(self.unsupported(key, value)),

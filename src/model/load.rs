@@ -44,6 +44,7 @@ impl<B: Backend> Model<B> {
             checkpoint.rename(families::canonical_name);
             add_preprocessor(source, &mut checkpoint)?;
         }
+        untie(&mut config, &checkpoint)?;
         let format = match options.format {
             Some(format) => format,
             None => {
@@ -156,6 +157,23 @@ impl<B: Backend> Model<B> {
             "the model is loaded"
         );
     }
+}
+
+/// A head of its own is used although the configuration speaks of one matrix for both, as
+/// `transformers` does from 5 on: a head that was trained apart is often stored with the old
+/// configuration.
+fn untie(config: &mut DecoderConfig, checkpoint: &Checkpoint) -> Result<(), ModelError> {
+    let names = &config.names;
+    let head = format!("{}.weight", names.head);
+    for prefix in [names.prefix, ""] {
+        let embedding = format!("{prefix}{}.weight", names.embedding);
+        if config.tied && checkpoint.differ(&embedding, &head)? {
+            tracing::warn!("the head differs from the embedding, and is used as it is stored");
+            config.tied = false;
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// The token embedding and the head, which may be the same matrix, and the projector of pictures.

@@ -148,6 +148,7 @@ impl AdapterConfig {
             exclude: self.exclude_modules.clone(),
             layers: self.layers_to_transform.clone(),
             layers_pattern: self.layers_pattern.clone(),
+            saved: self.modules_to_save.clone(),
         }
     }
 

@@ -28,11 +28,14 @@ pub struct ModuleFilter {
     pub layers: Option<Vec<usize>>,
     /// Names of the list the layers live in, as `layers`; empty: any.
     pub layers_pattern: Vec<String>,
+    /// Modules replaced whole, which get no matrices whatever else names them.
+    pub saved: Vec<String>,
 }
 
 impl From<Targets> for ModuleFilter {
     fn from(targets: Targets) -> Self {
-        Self { targets, exclude: None, layers: None, layers_pattern: Vec::new() }
+        let (layers_pattern, saved) = (Vec::new(), Vec::new());
+        Self { targets, exclude: None, layers: None, layers_pattern, saved }
     }
 }
 
@@ -77,6 +80,7 @@ pub fn resolve_targets<'a>(
         .modules
         .iter()
         .filter(|module| !exclude.as_ref().is_some_and(|exclude| exclude.matches(module)))
+        .filter(|module| !filter.saved.iter().any(|name| ends_with_name(&module.name, name)))
         .filter(|module| targets.matches(module) && filter.admits_layer(module))
         .collect();
     if chosen.is_empty() { Err(no_module(filter, base)) } else { Ok(chosen) }
@@ -235,8 +239,16 @@ mod tests {
             exclude: Some(names(&["layers.1.self_attn.v_proj"])),
             layers: Some(vec![1]),
             layers_pattern: vec!["layers".to_owned()],
+            saved: Vec::new(),
         };
         assert_eq!(chosen(filter), ["model.layers.1.self_attn.q_proj"]);
+    }
+
+    #[test]
+    fn what_is_saved_whole_gets_no_matrices() {
+        let saved = vec!["lm_head".to_owned()];
+        let filter = ModuleFilter { saved, ..names(&["lm_head", "q_proj"]).into() };
+        assert!(chosen(filter).iter().all(|name| name.ends_with("q_proj")));
     }
 
     #[test]

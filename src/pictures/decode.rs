@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbaImage};
 
 use super::PictureError;
 
@@ -21,8 +21,8 @@ pub struct Rgb {
     pub bytes: Vec<u8>,
 }
 
-/// Decodes PNG, JPEG or WebP, of an animation the first picture. Transparency is dropped, as PIL's
-/// `convert("RGB")` does. `padded`: the picture will be padded to a square.
+/// Decodes PNG, JPEG or WebP, of an animation the first picture. What is transparent lies on white, as
+/// in `transformers` from 5 on. `padded`: the picture will be padded to a square.
 ///
 /// # Errors
 /// [`PictureError`]: what it is, or that it is too large, before any pixel is decoded.
@@ -40,9 +40,23 @@ pub fn decode(bytes: &[u8], padded: bool) -> Result<Rgb, PictureError> {
         let (bytes, limit) = (decoder.total_bytes(), MAX_DECODED_BYTES);
         return Err(PictureError::TooMuchMemory { bytes, limit });
     }
-    let picture = DynamicImage::from_decoder(decoder).map_err(failed)?.into_rgb8();
-    let (width, height) = (width as usize, height as usize);
-    Ok(Rgb { width, height, bytes: picture.into_raw() })
+    let picture = DynamicImage::from_decoder(decoder).map_err(failed)?;
+    let bytes = match picture.color().has_alpha() {
+        true => on_white(&picture.into_rgba8()),
+        false => picture.into_rgb8().into_raw(),
+    };
+    Ok(Rgb { width: width as usize, height: height as usize, bytes })
+}
+
+/// The picture before a white ground, rounded as PIL's `alpha_composite` rounds.
+fn on_white(picture: &RgbaImage) -> Vec<u8> {
+    let blend = |value: u8, alpha: u8| {
+        let (value, alpha) = (u32::from(value), u32::from(alpha));
+        let sum = (value * alpha + 255 * (255 - alpha) + 128) << 7;
+        (((sum >> 8) + sum) >> 15) as u8
+    };
+    let pixels = picture.pixels();
+    pixels.flat_map(|pixel| [0, 1, 2].map(|at| blend(pixel.0[at], pixel.0[3]))).collect()
 }
 
 fn check_size(width: u32, height: u32, padded: bool) -> Result<(), PictureError> {

@@ -1,5 +1,5 @@
 //! Bicubic resizing as PIL does it, to the bit: Keys' kernel (1981, a = −0.5) stretched when a
-//! picture shrinks, weights rounded to 22 bits, rows first and then columns, 8 bits between them.
+//! picture shrinks, weights rounded to 22 bits, 8 bits between the two passes.
 
 use std::f64;
 use std::ops::Range;
@@ -26,22 +26,52 @@ pub fn resize(
 ) -> Rgb {
     let across = taps(picture.width, width, columns);
     let down = taps(picture.height, height, rows);
-    let first = down.iter().map(|taps| taps.first).min().unwrap_or(0);
-    let last = down.iter().map(|taps| taps.first + taps.weights.len()).max().unwrap_or(0);
-    let narrow: Vec<u8> = picture
-        .bytes
-        .chunks_exact(3 * picture.width)
-        .skip(first)
-        .take(last - first)
-        .flat_map(|row| across.iter().flat_map(move |taps| weigh(taps, |at| &row[3 * at..])))
-        .collect();
-    let stride = 3 * across.len();
-    let bytes = down.iter().flat_map(|taps| {
-        let narrow = &narrow;
-        (0..across.len())
-            .flat_map(move |column| weigh(taps, |at| &narrow[(at - first) * stride + 3 * column..]))
-    });
-    Rgb { width: across.len(), height: down.len(), bytes: bytes.collect() }
+    let bytes = if shortens(picture, width, height) {
+        let used = reach(&across);
+        let short = merge_rows(&picture.bytes, picture.width, &down, used.clone(), 0);
+        merge_columns(&short, used.len(), &across, used.start)
+    } else {
+        let used = reach(&down);
+        let rows = 3 * picture.width * used.start..3 * picture.width * used.end;
+        let narrow = merge_columns(&picture.bytes[rows], picture.width, &across, 0);
+        merge_rows(&narrow, across.len(), &down, 0..across.len(), used.start)
+    };
+    Rgb { width: across.len(), height: down.len(), bytes }
+}
+
+/// Whether rows are merged before columns: where more than twice as many rows go as columns, since
+/// PIL 13.
+fn shortens(picture: &Rgb, width: usize, height: usize) -> bool {
+    let columns = picture.width.saturating_sub(width);
+    height < picture.height && picture.height - height > 2 * columns
+}
+
+/// The old samples that any of the new ones is made of.
+fn reach(taps: &[Taps]) -> Range<usize> {
+    let first = taps.iter().map(|taps| taps.first).min().unwrap_or(0);
+    first..taps.iter().map(|taps| taps.first + taps.weights.len()).max().unwrap_or(0)
+}
+
+/// New columns of rows of `width` pixels, which begin at the old column `first`.
+fn merge_columns(bytes: &[u8], width: usize, across: &[Taps], first: usize) -> Vec<u8> {
+    let rows = bytes.chunks_exact(3 * width);
+    rows.flat_map(|row| {
+        across.iter().flat_map(move |taps| weigh(taps, |at| &row[3 * (at - first)..]))
+    })
+    .collect()
+}
+
+/// New rows, of `columns` alone, from rows of `width` pixels that begin at the old row `first`.
+fn merge_rows(
+    bytes: &[u8],
+    width: usize,
+    down: &[Taps],
+    columns: Range<usize>,
+    first: usize,
+) -> Vec<u8> {
+    let pixel = |taps, column| weigh(taps, |at| &bytes[3 * ((at - first) * width + column)..]);
+    let row = |taps| columns.clone().map(move |column| pixel(taps, column));
+    down.iter().flat_map(row).flatten().collect()
 }
 
 /// Red, green and blue of one new pixel, `pixel` finding the old ones.

@@ -29,11 +29,11 @@ fn state_of(name: &str, kind: &str) -> String {
 }
 
 impl Checkpoint {
-    /// Which code the tensor is in, if it is one of bitsandbytes'.
-    pub(super) fn bitsandbytes_kind(&self, name: &str, entry: &Entry) -> Option<Kind> {
+    /// Which code the tensor is in, if it is one of bitsandbytes'. Its codes may be declared as wider
+    /// numbers (`bnb_4bit_quant_storage`); the bytes are the same.
+    pub(super) fn bitsandbytes_kind(&self, name: &str) -> Option<Kind> {
         let kinds = [("nf4", FourBitCode::Nf4), ("fp4", FourBitCode::Fp4)];
-        let found = kinds.into_iter().find(|(k, _)| self.tensors.contains_key(&state_of(name, k)));
-        found.filter(|_| entry.encoding == Encoding::Bytes)
+        kinds.into_iter().find(|(k, _)| self.tensors.contains_key(&state_of(name, k)))
     }
 
     /// A tensor of bitsandbytes'.

@@ -187,6 +187,29 @@ impl Checkpoint {
         self.tensors.contains_key(&self.layout.stored_name(name))
     }
 
+    /// Whether the tensors `one` and `other` are both there and not the same to the bit.
+    ///
+    /// # Errors
+    /// If one of them cannot be read.
+    pub fn differ(&self, one: &str, other: &str) -> Result<bool, ModelError> {
+        const PIECE: usize = 1 << 20;
+        let entry = |name: &str| self.tensors.get(&self.layout.stored_name(name));
+        let (Some(one), Some(other)) = (entry(one), entry(other)) else { return Ok(false) };
+        if (one.encoding, one.bytes) != (other.encoding, other.bytes) {
+            return Ok(true);
+        }
+        let piece = |entry: &Entry, at: usize| {
+            let (file, bytes) = (&self.files[entry.file], PIECE.min(entry.bytes - at));
+            file.read(entry.start + at as u64, bytes).map_err(|error| bad_file(&file.name, error))
+        };
+        for at in (0..one.bytes).step_by(PIECE) {
+            if piece(one, at)? != piece(other, at)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The tensor that `spec` describes, row-major in our orientation.
     ///
     /// # Errors
@@ -200,7 +223,7 @@ impl Checkpoint {
             };
             return Err(ModelError::MissingTensor { tensor: name, place });
         };
-        if let Some(kind) = self.bitsandbytes_kind(&name, &entry) {
+        if let Some(kind) = self.bitsandbytes_kind(&name) {
             return self.bitsandbytes(spec, &name, &entry, kind);
         }
         let expected = self.layout.stored_shape(spec);

@@ -16,7 +16,8 @@ pub fn llama(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
 
 pub fn mistral(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     let mut config = base(fields, false, false)?;
-    let window = fields.optional_usize("sliding_window")?;
+    let usual = fields.is_absent("sliding_window").then_some(4096);
+    let window = fields.optional_usize("sliding_window")?.or(usual);
     config.layers.iter_mut().for_each(|layer| layer.window = window);
     Ok(config)
 }
@@ -41,7 +42,9 @@ fn qwen_windows(fields: &Fields<'_>, config: &mut DecoderConfig) -> Result<(), M
         return Ok(());
     }
     let window = fields.usize("sliding_window")?;
-    let first = fields.optional_count("max_window_layers")?.unwrap_or(0);
+    // 28 is what `transformers` takes where nothing is said; a file of GGUF says null.
+    let usual = if fields.is_absent("max_window_layers") { 28 } else { 0 };
+    let first = fields.optional_count("max_window_layers")?.unwrap_or(usual);
     let slides = sliding(fields, config.layers.len(), |layer| layer >= first)?;
     for (layer, slides) in config.layers.iter_mut().zip(slides) {
         layer.window = slides.then_some(window);
