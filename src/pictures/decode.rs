@@ -83,3 +83,19 @@ fn failed(error: ImageError) -> PictureError {
     let reason: String = error.to_string().chars().take(200).collect();
     PictureError::Decode { reason }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_transparent_lies_on_white() {
+        let pixels = vec![200, 100, 0, 0, 200, 100, 0, 128, 200, 100, 0, 255];
+        let picture = RgbaImage::from_raw(3, 1, pixels).expect("three pixels");
+        let mut png = Cursor::new(Vec::new());
+        picture.write_to(&mut png, ImageFormat::Png).expect("written");
+        let found = decode(png.get_ref(), false).expect("decoded").bytes;
+        // As `Image.alpha_composite` of Pillow has it.
+        assert_eq!(found, [255, 255, 255, 227, 177, 127, 200, 100, 0]);
+    }
+}

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use tandem::backend::cpu::CpuBackend;
 use tandem::backend::reference::ReferenceBackend;
 use tandem::backend::{Backend, HostWeight, WeightFormat};
@@ -110,6 +111,36 @@ fn stored<B: Backend>(b: &mut B, name: &str) -> Model<B> {
         golden::load_from(b, &ModelSource::Folder(golden::path(&format!("bnb/{name}/model"))));
     assert!(["nf4-dq", "fp4"].contains(&model.info.dtype.as_str()), "{}", model.info.dtype);
     model
+}
+
+/// `bnb_4bit_quant_storage` declares the codes as wider numbers; the bytes are the same.
+#[test]
+fn codes_declared_as_bf16_are_the_same_weights() {
+    let b = &mut ReferenceBackend;
+    let folder = golden::path("bnb/qlora_nf4_dq/model");
+    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut declared = 0;
+    let views: Vec<_> = (file.iter())
+        .map(|(name, view)| match view.dtype() == Dtype::U8 && name.ends_with(".weight") {
+            true => {
+                declared += 1;
+                let shape = vec![view.data().len() / 2, 1];
+                (name, TensorView::new(Dtype::BF16, shape, view.data()).unwrap())
+            }
+            false => (name, view),
+        })
+        .collect();
+    assert_eq!(declared, 14);
+    let tensors = safetensors::serialize(views, None).unwrap();
+    let config = std::fs::read(folder.join("config.json")).unwrap();
+    let source = ModelSource::Embedded { config: config.into(), tensors: tensors.into() };
+    let models = [golden::load_from(b, &source), stored(b, "qlora_nf4_dq")];
+    let [wide, narrow] = models.map(|model| {
+        let z = model.forward_spans(b, &[3, 4, 5], &[0..3], &[], &[0, 1, 2]);
+        b.download(&z)
+    });
+    assert_eq!(wide, narrow);
 }
 
 /// Loss, logits and gradients through the 4-bit weights, within float32.

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, serialize};
+use tandem::backend::Backend;
 use tandem::backend::reference::ReferenceBackend;
 use tandem::domain::{AdapterSite, AdapterWeights};
 use tandem::model::{LoadOptions, Model, ModelError, ModelSource};
@@ -51,6 +52,30 @@ fn refusal(change: impl Fn(&mut Tensors)) -> String {
     change(&mut tensors);
     let file = file(&tensors, Dtype::F32, f32::to_le_bytes);
     load(config("llama_gqa"), file).err().expect("the checkpoint is refused").to_string()
+}
+
+/// A head that was trained apart is used, whatever the configuration says of one matrix for both.
+#[test]
+fn a_head_that_differs_from_the_embedding_is_not_tied_to_it() {
+    let logits = |tied: bool, head: Option<f32>| {
+        let mut tensors = tensors("qwen2");
+        if let Some(factor) = head {
+            let (shape, table) = tensors["model.embed_tokens.weight"].clone();
+            let values = table.iter().enumerate().map(|(i, x)| x * factor.powi(i as i32 % 3));
+            tensors.insert("lm_head.weight".to_owned(), (shape, values.collect()));
+        }
+        let mut config: serde_json::Value = serde_json::from_slice(&config("qwen2")).unwrap();
+        config["tie_word_embeddings"] = tied.into();
+        let file = file(&tensors, Dtype::F32, f32::to_le_bytes);
+        let model = load(config.to_string().into_bytes(), file).expect("a model");
+        let b = &mut ReferenceBackend;
+        let z = model.forward_spans(b, &[3, 4, 5], &[0..3], &[], &[0, 1, 2]);
+        b.download(&z)
+    };
+    let alone = logits(true, None);
+    assert_eq!(logits(true, Some(1.0)), alone);
+    assert_eq!(logits(true, Some(2.0)), logits(false, Some(2.0)));
+    assert_ne!(logits(true, Some(2.0)), alone);
 }
 
 const UP: &str = "model.layers.1.mlp.up_proj.weight";

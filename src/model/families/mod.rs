@@ -178,6 +178,36 @@ mod tests {
     }
 
     #[test]
+    fn keys_that_are_absent_mean_what_they_mean_to_the_family_and_null_means_none() {
+        let of = |family: &str, changes: Value| {
+            let mut config = llama();
+            config["model_type"] = family.into();
+            let (to, from) =
+                (config.as_object_mut().unwrap(), changes.as_object().unwrap().clone());
+            to.extend(from);
+            read(&config).expect("a configuration")
+        };
+        let windows = |config: &DecoderConfig| config.layers.iter().map(|l| l.window).collect();
+        let gemma = json!({
+            "query_pre_attn_scalar": 16, "sliding_window": 8, "hidden_activation": "gelu_pytorch_tanh",
+        });
+        let usual = of("gemma2", gemma.clone());
+        assert_eq!((usual.attention_softcap, usual.logit_softcap), (Some(50.0), Some(30.0)));
+        let mut capless = gemma;
+        capless["attn_logit_softcapping"] = Value::Null;
+        capless["final_logit_softcapping"] = Value::Null;
+        let capless = of("gemma2", capless);
+        assert_eq!((capless.attention_softcap, capless.logit_softcap), (None, None));
+        let found: Vec<Option<usize>> = windows(&of("mistral", json!({})));
+        assert_eq!(found, [Some(4096); 2]);
+        let found: Vec<_> = windows(&of("mistral", json!({"sliding_window": null})));
+        assert_eq!(found, [None; 2]);
+        let slides = json!({"use_sliding_window": true, "sliding_window": 8});
+        let found: Vec<_> = windows(&of("qwen2", slides));
+        assert_eq!(found, [None; 2], "the first 28 layers see all");
+    }
+
+    #[test]
     fn an_unknown_family_is_refused_with_the_list_of_known_ones() {
         let message = refusal("model_type", json!("mamba"));
         assert!(message.contains("mamba") && message.contains("llama, mistral"), "{message}");
