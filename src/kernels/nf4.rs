@@ -16,6 +16,7 @@ mod blocks;
 pub(crate) mod fused;
 mod panel;
 mod quantize;
+mod widened;
 
 pub use absmax::Absmax;
 pub use blocks::{Blocks, Code};
@@ -31,6 +32,7 @@ use crate::kernels::split::{PerItem, split};
 use crate::kernels::values::Values;
 use absmax::PackedAbsmax;
 pub(crate) use panel::Dequantized;
+pub use widened::Widened;
 
 /// Values that share one absmax in a product, and at least in a tensor.
 pub const BLOCK: usize = 64;
@@ -168,25 +170,6 @@ pub fn matmuls(cpu: Cpu, pool: &Pool, x: &Bf16Rows, parts: &[(&PackedNf4, &Outpu
 /// If the shapes do not fit.
 pub fn matmul_transposed(cpu: Cpu, pool: &Pool, g: &Bf16Rows, w: &PackedNf4, dx: &Output<'_>) {
     gemm(cpu, pool, g, &Transposed(Dequantized(w)), dx);
-}
-
-/// An NF4 weight dequantised to `f32` panels on the way, where bf16 products do not exist.
-#[derive(Clone, Copy, Debug)]
-pub struct Widened<'a>(pub &'a PackedNf4);
-
-impl crate::kernels::gemm::Panels for Widened<'_> {
-    fn shape(&self) -> (usize, usize) {
-        (self.0.n, self.0.k)
-    }
-
-    fn panel<'a>(&'a self, _: Cpu, panel: usize, k: Range<usize>, to: &'a mut [f32]) -> &'a [f32] {
-        for (column, to) in k.clone().zip(to.chunks_exact_mut(32)) {
-            for (lane, to) in to.iter_mut().enumerate() {
-                *to = self.0.weight(panel * 32 + lane, column);
-            }
-        }
-        &to[..k.len() * 32]
-    }
 }
 
 impl Panels for PackedNf4 {
