@@ -55,6 +55,11 @@ fn widen(
         // SAFETY: `avx512` says that AVX-512 F was detected.
         return unsafe { avx512::widen(levels, codes, absmax, first, to) };
     }
+    #[cfg(target_arch = "x86_64")]
+    if cpu.avx2 {
+        // SAFETY: `avx2` says that AVX2 was detected.
+        return unsafe { avx2::widen(levels, codes, absmax, first, to) };
+    }
     let _ = cpu;
     for (column, to) in (first..).zip(to.chunks_exact_mut(PANEL)) {
         let (line, shift) = place(BLOCK, 0, column);
@@ -95,12 +100,71 @@ mod avx512 {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::*;
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx2")]
+    pub fn widen(
+        levels: &[f32; 16],
+        codes: &[Line],
+        absmax: [&Line; 2],
+        first: usize,
+        to: &mut [f32],
+    ) {
+        let [low, high] = [0, 8].map(|at| load(levels[at..at + 8].try_into().expect("eight")));
+        let absmax = absmax.map(|line| line.0.map(f32::from_bits));
+        for (column, to) in (first..).zip(to.chunks_exact_mut(PANEL)) {
+            let (line, shift) = place(BLOCK, 0, column);
+            let shift = _mm_cvtsi32_si128(shift as i32);
+            for (eight, to) in to.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                let (half, at) = (eight / 2, eight % 2 * 8);
+                let words = load_words(&codes[line + half], at);
+                let scale = load(absmax[half][at..at + 8].try_into().expect("eight"));
+                let index = _mm256_srl_epi32(words, shift);
+                // Three bits choose among eight levels, the fourth between both halves of them.
+                let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
+                let [low, high] = [low, high].map(|half| _mm256_permutevar8x32_ps(half, index));
+                let values = _mm256_blendv_ps(low, high, upper);
+                store(to, _mm256_mul_ps(values, scale));
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn load(values: &[f32; 8]) -> __m256 {
+        // SAFETY: eight values are read from an array of eight.
+        unsafe { _mm256_loadu_ps(values.as_ptr()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn load_words(line: &Line, at: usize) -> __m256i {
+        let words: &[u32; 8] = line.0[at..at + 8].try_into().expect("eight");
+        // SAFETY: eight words are read from an array of eight.
+        unsafe { _mm256_loadu_si256(words.as_ptr().cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn store(to: &mut [f32; 8], values: __m256) {
+        // SAFETY: eight values are written to an array of eight.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), values) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::kernels::nf4::{Blocks, Code};
     use crate::kernels::pool::Pool;
     use crate::kernels::testing::Seeded;
+
+    fn cpus() -> impl Iterator<Item = Cpu> {
+        [Some(Cpu::SCALAR), Cpu::avx2_only(), Some(Cpu::detect())].into_iter().flatten()
+    }
 
     #[test]
     fn panels_hold_the_weights_on_every_instruction_set() {
@@ -110,7 +174,7 @@ mod tests {
             let tensor = Blocks::quantize(&pool, (&values).into(), code, BLOCK, double);
             let w = PackedNf4::pack(&pool, tensor, n, k);
             let view = Widened(&w);
-            for (cpu, columns) in [Cpu::SCALAR, Cpu::detect()].into_iter().flat_map(|cpu| {
+            for (cpu, columns) in cpus().flat_map(|cpu| {
                 [0..k, 64..128, 8..72, 61..67, 191..192].map(|columns| (cpu, columns))
             }) {
                 let mut to = vec![f32::NAN; PANEL * columns.len()];
