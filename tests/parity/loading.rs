@@ -9,6 +9,7 @@ use safetensors::{Dtype, serialize};
 use tandem::backend::Backend;
 use tandem::backend::reference::ReferenceBackend;
 use tandem::domain::{AdapterSite, AdapterWeights};
+use tandem::gguf::TensorType;
 use tandem::model::{LoadOptions, Model, ModelError, ModelSource};
 
 use super::golden;
@@ -76,6 +77,26 @@ fn a_head_that_differs_from_the_embedding_is_not_tied_to_it() {
     assert_eq!(logits(true, Some(1.0)), alone);
     assert_eq!(logits(true, Some(2.0)), logits(false, Some(2.0)));
     assert_ne!(logits(true, Some(2.0)), alone);
+}
+
+#[test]
+fn a_head_of_its_own_is_written_with_a_configuration_that_says_so() {
+    let mut tensors = tensors("qwen2");
+    let (shape, values) = tensors["model.embed_tokens.weight"].clone();
+    let head = values.iter().map(|x| -x).collect();
+    tensors.insert("lm_head.weight".to_owned(), (shape, head));
+    let source = ModelSource::Embedded {
+        config: Cow::Owned(config("qwen2")),
+        tensors: Cow::Owned(file(&tensors, Dtype::F32, f32::to_le_bytes)),
+    };
+    let options = LoadOptions { name: "golden".to_owned(), format: None };
+    let model = Model::load(&mut ReferenceBackend, &source, &options).expect("a model");
+    let folder = tempfile::tempdir().unwrap();
+    let weights = model.weights(&source, None).expect("the source is there");
+    weights.write_safetensors(folder.path(), TensorType::F32).expect("written");
+    let written = std::fs::read(folder.path().join("config.json")).unwrap();
+    let written: serde_json::Value = serde_json::from_slice(&written).unwrap();
+    assert_eq!(written["tie_word_embeddings"], false);
 }
 
 const UP: &str = "model.layers.1.mlp.up_proj.weight";

@@ -74,6 +74,10 @@ fn retype(part: &mut Map<String, Value>, dtype: &str) {
     }
 }
 
+fn untie(config: &mut Map<String, Value>) {
+    config.insert("tie_word_embeddings".to_owned(), false.into());
+}
+
 /// The configuration without what belongs to the stored form.
 fn write_config(weights: &Weights<'_>, folder: &Path, dtype: &str) -> Result<(), ModelError> {
     let mut config = weights.json.clone();
@@ -84,6 +88,12 @@ fn write_config(weights: &Weights<'_>, folder: &Path, dtype: &str) -> Result<(),
         for part in ["text_config", "vision_config"] {
             let part = config.get_mut(part).and_then(Value::as_object_mut);
             part.into_iter().for_each(|part| retype(part, dtype));
+        }
+        if !weights.config.tied {
+            // What the file holds decides, also for programs that ask the configuration alone.
+            let text = config.get_mut("text_config").and_then(Value::as_object_mut);
+            text.into_iter().for_each(untie);
+            untie(config);
         }
     }
     let path = folder.join("config.json");
