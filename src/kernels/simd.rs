@@ -100,8 +100,14 @@ fn mask(lanes: usize) -> __mmask16 {
 pub fn load_tile<const MR: usize>(y: &[&mut [f32]; MR], add: bool) -> [[__m512; 2]; MR] {
     let mut sums = [[_mm512_setzero_ps(); 2]; MR];
     if add {
+        let [left, right] = columns(y);
         for i in 0..MR {
-            sums[i] = [load_ps(y[i]), load_ps(y[i].get(16..).unwrap_or_default())];
+            let row = y[i].as_ptr();
+            // SAFETY: masked-out lanes are not accessed, and every row has the columns of the masks.
+            sums[i] = unsafe {
+                let rest = _mm512_maskz_loadu_ps(right, row.wrapping_add(16));
+                [_mm512_maskz_loadu_ps(left, row), rest]
+            };
         }
     }
     sums
@@ -111,8 +117,21 @@ pub fn load_tile<const MR: usize>(y: &[&mut [f32]; MR], add: bool) -> [[__m512; 
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub fn store_tile<const MR: usize>(y: [&mut [f32]; MR], sums: &[[__m512; 2]; MR]) {
-    for (y, sums) in y.into_iter().zip(sums) {
-        store_ps(y, sums[0]);
-        store_ps(y.get_mut(16..).unwrap_or_default(), sums[1]);
+    let [left, right] = columns(&y);
+    for i in 0..MR {
+        let row = y[i].as_mut_ptr();
+        // SAFETY: as in `load_tile`.
+        unsafe {
+            _mm512_mask_storeu_ps(row, left, sums[i][0]);
+            _mm512_mask_storeu_ps(row.wrapping_add(16), right, sums[i][1]);
+        }
     }
+}
+
+/// The columns every row of a tile has, as the masks of both halves. Masks of each row's own would
+/// make the loops over rows too long to unroll early, and then sums live in memory.
+#[inline]
+fn columns<const MR: usize>(y: &[&mut [f32]; MR]) -> [__mmask16; 2] {
+    let columns = y.iter().map(|row| row.len()).min().unwrap_or(0);
+    [mask(columns), mask(columns.saturating_sub(16))]
 }
