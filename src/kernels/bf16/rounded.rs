@@ -10,6 +10,10 @@ use super::{BLOCK, Chunk, PANEL, Panels};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::Line;
 
+/// Rows ahead of the ones being rounded: a panel takes two lines of each, too far apart for the
+/// hardware to see a stream in them.
+const AHEAD: usize = 32;
+
 /// Row-major matrices of one width, one below the other: columns `at .. at + width` of rows of
 /// `stride` values.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +71,8 @@ impl Panels for RoundedRows<'_> {
         };
         let pairs = &mut scratch[..k.len().div_ceil(2) * 2];
         for (row, pair) in k.clone().step_by(2).zip(pairs.chunks_exact_mut(2)) {
-            pair_rows(cpu, part(row), part(row + 1), pair);
+            let ahead = [part(row + AHEAD), part(row + AHEAD + 1)];
+            pair_rows(cpu, [part(row), part(row + 1)], ahead, pair);
         }
         Chunk::Bf16(pairs)
     }
@@ -99,15 +104,16 @@ impl Panels for RoundedColumns<'_> {
     }
 }
 
-/// Two rows of up to 32 values as one pair of lines; an empty row counts as zeros.
-fn pair_rows(cpu: Cpu, even: &[f32], odd: &[f32], pair: &mut [Line]) {
+/// Two rows of up to 32 values as one pair of lines; an empty row counts as zeros. The rows `ahead`
+/// are asked for.
+fn pair_rows(cpu: Cpu, rows: [&[f32]; 2], ahead: [&[f32]; 2], pair: &mut [Line]) {
     #[cfg(target_arch = "x86_64")]
     if cpu.bf16 {
         // SAFETY: `bf16` says that AVX-512 F, BW and BF16 were detected.
-        return unsafe { avx512::pair_rows(even, odd, pair) };
+        return unsafe { avx512::pair_rows(rows, ahead, pair) };
     }
-    let _ = cpu;
-    scalar::pair_rows(even, odd, pair);
+    let _ = (cpu, ahead);
+    scalar::pair_rows(rows, pair);
 }
 
 /// Up to 32 columns of 32 rows as sixteen pairs of lines; an empty row counts as zeros.
@@ -125,9 +131,9 @@ fn pair_columns(cpu: Cpu, rows: &[&[f32]; PANEL], piece: &mut [Line]) {
 mod scalar {
     use super::*;
 
-    pub fn pair_rows(even: &[f32], odd: &[f32], pair: &mut [Line]) {
+    pub fn pair_rows(rows: [&[f32]; 2], pair: &mut [Line]) {
         pair.fill(Line::ZERO);
-        for (odd, row) in [even, odd].into_iter().enumerate() {
+        for (odd, row) in rows.into_iter().enumerate() {
             for (column, &value) in row.iter().enumerate() {
                 pair[column / 16].set_bf16(column % 16, odd, value);
             }
@@ -151,10 +157,13 @@ mod avx512 {
     use super::*;
     use crate::kernels::bf16::rows::avx512::round_words;
     use crate::kernels::lanes::{Avx512, LANES, Simd};
-    use crate::kernels::simd::{load_ps, round_pairs, store_line};
+    use crate::kernels::simd::{load_ps, prefetch, round_pairs, store_line};
 
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub fn pair_rows(even: &[f32], odd: &[f32], pair: &mut [Line]) {
+    pub fn pair_rows([even, odd]: [&[f32]; 2], ahead: [&[f32]; 2], pair: &mut [Line]) {
+        for row in ahead {
+            row.iter().step_by(LANES).for_each(|value| prefetch(value, 0));
+        }
         let rest = |row: &[f32]| load_ps(row.get(LANES..).unwrap_or_default());
         store_line(&mut pair[0], round_pairs(load_ps(even), load_ps(odd)));
         store_line(&mut pair[1], round_pairs(rest(even), rest(odd)));
