@@ -139,7 +139,11 @@ impl<T: Number> Meeting<'_, T> {
             }
         }
         for token in tokens {
-            let value: [S::V; V] = std::array::from_fn(|v| self.stored.value(s, token, at + v));
+            // No closure: one that is not inlined would leave the instruction set behind.
+            let mut value = [s.splat(0.0); V];
+            for v in 0..V {
+                value[v] = self.stored.value(s, token, at + v);
+            }
             for r in 0..R {
                 let weight = s.splat(weights[r][token]);
                 for v in 0..V {

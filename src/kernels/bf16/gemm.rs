@@ -10,6 +10,7 @@ use crate::kernels::nf4::Code;
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use crate::kernels::rows::{piece, pieces};
+use crate::kernels::scratch::with_lines;
 
 /// Columns of the reduction per pass. A bf16 panel chunk takes 64 KiB and streams from L2 with the
 /// row groups, 24 KiB each. Shorter passes would keep it in L1 but load and store the outputs more
@@ -19,8 +20,9 @@ const K_PER_PASS: usize = 1024;
 /// Row groups per work item: 24 × 12 rows × 1024 columns are 576 KiB of a 1 MiB L2.
 const GROUPS_PER_ITEM: usize = 24;
 
-/// Lines a source may write for one chunk: its pairs, and the absmax of its blocks.
-const SCRATCH: usize = K_PER_PASS + 2 * K_PER_PASS / 64;
+/// Lines a source may write for one chunk: its pairs, and the absmax of its blocks or, where it turns
+/// pieces of 32 columns, one of them with its absmax.
+const SCRATCH: usize = K_PER_PASS + 2 * K_PER_PASS / 64 + 2;
 
 /// A weight seen as panels of 32 outputs, each a run of columns to reduce over.
 pub(crate) trait Panels: Sync {
@@ -91,8 +93,10 @@ pub(crate) fn gemm_sum(cpu: Cpu, pool: &Pool, terms: &[Term<'_>], y: &Output<'_>
     pool.run(columns * groups.len().div_ceil(share), &|item| {
         let panels = piece(panels, grain, item % columns);
         let groups = &groups[piece(groups.len(), share, item / columns)];
-        // SAFETY: items differ in their panels or in their row groups, so no two share outputs.
-        unsafe { work_item(cpu, terms, panels, groups, y) };
+        with_lines(SCRATCH, |scratch| {
+            // SAFETY: items differ in their panels or in their row groups, so no two share outputs.
+            unsafe { work_item(cpu, terms, panels, groups, y, scratch) };
+        });
     });
 }
 
@@ -111,9 +115,11 @@ pub(crate) fn gemms<W: Panels>(cpu: Cpu, pool: &Pool, x: &Bf16Rows, parts: &[(&W
         let columns = panels(w).div_ceil(grain);
         let panels = piece(panels(w), grain, item % columns);
         let groups = &x.groups()[piece(x.groups().len(), GROUPS_PER_ITEM, item / columns)];
-        // SAFETY: items of one part differ in their panels or in their row groups, and parts write
-        // to columns of their own, so no two share outputs.
-        unsafe { work_item(cpu, &[(x, w as &dyn Panels)], panels, groups, y) };
+        with_lines(SCRATCH, |scratch| {
+            // SAFETY: items of one part differ in their panels or in their row groups, and parts
+            // write to columns of their own, so no two share outputs.
+            unsafe { work_item(cpu, &[(x, w as &dyn Panels)], panels, groups, y, scratch) };
+        });
     });
 }
 
@@ -133,15 +139,15 @@ unsafe fn work_item(
     panels: Range<usize>,
     groups: &[Range<usize>],
     y: &Output<'_>,
+    scratch: &mut [Line],
 ) {
-    let mut scratch = [Line::ZERO; SCRATCH];
     for panel in panels {
         let mut add = y.add;
         for &(x, w) in terms {
             let (n, k) = w.shape();
             let columns = panel * PANEL..n.min((panel + 1) * PANEL);
             for pass in pieces(0..k, K_PER_PASS) {
-                let chunk = w.chunk(cpu, panel, pass.clone(), &mut scratch);
+                let chunk = w.chunk(cpu, panel, pass.clone(), scratch);
                 for group in groups {
                     let row_of = |i: usize| {
                         // SAFETY: by this function's contract, and each row is taken once.

@@ -32,25 +32,25 @@ impl<W: Panels> Panels for Transposed<W> {
     ) -> Chunk<'a> {
         let columns = panel * BLOCK..self.shape().0.min((panel + 1) * BLOCK);
         let panels = rows.start / PANEL..rows.end.div_ceil(PANEL);
-        let (turned, _) = scratch.as_chunks_mut::<32>();
-        for (turned, panel) in turned.iter_mut().zip(panels.clone()) {
-            let mut inner = [Line::ZERO; 32 + 2];
-            match self.0.chunk(cpu, panel, columns.clone(), &mut inner) {
+        let (turned, inner) = scratch.split_at_mut(32 * panels.len());
+        let (turned, _) = turned.as_chunks_mut::<32>();
+        for (turned, panel) in turned.iter_mut().zip(panels) {
+            match self.0.chunk(cpu, panel, columns.clone(), inner) {
                 Chunk::Bf16(lines) => turn(cpu, lines, turned),
                 Chunk::Nf4 { .. } => unreachable!("a transposed weight is read as bf16"),
             }
         }
-        Chunk::Bf16(turned[..panels.len()].as_flattened())
+        Chunk::Bf16(turned.as_flattened())
     }
 }
 
 /// Transposes up to 32 columns of 32 rows; columns past the end of the weight become zeros.
 fn turn(cpu: Cpu, lines: &[Line], turned: &mut Piece) {
-    let mut padded = [Line::ZERO; 32];
-    let piece = <&Piece>::try_from(lines).unwrap_or_else(|_| {
+    let Ok(piece) = <&Piece>::try_from(lines) else {
+        let mut padded = [Line::ZERO; 32];
         padded[..lines.len()].copy_from_slice(lines);
-        &padded
-    });
+        return turn(cpu, &padded, turned);
+    };
     #[cfg(target_arch = "x86_64")]
     if cpu.bf16 {
         // SAFETY: `bf16` says that AVX-512 F and BW were detected.
