@@ -128,7 +128,8 @@ def test_killed_jobs_end_with_the_same_weights():
 
 
 def test_a_job_goes_through_rounds_of_pause_restart_and_resume():
-    steps = 12 * PAUSES
+    # So many that the last pause comes long before the end, however fast the machine.
+    steps = 60 * PAUSES
     with tempfile.TemporaryDirectory() as folder:
         expected = undisturbed(folder, steps)
         data = pathlib.Path(folder) / "halting"
@@ -142,14 +143,12 @@ def test_a_job_goes_through_rounds_of_pause_restart_and_resume():
             wait(lambda: step() > known, f"a step before pause {turn}")
             time.sleep(dice.uniform(0, 0.1))
             status, answer = server.request(f"{halting.url}/v1/fine_tuning/jobs/{job}/pause", b"")
-            if status == 409 and job_of(halting.url, job)["status"] == "succeeded":
-                break
             assert status == 200, answer
             # Sometimes the run has let go when the server ends, sometimes it has not.
             time.sleep(dice.uniform(0, 0.1))
             halting.kill() if turn % 2 else halting.stop()
             halting = server.Server(data).wait_until_ready()
-            assert job_of(halting.url, job)["status"] == "paused"
+            assert job_of(halting.url, job)["status"] == "paused", job_of(halting.url, job)
             status, answer = server.request(f"{halting.url}/v1/fine_tuning/jobs/{job}/resume", b"")
             assert status == 200, answer
         finished(halting.url, job)
