@@ -93,10 +93,8 @@ pub(crate) fn gemm_sum(cpu: Cpu, pool: &Pool, terms: &[Term<'_>], y: &Output<'_>
     pool.run(columns * groups.len().div_ceil(share), &|item| {
         let panels = piece(panels, grain, item % columns);
         let groups = &groups[piece(groups.len(), share, item / columns)];
-        with_lines(SCRATCH, |scratch| {
-            // SAFETY: items differ in their panels or in their row groups, so no two share outputs.
-            unsafe { work_item(cpu, terms, panels, groups, y, scratch) };
-        });
+        // SAFETY: items differ in their panels or in their row groups, so no two share outputs.
+        unsafe { work_item(cpu, terms, panels, groups, y) };
     });
 }
 
@@ -115,11 +113,9 @@ pub(crate) fn gemms<W: Panels>(cpu: Cpu, pool: &Pool, x: &Bf16Rows, parts: &[(&W
         let columns = panels(w).div_ceil(grain);
         let panels = piece(panels(w), grain, item % columns);
         let groups = &x.groups()[piece(x.groups().len(), GROUPS_PER_ITEM, item / columns)];
-        with_lines(SCRATCH, |scratch| {
-            // SAFETY: items of one part differ in their panels or in their row groups, and parts
-            // write to columns of their own, so no two share outputs.
-            unsafe { work_item(cpu, &[(x, w as &dyn Panels)], panels, groups, y, scratch) };
-        });
+        // SAFETY: items of one part differ in their panels or in their row groups, and parts write
+        // to columns of their own, so no two share outputs.
+        unsafe { work_item(cpu, &[(x, w as &dyn Panels)], panels, groups, y) };
     });
 }
 
@@ -139,24 +135,41 @@ unsafe fn work_item(
     panels: Range<usize>,
     groups: &[Range<usize>],
     y: &Output<'_>,
+) {
+    with_lines(SCRATCH, |scratch| {
+        for panel in panels {
+            // SAFETY: by this function's contract.
+            unsafe { fill_panel(cpu, terms, panel, groups, y, scratch) };
+        }
+    });
+}
+
+/// [`work_item`] for one panel.
+///
+/// # Safety
+/// As there.
+unsafe fn fill_panel(
+    cpu: Cpu,
+    terms: &[Term<'_>],
+    panel: usize,
+    groups: &[Range<usize>],
+    y: &Output<'_>,
     scratch: &mut [Line],
 ) {
-    for panel in panels {
-        let mut add = y.add;
-        for &(x, w) in terms {
-            let (n, k) = w.shape();
-            let columns = panel * PANEL..n.min((panel + 1) * PANEL);
-            for pass in pieces(0..k, K_PER_PASS) {
-                let chunk = w.chunk(cpu, panel, pass.clone(), scratch);
-                for group in groups {
-                    let row_of = |i: usize| {
-                        // SAFETY: by this function's contract, and each row is taken once.
-                        unsafe { y.row(group.start + i, columns.clone()) }
-                    };
-                    multiply(cpu, &chunk, x.chunk(group, &pass), group.len(), row_of, add);
-                }
-                add = true;
+    let mut add = y.add;
+    for &(x, w) in terms {
+        let (n, k) = w.shape();
+        let columns = panel * PANEL..n.min((panel + 1) * PANEL);
+        for pass in pieces(0..k, K_PER_PASS) {
+            let chunk = w.chunk(cpu, panel, pass.clone(), scratch);
+            for group in groups {
+                let row_of = |i: usize| {
+                    // SAFETY: by this function's contract, and each row is taken once.
+                    unsafe { y.row(group.start + i, columns.clone()) }
+                };
+                multiply(cpu, &chunk, x.chunk(group, &pass), group.len(), row_of, add);
             }
+            add = true;
         }
     }
 }
