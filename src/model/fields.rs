@@ -1,5 +1,7 @@
 //! Reading `config.json`: typed fields, and refusals that name the key.
 
+use std::sync::LazyLock;
+
 use serde_json::{Map, Value};
 
 use super::ModelError;
@@ -23,9 +25,25 @@ impl<'a> Fields<'a> {
         Ok(Self { values, path: "" })
     }
 
+    /// Of an object that is not there.
+    pub fn none() -> Self {
+        static NONE: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
+        Self { values: &NONE, path: "" }
+    }
+
     /// The keys of an object that stands at `path`.
     pub fn inside(values: &'a Map<String, Value>, path: &'static str) -> Self {
         Self { values, path }
+    }
+
+    /// Whether it has no key at all.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Other keys that stand in the same place.
+    pub fn with<'b>(&self, values: &'b Map<String, Value>) -> Fields<'b> {
+        Fields { values, path: self.path }
     }
 
     /// A copy of the keys.
@@ -36,11 +54,6 @@ impl<'a> Fields<'a> {
     /// The value of `key`, if there is one that is not null.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.values.get(key).filter(|value| !value.is_null())
-    }
-
-    /// Whether `key` is not mentioned at all, not even as null.
-    pub fn is_absent(&self, key: &str) -> bool {
-        !self.values.contains_key(key)
     }
 
     /// The object under `key`.

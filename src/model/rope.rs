@@ -24,44 +24,55 @@ impl Rope {
     }
 }
 
-/// The rope of a model whose layers all turn alike: from `rope_parameters`, or from `rope_theta`
-/// and `rope_scaling` in the older spelling.
-pub fn rope(config: &Fields<'_>, head_dim: usize) -> Result<Rope, ModelError> {
-    match config.object("rope_parameters")? {
-        Some(rope) => scaled(config, &rope, rope.f32("rope_theta")?, head_dim),
-        None => legacy(config, config.optional_f32("rope_theta")?.unwrap_or(10_000.0), head_dim),
+/// Where a configuration speaks of rotary positions, and the base it names.
+pub struct Place<'a> {
+    pub keys: Fields<'a>,
+    pub theta: f32,
+}
+
+impl<'a> Place<'a> {
+    /// Of all layers alike: `rope_scaling` in the older spelling, or `rope_parameters`, or what
+    /// stands in `config` itself.
+    pub fn of(config: &Fields<'a>) -> Result<Self, ModelError> {
+        let older = config.object("rope_scaling")?.filter(|keys| !keys.is_empty());
+        let keys = older.or(config.object("rope_parameters")?).unwrap_or(*config);
+        Self::at(keys, config, "rope_theta")
     }
+
+    /// Of the layers of one type, `(sliding, full)`.
+    pub fn by_layer_type(config: &Fields<'a>) -> Result<(Self, Self), ModelError> {
+        let all = config.object("rope_parameters")?;
+        let of = |key| Ok::<_, ModelError>(all.map(|all| all.object(key)).transpose()?.flatten());
+        let sliding = of("sliding_attention")?.unwrap_or(Fields::none());
+        let older = config.object("rope_scaling")?.filter(|keys| !keys.is_empty());
+        let full = older.or(of("full_attention")?).unwrap_or(Fields::none());
+        let sliding = Self::at(sliding, config, "rope_local_base_freq")?;
+        Ok((sliding, Self::at(full, config, "rope_theta")?))
+    }
+
+    /// A place without a base has that of the whole configuration.
+    fn at(keys: Fields<'a>, config: &Fields<'_>, whole: &str) -> Result<Self, ModelError> {
+        const USUAL: f32 = 10_000.0;
+        let theta = keys.optional_f32("rope_theta")?.or(config.optional_f32(whole)?);
+        Ok(Self { keys, theta: theta.unwrap_or(USUAL) })
+    }
+}
+
+/// The rope of a model whose layers all turn alike.
+pub fn rope(config: &Fields<'_>, head_dim: usize) -> Result<Rope, ModelError> {
+    scaled(config, &Place::of(config)?, head_dim)
 }
 
 /// The rope by layer type, `(sliding, full)`: Gemma 3's two bases.
 pub fn by_layer_type(config: &Fields<'_>, head_dim: usize) -> Result<(Rope, Rope), ModelError> {
-    let Some(rope) = config.object("rope_parameters")? else {
-        let local = config.optional_f32("rope_local_base_freq")?.unwrap_or(10_000.0);
-        let theta = config.optional_f32("rope_theta")?.unwrap_or(1_000_000.0);
-        return Ok((Rope::plain(base(local, head_dim)), legacy(config, theta, head_dim)?));
-    };
-    let of = |key| {
-        let rope: Fields<'_> = rope.object(key)?.ok_or_else(|| rope.missing(key))?;
-        scaled(config, &rope, rope.f32("rope_theta")?, head_dim)
-    };
-    Ok((of("sliding_attention")?, of("full_attention")?))
-}
-
-fn legacy(config: &Fields<'_>, theta: f32, head_dim: usize) -> Result<Rope, ModelError> {
-    match config.object("rope_scaling")? {
-        Some(scaling) => scaled(config, &scaling, theta, head_dim),
-        None => scaled(config, config, theta, head_dim),
-    }
+    let (sliding, full) = Place::by_layer_type(config)?;
+    Ok((scaled(config, &sliding, head_dim)?, scaled(config, &full, head_dim)?))
 }
 
 /// `rope` names the kind of scaling and its numbers; a partial rotary dimension may stand there or
 /// in the configuration itself.
-fn scaled(
-    config: &Fields<'_>,
-    rope: &Fields<'_>,
-    theta: f32,
-    head_dim: usize,
-) -> Result<Rope, ModelError> {
+fn scaled(config: &Fields<'_>, place: &Place<'_>, head_dim: usize) -> Result<Rope, ModelError> {
+    let (rope, theta) = (&place.keys, place.theta);
     let partial = rope.optional_f32("partial_rotary_factor")?;
     let partial = partial.or(config.optional_f32("partial_rotary_factor")?).unwrap_or(1.0);
     let dim = (head_dim as f32 * partial) as usize;
@@ -79,7 +90,7 @@ fn scaled(
             let factor = rope.f32("factor")?;
             Ok(Rope::plain(frequencies.iter().map(|frequency| frequency / factor).collect()))
         }
-        "llama3" => Ok(Rope::plain(llama3(rope, &frequencies)?)),
+        "llama3" => Ok(Rope::plain(llama3(config, rope, &frequencies)?)),
         "yarn" => yarn(config, rope, theta, &frequencies),
         "longrope" | "su" => longrope(config, rope, &frequencies),
         _ => Err(rope.unsupported("rope_type", json!(kind))),
@@ -178,16 +189,20 @@ pub fn base(theta: f32, dim: usize) -> Vec<f32> {
 
 /// Llama 3.1: long wavelengths are stretched by `factor`, short ones stay, and between the two it
 /// goes linearly in `original / wavelength`.
-fn llama3(rope: &Fields<'_>, frequencies: &[f32]) -> Result<Vec<f32>, ModelError> {
+fn llama3(
+    config: &Fields<'_>,
+    rope: &Fields<'_>,
+    frequencies: &[f32],
+) -> Result<Vec<f32>, ModelError> {
     let factor = rope.f32("factor")?;
     let (low, high) = (rope.f32("low_freq_factor")?, rope.f32("high_freq_factor")?);
-    let original = rope.f32("original_max_position_embeddings")?;
-    let stretch = |frequency: &f32| {
+    let (original, _) = stretch(config, rope)?;
+    let smoothed = |frequency: &f32| {
         let smooth = (original * frequency / (2.0 * PI) - low) / (high - low);
         let smooth = smooth.clamp(0.0, 1.0);
         (1.0 - smooth) * frequency / factor + smooth * frequency
     };
-    Ok(frequencies.iter().map(stretch).collect())
+    Ok(frequencies.iter().map(smoothed).collect())
 }
 
 /// ALiBi's slope per head: `2^(−k max/H)`, `k = 1 .. H`, with `H` the next power of two; where

@@ -7,18 +7,12 @@ use crate::model::rope::Rope;
 
 pub fn gemma2(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     let mut config = shared(fields)?;
-    config.attention_softcap = cap(fields, "attn_logit_softcapping", 50.0)?;
-    config.logit_softcap = cap(fields, "final_logit_softcapping", 30.0)?;
+    config.attention_softcap = fields.optional_f32("attn_logit_softcapping")?;
     let rope = rope::rope(fields, config.head_dim)?;
     config.context_length = rope.context.unwrap_or(usize::MAX).min(config.context_length);
     let slides = sliding(fields, config.layers.len(), |layer| layer % 2 == 0)?;
     config.layers = layers(fields, &slides, |_| rope.clone())?;
     Ok(config)
-}
-
-/// A cap that the family has where nothing is said of it; null is none.
-fn cap(fields: &Fields<'_>, key: &str, usual: f32) -> Result<Option<f32>, ModelError> {
-    if fields.is_absent(key) { Ok(Some(usual)) } else { fields.optional_f32(key) }
 }
 
 pub fn gemma3(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {

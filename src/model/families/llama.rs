@@ -16,8 +16,7 @@ pub fn llama(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
 
 pub fn mistral(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     let mut config = base(fields, false, false)?;
-    let usual = fields.is_absent("sliding_window").then_some(4096);
-    let window = fields.optional_usize("sliding_window")?.or(usual);
+    let window = fields.optional_usize("sliding_window")?;
     config.layers.iter_mut().for_each(|layer| layer.window = window);
     Ok(config)
 }
@@ -38,13 +37,11 @@ pub fn qwen3(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
 
 /// Qwen slides only where `use_sliding_window` says so, and then from `max_window_layers` on.
 fn qwen_windows(fields: &Fields<'_>, config: &mut DecoderConfig) -> Result<(), ModelError> {
-    if !fields.bool("use_sliding_window", false)? {
-        return Ok(());
-    }
-    let window = fields.usize("sliding_window")?;
-    // 28 is what `transformers` takes where nothing is said; a file of GGUF says null.
-    let usual = if fields.is_absent("max_window_layers") { 28 } else { 0 };
-    let first = fields.optional_count("max_window_layers")?.unwrap_or(usual);
+    let slides = fields.bool("use_sliding_window", false)?;
+    let window = fields.optional_usize("sliding_window")?;
+    let Some(window) = window.filter(|_| slides) else { return Ok(()) };
+    // Null is what the metadata of a GGUF file becomes that says nothing.
+    let first = fields.optional_count("max_window_layers")?.unwrap_or(0);
     let slides = sliding(fields, config.layers.len(), |layer| layer >= first)?;
     for (layer, slides) in config.layers.iter_mut().zip(slides) {
         layer.window = slides.then_some(window);

@@ -4,7 +4,6 @@
 use serde_json::Map;
 
 use super::*;
-use crate::backend::Activation;
 use crate::model::config::{LinearConfig, Names, VisionConfig};
 
 /// Leads every tensor of the tower, of the projector and of the decoder.
@@ -50,28 +49,19 @@ pub fn hub_name(name: &str) -> String {
     }
 }
 
-/// Files on the hub leave out what does not differ from the Llama of 2023.
+/// A decoder that does not name its family is a Llama.
 fn text_config(fields: &Fields<'_>) -> Result<Map<String, Value>, ModelError> {
-    let text = fields.object("text_config")?.ok_or_else(|| fields.missing("text_config"))?;
-    let mut text = text.to_map();
-    let defaults = json!({
-        "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096,
-        "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
-    });
-    if text.get("model_type").is_none_or(|family| family == "llama") {
-        for (key, value) in defaults.as_object().into_iter().flatten() {
-            text.entry(key.as_str()).or_insert_with(|| value.clone());
-        }
-    }
-    if let Some(tied) = fields.get("tie_word_embeddings") {
-        text.entry("tie_word_embeddings").or_insert_with(|| tied.clone());
+    let mut text = fields.object("text_config")?.map(Fields::to_map).unwrap_or_default();
+    text.entry("model_type").or_insert_with(|| "llama".into());
+    if fields.bool("tie_word_embeddings", false)? {
+        text.entry("tie_word_embeddings").or_insert(Value::Bool(true));
     }
     Ok(text)
 }
 
 fn vision(fields: &Fields<'_>, vocab_size: usize) -> Result<VisionConfig, ModelError> {
-    let tower = fields.object("vision_config")?.ok_or_else(|| fields.missing("vision_config"))?;
+    let tower = vision_config(fields)?;
+    let tower = Fields::inside(&tower, "vision_config");
     tower.only("model_type", &[json!("clip_vision_model")])?;
     tower.only("num_channels", &[json!(3)])?;
     let (image_size, patch_size) = (tower.usize("image_size")?, tower.usize("patch_size")?);
@@ -86,18 +76,23 @@ fn vision(fields: &Fields<'_>, vocab_size: usize) -> Result<VisionConfig, ModelE
         patch_size,
         tower: Box::new(clip(&tower, layers, patches + 1)?),
         keep_class: keeps_class(fields)?,
-        projector_activation: activation(fields, "projector_hidden_act", Activation::Gelu)?,
+        projector_activation: fields.activation("projector_hidden_act")?,
         projector_bias: fields.bool("multimodal_projector_bias", true)?,
     })
 }
 
+fn vision_config(fields: &Fields<'_>) -> Result<Map<String, Value>, ModelError> {
+    let usual = defaults::vision_of_llava();
+    let usual = Fields::inside(usual.as_object().expect("written as one"), "vision_config");
+    let tower = fields.object("vision_config")?.unwrap_or(usual);
+    Ok(defaults::completed("clip_vision_model", tower.to_map()))
+}
+
 fn image_token(fields: &Fields<'_>, vocab_size: usize) -> Result<u32, ModelError> {
-    let key =
-        ["image_token_index", "image_token_id"].into_iter().find(|key| fields.get(key).is_some());
-    let key = key.ok_or_else(|| fields.missing("image_token_index"))?;
-    match fields.token_ids(key)?.as_slice() {
+    const KEY: &str = "image_token_index";
+    match fields.token_ids(KEY)?.as_slice() {
         [id] if (*id as usize) < vocab_size => Ok(*id),
-        ids => Err(fields.unsupported(key, format!("{ids:?}"))),
+        ids => Err(fields.unsupported(KEY, format!("{ids:?}"))),
     }
 }
 
@@ -120,20 +115,12 @@ fn keeps_class(fields: &Fields<'_>) -> Result<bool, ModelError> {
     }
 }
 
-fn activation(
-    fields: &Fields<'_>,
-    key: &str,
-    default: Activation,
-) -> Result<Activation, ModelError> {
-    if fields.get(key).is_some() { fields.activation(key) } else { Ok(default) }
-}
-
 /// CLIP's blocks, in the words of a decoder.
 fn clip(fields: &Fields<'_>, layers: usize, tokens: usize) -> Result<DecoderConfig, ModelError> {
     let (hidden_size, heads) = (fields.usize("hidden_size")?, fields.small("num_attention_heads")?);
     let head_dim = head_dim(fields, hidden_size, heads)?;
     let intermediate_size = fields.usize("intermediate_size")?;
-    let eps = fields.optional_f32("layer_norm_eps")?.unwrap_or(1e-5);
+    let eps = fields.f32("layer_norm_eps")?;
     let linear = |name, out_features| LinearConfig::new(name, out_features, true);
     Ok(DecoderConfig {
         family: "clip_vision_model".to_owned(),
@@ -145,7 +132,7 @@ fn clip(fields: &Fields<'_>, layers: usize, tokens: usize) -> Result<DecoderConf
         kv_heads: heads,
         head_dim,
         norm: NormConfig { kind: NormKind::Layer, eps, bias: true, plus_one: false },
-        activation: activation(fields, "hidden_act", Activation::QuickGelu)?,
+        activation: fields.activation("hidden_act")?,
         gated: false,
         attention_scale: (head_dim as f32).powf(-0.5),
         attention_scale_by_layer: false,

@@ -1,5 +1,6 @@
 //! One small file per family: how its `config.json` and its names map to a [`DecoderConfig`].
 
+mod defaults;
 mod gemma;
 mod gpt2;
 mod llama;
@@ -7,7 +8,7 @@ mod llava;
 mod mpt;
 mod phi3;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 pub use llava::{PROJECTOR, TOWER, canonical_name, hub_name};
 
@@ -34,8 +35,8 @@ const FAMILIES: &[(&str, Read)] = &[
 /// Maps a `config.json`.
 ///
 /// # Errors
-/// If the family is unknown, a key is missing or malformed, or a value changes the mathematics in
-/// a way that is not supported.
+/// If the family is unknown, a value is malformed, or changes the mathematics in a way that is not
+/// supported.
 pub fn read(config: &Value) -> Result<DecoderConfig, ModelError> {
     read_fields(&Fields::new(config)?)
 }
@@ -47,10 +48,22 @@ fn read_fields(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
         let (family, supported) = (family.to_owned(), names.join(", "));
         return Err(ModelError::UnknownFamily { family, supported });
     };
-    quantization(fields)?;
-    let decoder = read(fields)?;
-    check(fields, &decoder)?;
+    let all = defaults::completed(family, fields.to_map());
+    let fields = fields.with(&all);
+    quantization(&fields)?;
+    let decoder = read(&fields)?;
+    check(&fields, &decoder)?;
     Ok(decoder)
+}
+
+/// The keys of `config` with those it leaves out.
+///
+/// # Errors
+/// If it is no object.
+pub fn completed(config: &Value) -> Result<Map<String, Value>, ModelError> {
+    let fields = Fields::new(config)?;
+    let family = fields.optional_str("model_type")?.unwrap_or_default();
+    Ok(defaults::completed(family, fields.to_map()))
 }
 
 /// Of quantised checkpoints, those of bitsandbytes in 4 bits are read.

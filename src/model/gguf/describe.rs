@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::super::ModelError;
 use super::super::config::DecoderConfig;
+use super::super::families;
 use super::super::fields::Fields;
 use super::rope::{self, yarn_growth};
 use crate::backend::{Activation, NormKind};
@@ -70,7 +71,8 @@ pub fn described(config: &DecoderConfig, json: &Value) -> Result<Described, Mode
         NormKind::Rms => keys.number("attention.layer_norm_rms_epsilon", config.norm.eps),
         NormKind::Layer => keys.number("attention.layer_norm_epsilon", config.norm.eps),
     }
-    let fields = Fields::new(json)?;
+    let complete = families::completed(json)?;
+    let fields = Fields::inside(&complete, "");
     if architecture == "mpt" {
         mpt(&mut keys, config, &fields)?;
     } else if architecture != "gpt2" {
@@ -145,7 +147,7 @@ fn positions(
     config: &DecoderConfig,
     fields: &Fields<'_>,
 ) -> Result<(), ModelError> {
-    let rope = rope::described(fields, config.head_dim)?;
+    let rope = rope::described(fields, config.head_dim, keys.architecture == "gemma3")?;
     keys.number("rope.freq_base", rope.theta);
     keys.count("rope.dimension_count", rope.dimensions);
     if let Some(local) = rope.local_theta {

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::ModelError;
 use super::super::fields::Fields;
-use super::super::rope::{self, Rope};
+use super::super::rope::{self, Place, Rope};
 use super::config::Keys;
 
 /// The rope of `keys`, in the older spelling of a `config.json`.
@@ -85,6 +85,8 @@ fn insert_factors(
         "original_max_position_embeddings": original,
     });
     config.insert("rope_scaling".into(), scaling);
+    // Phi-3 has one of its own where none stands here.
+    config.insert("original_max_position_embeddings".into(), json!(original));
 }
 
 /// What YaRN multiplies cos and sin by. In a file stands what comes on top of it.
@@ -111,25 +113,20 @@ pub(super) struct Described {
     pub scale: f32,
 }
 
-/// Reads the rope of a `config.json` in either spelling.
-pub(super) fn described(config: &Fields<'_>, head_dim: usize) -> Result<Described, ModelError> {
+/// Reads the rope of a `config.json` in either spelling; `by_layer_type` if sliding layers have
+/// their own.
+pub(super) fn described(
+    config: &Fields<'_>,
+    head_dim: usize,
+    by_layer_type: bool,
+) -> Result<Described, ModelError> {
     const ORIGINAL: &str = "original_max_position_embeddings";
-    let parameters = config.object("rope_parameters")?;
-    let full = parameters.map(|all| all.object("full_attention")).transpose()?.flatten();
-    let (main, local_theta) = match (&full, &parameters) {
-        (Some(_), Some(all)) => {
-            let local = all.object("sliding_attention")?;
-            let theta = local.map(|local| local.optional_f32("rope_theta")).transpose()?;
-            (rope::by_layer_type(config, head_dim)?.1, theta.flatten())
-        }
-        _ => match config.optional_f32("rope_local_base_freq")? {
-            Some(theta) => (rope::by_layer_type(config, head_dim)?.1, Some(theta)),
-            None => (rope::rope(config, head_dim)?, None),
-        },
+    let (main, Place { keys: place, theta }, local_theta) = if by_layer_type {
+        let (sliding, full) = Place::by_layer_type(config)?;
+        (rope::by_layer_type(config, head_dim)?.1, full, Some(sliding.theta))
+    } else {
+        (rope::rope(config, head_dim)?, Place::of(config)?, None)
     };
-    let place = full.or(parameters).or(config.object("rope_scaling")?).unwrap_or(*config);
-    let theta = place.optional_f32("rope_theta")?.or(config.optional_f32("rope_theta")?);
-    let theta = theta.unwrap_or(10_000.0);
     let kind = place.optional_str("rope_type")?.or(place.optional_str("type")?);
     let Rope { frequencies, scale, .. } = main;
     let plain = rope::base(theta, 2 * frequencies.len());
