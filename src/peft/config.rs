@@ -132,7 +132,10 @@ impl AdapterConfig {
             modules_to_save: raw.modules_to_save.unwrap_or_default(),
             targets: raw.target_modules,
             exclude_modules: raw.exclude_modules,
-            layers_to_transform: raw.layers_to_transform.map(OneOrMany::into_vec),
+            layers_to_transform: raw
+                .layers_to_transform
+                .map(OneOrMany::into_vec)
+                .filter(|layers| !layers.is_empty()),
             layers_pattern: raw.layers_pattern.map(OneOrMany::into_vec).unwrap_or_default(),
             rank_pattern: pattern("rank_pattern", raw.rank_pattern, whole_number)?,
             alpha_pattern: pattern("alpha_pattern", raw.alpha_pattern, positive)?,
@@ -243,10 +246,10 @@ fn whole_number(key: &'static str, value: f64) -> Result<usize> {
 }
 
 fn positive(key: &'static str, value: f64) -> Result<f64> {
-    if value.is_finite() && value > 0.0 {
+    if value > 0.0 && value <= f64::from(f32::MAX) {
         return Ok(value);
     }
-    Err(config(key, &format!("is {value}; it must be above 0")))
+    Err(config(key, &format!("is {value}; it must be above 0, and a number that 32 bits hold")))
 }
 
 fn probability(value: f64) -> Result<f32> {

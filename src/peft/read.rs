@@ -57,7 +57,7 @@ pub fn read_known(
                 .to_owned(),
         ),
     }
-    let (sites, saved) = read_weights(&config, base, &files.tensors)?;
+    let (sites, saved) = read_weights(&config, base, &files.tensors, &mut notes)?;
     let key = hash.to_owned();
     let weights = AdapterWeights { key, sites, saved, dropout: config.lora_dropout };
     Ok(CheckedAdapter { weights, config, provenance, notes })
@@ -67,14 +67,16 @@ fn read_weights(
     config: &AdapterConfig,
     base: &BaseInfo,
     bytes: &[u8],
+    notes: &mut Vec<String>,
 ) -> Result<(Vec<AdapterSite>, Vec<SavedModule>)> {
-    let modules = resolve_targets(&config.filter(&base.default_targets), base)?;
     let ranks = compile_patterns(&config.rank_pattern)?;
     let alphas = compile_patterns(&config.alpha_pattern)?;
     let mut tensors = Tensors::open(bytes)?;
     if base.vision.is_some() {
         tensors.rename(todays_name);
     }
+    let modules = targets(config, base, &tensors, notes)?;
+    skip_base_layers(&modules, base, &mut tensors, notes);
     let sites = modules
         .into_iter()
         .map(|module| {
@@ -84,7 +86,7 @@ fn read_weights(
             read_site(&mut tensors, module, r, scaling, config.use_dora)
         })
         .collect::<Result<Vec<_>>>()?;
-    let saved = resolve_saved(&config.modules_to_save, base)?
+    let saved = saved_modules(config, base, &tensors)?
         .into_iter()
         .map(|module| read_saved(&mut tensors, module))
         .collect::<Result<Vec<_>>>()?;
@@ -95,6 +97,68 @@ fn read_weights(
             base: base.name.to_string(),
         }),
     }
+}
+
+/// The modules that carry matrices. A pattern of Python's that goes beyond ours chose those that the
+/// file has matrices of.
+fn targets<'a>(
+    config: &AdapterConfig,
+    base: &'a BaseInfo,
+    tensors: &Tensors<'_>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<&'a ModuleShape>> {
+    match resolve_targets(&config.filter(&base.default_targets), base) {
+        Err(PeftError::Pattern { pattern, .. }) => {
+            notes.push(format!(
+                "the pattern `{pattern}` is none that is read here; the adapter covers the modules \
+                 that its file has matrices of"
+            ));
+            let covered = |module: &&ModuleShape| tensors.has(&tensor_names(&module.name)[0]);
+            Ok(base.modules.iter().filter(covered).collect())
+        }
+        resolved => resolved,
+    }
+}
+
+/// PEFT writes the base's own matrix beside those of an adapted embedding or head. The base that is
+/// served has it already.
+fn skip_base_layers(
+    modules: &[&ModuleShape],
+    base: &BaseInfo,
+    tensors: &mut Tensors<'_>,
+    notes: &mut Vec<String>,
+) {
+    for module in modules {
+        let Some(table) = base.saveable.iter().find(|table| table.name == module.name) else {
+            continue;
+        };
+        for tensor in &table.tensors {
+            let name = saved_name(&module.name, &format!("base_layer.{}", tensor.name));
+            if tensors.skip(&name, &tensor.stored()) {
+                notes.push(format!(
+                    "`{name}` is a copy of the base model's own weight; the one that is served is \
+                     used"
+                ));
+            }
+        }
+    }
+}
+
+/// The modules replaced whole: those the configuration names, and embeddings and heads that PEFT
+/// saved by themselves (`save_embedding_layers`).
+fn saved_modules<'a>(
+    config: &AdapterConfig,
+    base: &'a BaseInfo,
+    tensors: &Tensors<'_>,
+) -> Result<Vec<&'a SaveableModule>> {
+    let mut modules = resolve_saved(&config.modules_to_save, base)?;
+    for module in &base.saveable {
+        let stored = |tensor: &TensorShape| tensors.has(&saved_name(&module.name, &tensor.name));
+        if module.tensors.iter().all(stored) && modules.iter().all(|m| m.name != module.name) {
+            modules.push(module);
+        }
+    }
+    Ok(modules)
 }
 
 /// The name of today for a tensor of a LLaVA that transformers before 4.52 put together: decoder and
@@ -225,6 +289,60 @@ mod tests {
         let fewer = rename("\"q_proj\"", "\"nothing\"");
         let error = read(&fewer, &tiny_base(), &fingerprints()).expect_err("a tensor too many");
         assert!(matches!(error, PeftError::UnexpectedTensor { .. }), "{error}");
+    }
+
+    /// The adapter of `written` with a word of its configuration replaced, and with more tensors.
+    fn changed(from: &str, to: &str, more: &[(&str, [usize; 2])]) -> AdapterFiles {
+        let files = written();
+        let config = String::from_utf8(files.config).expect("JSON").replace(from, to);
+        let old = safetensors::SafeTensors::deserialize(&files.tensors).expect("tensors");
+        let zeros = vec![0u8; 16 * 8 * 4];
+        let view = |shape: &[usize]| {
+            safetensors::tensor::TensorView::new(
+                safetensors::Dtype::F32,
+                shape.to_vec(),
+                &zeros[..shape.iter().product::<usize>() * 4],
+            )
+            .expect("a view")
+        };
+        let more = more.iter().map(|(name, shape)| ((*name).to_owned(), view(shape)));
+        let tensors = safetensors::serialize(old.tensors().into_iter().chain(more), None)
+            .expect("serialised");
+        AdapterFiles { config: config.into_bytes(), tensors, provenance: None }
+    }
+
+    #[test]
+    fn copies_of_the_base_that_peft_writes_beside_a_head_are_left_out() {
+        let more = [
+            ("base_model.model.lm_head.lora_A.weight", [2, 8]),
+            ("base_model.model.lm_head.lora_B.weight", [16, 2]),
+            ("base_model.model.lm_head.base_layer.weight", [16, 8]),
+        ];
+        let files = changed("\"q_proj\"", "\"q_proj\",\"lm_head\"", &more);
+        let read = read(&files, &tiny_base(), &fingerprints()).expect("as PEFT writes it");
+        assert!(read.notes.iter().any(|note| note.contains("base_layer")), "{:?}", read.notes);
+        assert!(read.weights.sites.iter().any(|site| site.module == "lm_head"));
+    }
+
+    #[test]
+    fn an_embedding_that_peft_saved_by_itself_is_used() {
+        let more = [("base_model.model.model.embed_tokens.weight", [16, 8])];
+        let files = changed("\"q_proj\"", "\"q_proj\"", &more);
+        let read = read(&files, &tiny_base(), &fingerprints()).expect("as PEFT writes it");
+        assert_eq!(read.weights.saved[0].module, "model.embed_tokens");
+    }
+
+    #[test]
+    fn a_pattern_that_looks_around_covers_what_the_file_has() {
+        let pattern = r#""^(?!.*lm_head).*(q|down)_proj$""#;
+        let config = String::from_utf8(written().config).expect("JSON");
+        let names: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+        let mut names = names.as_object().expect("an object").clone();
+        names.insert("target_modules".to_owned(), serde_json::from_str(pattern).expect("JSON"));
+        let config = serde_json::to_vec(&names).expect("JSON");
+        let files = AdapterFiles { config, ..written() };
+        let read = read(&files, &tiny_base(), &fingerprints()).expect("matrices are there");
+        assert_eq!(read.weights.sites.len(), adapter(&["q_proj", "down_proj"], 2).0.sites.len());
     }
 
     #[test]

@@ -64,6 +64,11 @@ impl Matcher {
             Self::Whole(pattern) => pattern.is_match(&module.name),
         }
     }
+
+    /// Whether the module is named in full: then it is chosen whatever its layer.
+    fn is_full_name(&self, module: &ModuleShape) -> bool {
+        matches!(self, Self::Names(names) if names.contains(&module.name))
+    }
 }
 
 /// The modules of `base` that `filter` chooses, in forward order.
@@ -81,7 +86,8 @@ pub fn resolve_targets<'a>(
         .iter()
         .filter(|module| !exclude.as_ref().is_some_and(|exclude| exclude.matches(module)))
         .filter(|module| !filter.saved.iter().any(|name| ends_with_name(&module.name, name)))
-        .filter(|module| targets.matches(module) && filter.admits_layer(module))
+        .filter(|module| targets.matches(module))
+        .filter(|module| targets.is_full_name(module) || filter.admits_layer(module))
         .collect();
     if chosen.is_empty() { Err(no_module(filter, base)) } else { Ok(chosen) }
 }
@@ -98,7 +104,15 @@ pub fn resolve_saved<'a>(names: &[String], base: &'a BaseInfo) -> Result<Vec<&'a
             PeftError::NotSaveable { name: name.clone(), possible: possible.join(" and ") }
         })
     };
-    names.iter().map(find).collect()
+    let mut modules: Vec<&SaveableModule> = Vec::new();
+    for name in names {
+        // PEFT names a tied embedding twice, by its end and in full.
+        let module = find(name)?;
+        if modules.iter().all(|known| known.name != module.name) {
+            modules.push(module);
+        }
+    }
+    Ok(modules)
 }
 
 /// The modules a new adapter covers, and its rank at each.
@@ -242,6 +256,23 @@ mod tests {
             saved: Vec::new(),
         };
         assert_eq!(chosen(filter), ["model.layers.1.self_attn.q_proj"]);
+    }
+
+    #[test]
+    fn a_full_name_is_chosen_whatever_its_layer() {
+        let full = "model.layers.0.self_attn.v_proj";
+        let filter =
+            ModuleFilter { layers: Some(vec![1]), ..names(&[full, "self_attn.q_proj"]).into() };
+        assert_eq!(chosen(filter), [full, "model.layers.1.self_attn.q_proj"]);
+    }
+
+    #[test]
+    fn a_module_that_is_named_twice_is_saved_once() {
+        let base = tiny_base();
+        let name = base.saveable[0].name.clone();
+        let end = name.rsplit('.').next().expect("a last part").to_owned();
+        let modules = resolve_saved(&[end, name], &base).expect("a module that can be saved");
+        assert_eq!(modules.len(), 1);
     }
 
     #[test]

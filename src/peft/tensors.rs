@@ -35,6 +35,17 @@ impl<'a> Tensors<'a> {
         to_f32(&name, &view)?.ok_or(PeftError::NotFinite { tensor: name })
     }
 
+    /// Whether `name` is there and was not taken.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// Leaves `name` out, if it is there with this shape.
+    pub(super) fn skip(&mut self, name: &str, shape: &[usize]) -> bool {
+        let fits = self.0.get(name).is_some_and(|view| view.shape() == shape);
+        fits && self.0.remove(name).is_some()
+    }
+
     /// Calls tensors by other names, where `name` has one.
     pub(super) fn rename(&mut self, name: impl Fn(&str) -> Option<String>) {
         let tensors = std::mem::take(&mut self.0).into_iter();
