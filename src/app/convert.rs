@@ -153,7 +153,8 @@ fn write_and_compare(
         let vocab_size = model.info.vocab_size;
         let text =
             text.map(|(source, text)| crate::text::gguf::metadata(&text, &source, vocab_size));
-        let text = text.transpose().map_err(crate::text::TextError::from)?.unwrap_or_default();
+        let text = text.transpose().map_err(crate::text::TextError::from)?;
+        let text = text.unwrap_or_else(crate::text::gguf::without_tokenizer);
         weights.write_gguf(aside, &option.name, kind, text)?
     } else {
         std::fs::create_dir_all(aside).map_err(|source| write_error(aside, source))?;
@@ -169,6 +170,9 @@ fn write_and_compare(
     let model = Model::load(&mut b, &result, &options)?;
     let after = logits(&mut b, &model, &rows, None)?;
     let comparison = compare(&before, &after, model.info.vocab_size);
+    if !comparison.kl.is_finite() {
+        return Err(ConvertError::NotFinite);
+    }
     Ok(Converted { written, kind, comparison })
 }
 

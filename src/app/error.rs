@@ -80,6 +80,11 @@ pub enum ConvertError {
         "a GGUF file has no place for the vision tower of a model that sees; name a folder as `--out`"
     )]
     Seeing,
+    #[error(
+        "the model gives logits that are no numbers, before or after the conversion; nothing was \
+         written: look for a wrong number in its configuration"
+    )]
+    NotFinite,
     #[error("`--adapter-only` writes an adapter; name it with `--adapter`")]
     NoAdapter,
     #[error("cannot read the adapter {folder}: {source}")]
@@ -98,7 +103,11 @@ impl ConvertError {
         match self {
             Self::Exists(_) | Self::Kind { .. } | Self::Seeing | Self::NoAdapter => 2,
             Self::Write { .. } | Self::Model(ModelError::Write { .. }) => 1,
-            Self::Adapter { .. } | Self::Peft(_) | Self::Model(_) | Self::Text(_) => 78,
+            Self::Adapter { .. }
+            | Self::Peft(_)
+            | Self::Model(_)
+            | Self::Text(_)
+            | Self::NotFinite => 78,
         }
     }
 }

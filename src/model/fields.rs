@@ -92,9 +92,22 @@ impl<'a> Fields<'a> {
     }
 
     pub fn optional_f32(&self, key: &str) -> Result<Option<f32>, ModelError> {
-        self.typed(key, "a finite number", |value| {
-            value.as_f64().map(|x| x as f32).filter(|x| x.is_finite())
-        })
+        self.typed(key, "a finite number", finite)
+    }
+
+    pub fn positive_f32(&self, key: &str) -> Result<f32, ModelError> {
+        self.required(key, self.optional_positive_f32(key)?)
+    }
+
+    pub fn optional_positive_f32(&self, key: &str) -> Result<Option<f32>, ModelError> {
+        const EXPECTED: &str = "a finite number above 0";
+        self.typed(key, EXPECTED, |value| finite(value).filter(|&x| x > 0.0))
+    }
+
+    /// What keeps a norm from dividing by 0.
+    pub fn epsilon(&self, key: &str) -> Result<f32, ModelError> {
+        const EXPECTED: &str = "a finite number, not below 0";
+        self.required(key, self.typed(key, EXPECTED, |value| finite(value).filter(|&x| x >= 0.0))?)
     }
 
     pub fn bool(&self, key: &str, default: bool) -> Result<bool, ModelError> {
@@ -181,6 +194,10 @@ impl<'a> Fields<'a> {
 }
 
 /// Bounded so that products of two sizes cannot overflow.
+fn finite(value: &Value) -> Option<f32> {
+    value.as_f64().map(|x| x as f32).filter(|x| x.is_finite())
+}
+
 fn whole(value: &Value) -> Option<usize> {
     value.as_u64().filter(|&n| n < 1 << 31).map(|n| n as usize)
 }

@@ -44,6 +44,7 @@ impl<B: Backend> Model<B> {
             checkpoint.rename(families::canonical_name);
             add_preprocessor(source, &mut checkpoint)?;
         }
+        name_embedding(&config, &mut checkpoint);
         untie(&mut config, &checkpoint)?;
         let format = match options.format {
             Some(format) => format,
@@ -156,6 +157,17 @@ impl<B: Backend> Model<B> {
             seconds = started.elapsed().as_secs_f64(),
             "the model is loaded"
         );
+    }
+}
+
+/// Of a matrix that is both embedding and head, some files keep the head's name alone.
+fn name_embedding(config: &DecoderConfig, checkpoint: &mut Checkpoint) {
+    let names = &config.names;
+    let stored = |prefix: &str| checkpoint.has(&format!("{prefix}{}.weight", names.embedding));
+    if config.tied && !stored(names.prefix) && !stored("") {
+        let embedding = format!("{}{}.weight", names.prefix, names.embedding);
+        let head = format!("{}.weight", names.head);
+        checkpoint.rename(|name| if name == head { embedding.clone() } else { name.to_owned() });
     }
 }
 

@@ -83,6 +83,11 @@ fn scaled(config: &Fields<'_>, place: &Place<'_>, head_dim: usize) -> Result<Rop
     }
     let frequencies = base(theta, dim);
     let kind = rope.optional_str("rope_type")?.or(rope.optional_str("type")?);
+    // Files of Phi-3 called longrope by other names at first.
+    let kind = match config.optional_str("model_type")? {
+        Some("phi3") => kind.map(|kind| if kind == "yarn" { "longrope" } else { kind }),
+        _ => kind,
+    };
     match kind.unwrap_or("default") {
         // Dynamic scaling begins behind the context the model was made for, which is ours.
         "default" | "dynamic" => Ok(Rope::plain(frequencies)),

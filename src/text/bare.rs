@@ -26,7 +26,15 @@ pub(super) fn token(id: u64) -> String {
 /// if the folder holds a tokenizer of any kind or does not say how many tokens there are.
 pub(super) fn tokenizer_json(folder: &Path, config: &Value) -> Option<Vec<u8>> {
     let size = config["vocab_size"].as_u64().or(config["text_config"]["vocab_size"].as_u64())?;
-    if size > MOST || FILES.iter().any(|file| folder.join(file).exists()) {
+    if FILES.iter().any(|file| folder.join(file).exists()) {
+        return None;
+    }
+    of_size(size)
+}
+
+/// A `tokenizer.json` of so many ids; `None` if there are too many.
+pub(super) fn of_size(size: u64) -> Option<Vec<u8>> {
+    if size > MOST {
         return None;
     }
     let ids: Map<String, Value> = (0..size).map(|id| (token(id), id.into())).collect();

@@ -1,6 +1,7 @@
 """`tandem convert`: what it writes is read by other tools, and served here to the same tokens."""
 import json
 import pathlib
+import shutil
 import subprocess
 import tempfile
 import urllib.request
@@ -117,6 +118,27 @@ def test_what_cannot_be_converted_is_said():
         assert "--type" in convert("demo", "--out", folder / "x", "--type", "q4_0", code=2)
         assert "cannot read the adapter" in convert("demo", "--out", folder / "x", "--adapter", folder, code=78)
         assert list(folder.iterdir()) == []
+
+
+def test_a_model_without_a_tokenizer_stays_one():
+    source = pathlib.Path(__file__).parents[1] / "golden" / "models" / "llama_gqa" / "model"
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        convert(source, "--out", folder / "bare.gguf", "--type", "f32")
+        convert(folder / "bare.gguf", "--out", folder / "back")
+        assert (folder / "back" / "model.safetensors").is_file()
+
+
+def test_a_model_that_gives_no_numbers_is_not_converted():
+    source = pathlib.Path(__file__).parents[1] / "golden" / "models" / "mpt_alibi" / "model"
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        shutil.copytree(source, folder / "model")
+        config = json.loads((folder / "model" / "config.json").read_text())
+        config["logit_scale"] = 3e38
+        (folder / "model" / "config.json").write_text(json.dumps(config))
+        assert "no numbers" in convert(folder / "model", "--out", folder / "x", code=78)
+        assert not (folder / "x").exists()
 
 
 def test_a_broken_gguf_file_is_exit_code_78():

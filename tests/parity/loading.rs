@@ -205,6 +205,17 @@ fn names_without_their_prefix_buffers_and_copies_of_a_tied_head_are_read() {
 }
 
 #[test]
+fn a_tied_matrix_may_be_stored_as_the_head() {
+    let original = tensors("gpt2");
+    let mut renamed = original.clone();
+    let table = renamed.remove("transformer.wte.weight").expect("an embedding");
+    renamed.insert("lm_head.weight".to_owned(), table);
+    let renamed = load(config("gpt2"), file(&renamed, Dtype::F32, f32::to_le_bytes)).unwrap();
+    let whole = golden::load(&mut ReferenceBackend, "gpt2");
+    assert_eq!(renamed.info.fingerprint, whole.info.fingerprint);
+}
+
+#[test]
 fn a_folder_without_a_model_is_refused_with_what_it_lacks() {
     let folder = tempfile::tempdir().unwrap();
     let load = || {

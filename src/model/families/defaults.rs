@@ -49,7 +49,7 @@ fn defaults(family: &str) -> Value {
             "num_hidden_layers": 32, "num_attention_heads": 32,
             "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
         }),
-        "mistral" => json!({
+        "mistral" | "ministral" => json!({
             "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
             "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
             "hidden_act": "silu", "max_position_embeddings": 131_072, "rms_norm_eps": 1e-6,

@@ -7,7 +7,7 @@ use crate::model::rope::Rope;
 
 pub fn gemma2(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     let mut config = shared(fields)?;
-    config.attention_softcap = fields.optional_f32("attn_logit_softcapping")?;
+    config.attention_softcap = fields.optional_positive_f32("attn_logit_softcapping")?;
     let rope = rope::rope(fields, config.head_dim)?;
     config.context_length = rope.context.unwrap_or(usize::MAX).min(config.context_length);
     let slides = sliding(fields, config.layers.len(), |layer| layer % 2 == 0)?;
@@ -37,8 +37,8 @@ fn shared(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     let mut config = super::llama::without_rope(fields, bias, bias, "hidden_activation")?;
     config.norm.plus_one = true;
     config.embedding_scale = (config.hidden_size as f32).sqrt();
-    config.attention_scale = fields.f32("query_pre_attn_scalar")?.powf(-0.5);
-    config.logit_softcap = fields.optional_f32("final_logit_softcapping")?;
+    config.attention_scale = fields.positive_f32("query_pre_attn_scalar")?.powf(-0.5);
+    config.logit_softcap = fields.optional_positive_f32("final_logit_softcapping")?;
     config.tied = fields.bool("tie_word_embeddings", true)?;
     config.names.post_attention_norm = Some("post_attention_layernorm");
     config.names.mlp_norm = "pre_feedforward_layernorm";

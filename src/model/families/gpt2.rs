@@ -10,7 +10,7 @@ pub fn gpt2(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     let head_dim = head_dim(fields, hidden_size, heads)?;
     let intermediate_size = fields.optional_usize("n_inner")?.unwrap_or(4 * hidden_size);
     let scaled = fields.bool("scale_attn_weights", true)?;
-    let eps = fields.optional_f32("layer_norm_epsilon")?.unwrap_or(1e-5);
+    let eps = fields.epsilon("layer_norm_epsilon")?;
     Ok(DecoderConfig {
         family: "gpt2".to_owned(),
         hidden_size,

@@ -17,7 +17,11 @@ pub fn llama(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
 pub fn mistral(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     let mut config = base(fields, false, false)?;
     let window = fields.optional_usize("sliding_window")?;
-    config.layers.iter_mut().for_each(|layer| layer.window = window);
+    // Ministral says of each layer whether it slides, under its own name or under this one.
+    let slides = sliding(fields, config.layers.len(), |_| true)?;
+    for (layer, slides) in config.layers.iter_mut().zip(slides) {
+        layer.window = window.filter(|_| slides);
+    }
     Ok(config)
 }
 

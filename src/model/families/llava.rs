@@ -120,7 +120,7 @@ fn clip(fields: &Fields<'_>, layers: usize, tokens: usize) -> Result<DecoderConf
     let (hidden_size, heads) = (fields.usize("hidden_size")?, fields.small("num_attention_heads")?);
     let head_dim = head_dim(fields, hidden_size, heads)?;
     let intermediate_size = fields.usize("intermediate_size")?;
-    let eps = fields.f32("layer_norm_eps")?;
+    let eps = fields.epsilon("layer_norm_eps")?;
     let linear = |name, out_features| LinearConfig::new(name, out_features, true);
     Ok(DecoderConfig {
         family: "clip_vision_model".to_owned(),

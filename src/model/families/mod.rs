@@ -22,6 +22,7 @@ type Read = fn(&Fields<'_>) -> Result<DecoderConfig, ModelError>;
 const FAMILIES: &[(&str, Read)] = &[
     ("llama", llama::llama),
     ("mistral", llama::mistral),
+    ("ministral", llama::mistral),
     ("qwen2", llama::qwen2),
     ("qwen3", llama::qwen3),
     ("phi3", phi3::phi3),
@@ -117,7 +118,7 @@ fn head_dim(fields: &Fields<'_>, hidden: usize, heads: usize) -> Result<usize, M
 }
 
 fn rms_norm(fields: &Fields<'_>) -> Result<NormConfig, ModelError> {
-    let eps = fields.f32("rms_norm_eps")?;
+    let eps = fields.epsilon("rms_norm_eps")?;
     Ok(NormConfig { kind: NormKind::Rms, eps, bias: false, plus_one: false })
 }
 
@@ -181,6 +182,7 @@ mod tests {
             ("num_hidden_layers", json!(2_000_000_000)),
             ("head_dim", json!(1 << 30)),
             ("hidden_size", json!(65)),
+            ("rms_norm_eps", json!(-1)),
             ("rope_theta", json!(0.0)),
             ("rope_scaling", json!({"rope_type": "linear", "factor": 0.0})),
             ("rope_scaling", json!({"rope_type": "yarn", "factor": -1.0})),
@@ -200,7 +202,9 @@ mod tests {
             to.extend(from);
             read(&config).expect("a configuration")
         };
-        let windows = |config: &DecoderConfig| config.layers.iter().map(|l| l.window).collect();
+        let windows = |config: &DecoderConfig| -> Vec<Option<usize>> {
+            config.layers.iter().map(|layer| layer.window).collect()
+        };
         let gemma = json!({
             "query_pre_attn_scalar": 16, "sliding_window": 8, "hidden_activation": "gelu_pytorch_tanh",
         });
@@ -211,12 +215,17 @@ mod tests {
         capless["final_logit_softcapping"] = Value::Null;
         let capless = of("gemma2", capless);
         assert_eq!((capless.attention_softcap, capless.logit_softcap), (None, None));
-        let found: Vec<Option<usize>> = windows(&of("mistral", json!({})));
+        let found = windows(&of("mistral", json!({})));
         assert_eq!(found, [Some(4096); 2]);
-        let found: Vec<_> = windows(&of("mistral", json!({"sliding_window": null})));
+        let found = windows(&of("mistral", json!({"sliding_window": null})));
         assert_eq!(found, [None; 2]);
+        let kinds = json!(["sliding_attention", "full_attention"]);
+        for family in ["mistral", "ministral"] {
+            let some = of(family, json!({"sliding_window": 8, "layer_types": kinds}));
+            assert_eq!(windows(&some), [Some(8), None], "{family}");
+        }
         let slides = json!({"use_sliding_window": true, "sliding_window": 8});
-        let found: Vec<_> = windows(&of("qwen2", slides));
+        let found = windows(&of("qwen2", slides));
         assert_eq!(found, [None; 2], "the first 28 layers see all");
     }
 

@@ -10,7 +10,7 @@ pub fn mpt(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     let head_dim = head_dim(fields, hidden_size, heads)?;
     let attention = attention(fields, heads)?;
     let ratio = fields.optional_usize("expansion_ratio")?.unwrap_or(4);
-    let eps = fields.optional_f32("layer_norm_epsilon")?.unwrap_or(1e-5);
+    let eps = fields.epsilon("layer_norm_epsilon")?;
     let intermediate_size = ratio * hidden_size;
     Ok(DecoderConfig {
         family: "mpt".to_owned(),
@@ -82,13 +82,16 @@ fn attention(fields: &Fields<'_>, heads: usize) -> Result<Attention, ModelError>
     }
     refuse_unknown(&attention)?;
     attention.only("sliding_window_size", &[json!(-1)])?;
-    let max = attention.optional_f32("alibi_bias_max")?.unwrap_or(8.0);
+    let max = attention.optional_positive_f32("alibi_bias_max")?.unwrap_or(8.0);
     Ok(Attention {
         slopes: rope::alibi_slopes(heads, max),
         // Zero is no clip to transformers as to the original.
-        clip: attention.optional_f32("clip_qkv")?.filter(|&clip| clip != 0.0),
+        clip: match attention.optional_f32("clip_qkv")? {
+            Some(0.0) => None,
+            _ => attention.optional_positive_f32("clip_qkv")?,
+        },
         norm: attention.bool("qk_ln", false)?,
-        scale: attention.optional_f32("softmax_scale")?,
+        scale: attention.optional_positive_f32("softmax_scale")?,
     })
 }
 
@@ -130,6 +133,6 @@ fn logit_scale(fields: &Fields<'_>, hidden_size: usize) -> Result<f32, ModelErro
             Ok((hidden_size as f32).powf(-0.5))
         }
         Some(Value::String(rule)) => Err(fields.unsupported("logit_scale", rule)),
-        Some(_) => fields.f32("logit_scale"),
+        Some(_) => fields.positive_f32("logit_scale"),
     }
 }

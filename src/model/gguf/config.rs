@@ -113,6 +113,8 @@ fn tokens(metadata: &Metadata, config: &mut Map<String, Value>) -> Result<(), Mo
     if let Some(bos) = id("bos")? {
         config.insert("bos_token_id".to_owned(), json!(bos));
     }
+    // Said even where there is none: some families have one of their own that tiny models lack.
+    config.insert("pad_token_id".to_owned(), json!(id("padding")?));
     Ok(())
 }
 
@@ -125,12 +127,11 @@ fn transformer(
     let (hidden, heads) =
         (keys.required("embedding_length")?, keys.required("attention.head_count")?);
     let head_dim = keys.count("attention.key_length")?;
-    let value_length = keys.count("attention.value_length")?;
-    if value_length != head_dim && value_length.is_some() {
+    let head_dim = head_dim.unwrap_or(hidden / heads.max(1));
+    if keys.count("attention.value_length")?.is_some_and(|length| length != head_dim) {
         let key = keys.key("attention.value_length");
         return Err(keys.metadata().unsupported(&key, "another width", "that of keys").into());
     }
-    let head_dim = head_dim.unwrap_or(hidden / heads.max(1));
     let activation = if family.starts_with("gemma") { "gelu_pytorch_tanh" } else { "silu" };
     let eps = keys.number("attention.layer_norm_rms_epsilon")?;
     let Some(eps) = eps else {
@@ -163,7 +164,10 @@ fn transformer(
         "gemma2" | "gemma3_text" => gemma(keys, family, head_dim, &mut config)?,
         "qwen2" | "qwen3" => {
             config.insert("use_sliding_window".into(), json!(window.is_some()));
-            config.insert("max_window_layers".into(), json!(keys.count("max_window_layers")?));
+            config.insert(
+                "max_window_layers".into(),
+                json!(keys.count("max_window_layers")?.unwrap_or(0)),
+            );
         }
         _ => {}
     }
@@ -201,7 +205,7 @@ fn gemma(
     let largest = layers == if family == "gemma2" { 46 } else { 62 };
     let usual = if largest { hidden / keys.required("attention.head_count")? } else { head_dim };
     let scalar = keys.number("attention.scale")?.map_or(usual as f32, |scale| scale.powi(-2));
-    config.insert("query_pre_attn_scalar".into(), json!(scalar));
+    config.insert("query_pre_attn_scalar".into(), number(scalar));
     for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
         config.insert(key.into(), json!(keys.number(key)?));
     }
@@ -217,7 +221,7 @@ fn gpt2(keys: &Keys<'_>) -> Result<Map<String, Value>, ModelError> {
         "n_head": keys.required("attention.head_count")?,
         "n_layer": keys.required("block_count")?,
         "n_positions": keys.required("context_length")?,
-        "layer_norm_epsilon": keys.number("attention.layer_norm_epsilon")?,
+        "layer_norm_epsilon": keys.number("attention.layer_norm_epsilon")?.unwrap_or(1e-5),
         "activation_function": "gelu_new",
     })))
 }
@@ -239,14 +243,22 @@ fn mpt(keys: &Keys<'_>) -> Result<Map<String, Value>, ModelError> {
         "n_heads": keys.required("attention.head_count")?,
         "n_layers": keys.required("block_count")?,
         "max_seq_len": keys.required("context_length")?,
-        "layer_norm_epsilon": keys.number("attention.layer_norm_epsilon")?,
+        "layer_norm_epsilon": keys.number("attention.layer_norm_epsilon")?.unwrap_or(1e-5),
         "attn_config": {
             "alibi": true,
-            "alibi_bias_max": keys.number("attention.max_alibi_bias")?.unwrap_or(8.0),
+            "alibi_bias_max": number(keys.number("attention.max_alibi_bias")?.unwrap_or(8.0)),
             "clip_qkv": clip,
             "qk_ln": keys.has("blk.0.attn_q_norm.weight"),
         },
     })))
+}
+
+/// A number that `transformers` wants whole: the nearest whole one, where only rounding lies between.
+fn number(x: f32) -> Value {
+    match (x - x.round()).abs() <= 1e-4 * x.abs() {
+        true => json!(x.round() as i64),
+        false => json!(x),
+    }
 }
 
 fn object(value: Value) -> Map<String, Value> {

@@ -11,7 +11,7 @@ mod sentencepiece;
 mod write;
 
 pub(super) use read::read;
-pub use write::metadata;
+pub use write::{metadata, without_tokenizer};
 
 /// `tokenizer.ggml.token_type`.
 mod kind {

@@ -5,19 +5,25 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{kind, pre, sentencepiece};
-use crate::gguf::{Gguf, GgufError, Metadata};
+use crate::gguf::{Gguf, GgufError, Metadata, TensorInfo};
 use crate::text::TextSource;
+use crate::text::bare;
 use crate::text::special::SpecialTokens;
+
+const MODEL: &str = "tokenizer.ggml.model";
 
 /// Reads the file at `path`.
 ///
 /// # Errors
 /// [`GgufError`] naming the key that is missing or not supported.
 pub fn read(path: &Path) -> Result<TextSource, GgufError> {
-    let metadata = Gguf::open(path)?.metadata;
+    let Gguf { metadata, tensors } = Gguf::open(path)?;
     let tokenizer = match metadata.text("tokenizer.huggingface.json")? {
         Some(json) => json.as_bytes().to_vec(),
-        None => tokenizer(&metadata)?.to_string().into_bytes(),
+        None => match bare_size(&metadata, &tensors)?.and_then(bare::of_size) {
+            Some(json) => json,
+            None => tokenizer(&metadata)?.to_string().into_bytes(),
+        },
     };
     let template = metadata.text("tokenizer.chat_template")?;
     Ok(TextSource {
@@ -26,6 +32,14 @@ pub fn read(path: &Path) -> Result<TextSource, GgufError> {
         template: template.map(|source| (metadata.file.clone(), source.to_owned())),
         image_token: None,
     })
+}
+
+/// How many ids a model has that says it has no tokenizer.
+fn bare_size(metadata: &Metadata, tensors: &[TensorInfo]) -> Result<Option<u64>, GgufError> {
+    let none = matches!(metadata.text(MODEL)?, Some("none" | "no_vocab"));
+    let embedding = tensors.iter().find(|info| info.name == "token_embd.weight");
+    let rows = embedding.and_then(|info| info.shape.first());
+    Ok(rows.filter(|_| none).map(|&rows| rows as u64))
 }
 
 fn id(metadata: &Metadata, role: &str) -> Result<Option<u32>, GgufError> {
@@ -50,7 +64,6 @@ struct Lists<'a> {
 }
 
 fn tokenizer(metadata: &Metadata) -> Result<Value, GgufError> {
-    const MODEL: &str = "tokenizer.ggml.model";
     const TOKENS: &str = "tokenizer.ggml.tokens";
     let model = metadata.text(MODEL)?.ok_or_else(|| metadata.missing(MODEL))?;
     let tokens = metadata.texts(TOKENS)?.ok_or_else(|| metadata.missing(TOKENS))?;

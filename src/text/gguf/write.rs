@@ -6,6 +6,11 @@ use super::{kind, pre, sentencepiece};
 use crate::gguf::Value;
 use crate::text::{TextModel, TextSource, TokenizerError};
 
+/// The metadata of a model that has no tokenizer, which llama.cpp knows too.
+pub fn without_tokenizer() -> Vec<(String, Value)> {
+    vec![("tokenizer.ggml.model".to_owned(), Value::Text("none".to_owned()))]
+}
+
 /// The metadata that describe the text side of a model with `vocab_size` rows of embedding.
 ///
 /// The original `tokenizer.json` goes along, so that nothing is lost for readers that know it; the
