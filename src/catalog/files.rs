@@ -174,6 +174,7 @@ impl Catalog {
             let shelf = base.shelf(open()?);
             let limits = Limits {
                 max_seq_length: base.info.context_length,
+                vocab_size: base.info.vocab_size,
                 max_findings: LISTED_ERRORS,
                 ..Limits::of(shelf.is_some())
             };

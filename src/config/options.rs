@@ -142,7 +142,7 @@ impl ServeOptions {
             api_keys: api_keys(first_named(self.api_key, file.api_key))?,
             organization: organization(self.organization.or(file.organization))?,
             adapter_root: self.adapter_root.or(file.adapter_root),
-            threads: at_least_one("--threads", self.threads.or(file.threads), usable_cores())?,
+            threads: threads(self.threads.or(file.threads))?,
             kv_cache_mib: at_least_one(
                 "--kv-cache-mib",
                 self.kv_cache_mib.or(file.kv_cache_mib),
@@ -183,7 +183,13 @@ impl ServeOptions {
                 .training_latency_budget
                 .or(file.training_latency_budget_ms)
                 .map(Duration::from_millis),
-            training_memory_mib: self.training_memory_mib.or(file.training_memory_mib),
+            training_memory_mib: self
+                .training_memory_mib
+                .or(file.training_memory_mib)
+                .map(|mib| {
+                    at_most("--training-memory-mib", mib, MOST, "it must be at most 4294967296")
+                })
+                .transpose()?,
             shutdown_timeout: Duration::from_secs(
                 self.shutdown_timeout.or(file.shutdown_timeout_secs).unwrap_or(30),
             ),
@@ -311,6 +317,16 @@ fn one_of<T: Copy, const N: usize>(
         .ok_or_else(|| invalid(place, &value, format!("it is none of {}", names())))
 }
 
+/// Tokens, requests, sequences, MiB: nobody has more, and sums of them do not overflow.
+const MOST: usize = 1 << 32;
+/// Compute threads.
+const MOST_THREADS: usize = 1024;
+
+fn threads(value: Option<usize>) -> Result<usize, ConfigError> {
+    let value = at_least_one("--threads", value, usable_cores())?;
+    at_most("--threads", value, MOST_THREADS.max(usable_cores()), "it must be at most 1024")
+}
+
 fn at_least_one(
     place: &'static str,
     value: Option<usize>,
@@ -318,8 +334,18 @@ fn at_least_one(
 ) -> Result<usize, ConfigError> {
     match value {
         Some(0) => Err(invalid(place, 0, "it must be at least 1")),
-        value => Ok(value.unwrap_or(default)),
+        Some(value) => at_most(place, value, MOST, "it must be at most 4294967296"),
+        None => Ok(default),
     }
+}
+
+fn at_most(
+    place: &'static str,
+    value: usize,
+    most: usize,
+    reason: &'static str,
+) -> Result<usize, ConfigError> {
+    if value <= most { Ok(value) } else { Err(invalid(place, value, reason)) }
 }
 
 #[cfg(test)]

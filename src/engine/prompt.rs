@@ -65,15 +65,22 @@ impl PromptInput {
         echo: bool,
     ) -> Result<Vec<PreparedPrompt>, EngineError> {
         let (model, vocab_size) = (&*with.text, with.base.vocab_size);
-        match self {
+        let param = if let Self::Chat(_) = self { "messages" } else { "prompt" };
+        let prompts: Vec<_> = match self {
             Self::Texts(texts) => {
                 texts.into_iter().map(|text| from_text(model, text, echo)).collect()
             }
             Self::Tokens(lists) => {
-                lists.into_iter().map(|ids| from_ids(model, ids, vocab_size, echo)).collect()
+                lists.into_iter().map(|ids| from_ids(model, ids, echo)).collect()
             }
             Self::Beginning => Ok(vec![beginning(model)?]),
             Self::Chat(messages) => Ok(vec![from_chat(with, &messages)?]),
+        }?;
+        // A tokenizer may know tokens that the model has no row for.
+        let ids = prompts.iter().flat_map(|prompt| &prompt.ids);
+        match ids.copied().find(|&id| id as usize >= vocab_size) {
+            Some(id) => Err(EngineError::UnknownToken { param, id, vocab_size }),
+            None => Ok(prompts),
         }
     }
 }
@@ -157,17 +164,9 @@ fn from_chat(with: &Preparation, messages: &[Value]) -> Result<PreparedPrompt, E
     Ok(PreparedPrompt { ids, pictures, ..PreparedPrompt::default() })
 }
 
-fn from_ids(
-    model: &TextModel,
-    ids: Vec<u32>,
-    vocab_size: usize,
-    echo: bool,
-) -> Result<PreparedPrompt, EngineError> {
+fn from_ids(model: &TextModel, ids: Vec<u32>, echo: bool) -> Result<PreparedPrompt, EngineError> {
     if ids.is_empty() {
         return Err(failed(TextError::EmptyPrompt));
-    }
-    if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
-        return Err(EngineError::UnknownToken { param: "prompt", id, vocab_size });
     }
     let text = match echo {
         true => model.tokenizer().decode(&ids, false).map_err(failed)?,

@@ -269,6 +269,7 @@ pub(super) async fn load(
     let path = path.map_err(|error| LoadError::Other(error.to_string()))?;
     let limits = Limits {
         max_seq_length: spec.hyperparameters.max_seq_length(&base.info),
+        vocab_size: base.info.vocab_size,
         max_findings: LISTED_ERRORS,
         ..Limits::of(base.pictures.is_some())
     };

@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbaImage};
 
-use super::PictureError;
+use super::{PictureError, jpeg};
 
 /// Longest side of a picture.
 pub const MAX_SIDE: u32 = 16_384;
@@ -30,6 +30,9 @@ pub fn decode(bytes: &[u8], padded: bool) -> Result<Rgb, PictureError> {
     let format = image::guess_format(bytes).map_err(|_| PictureError::UnknownFormat)?;
     if !matches!(format, ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) {
         return Err(PictureError::UnknownFormat);
+    }
+    if format == ImageFormat::Jpeg && !jpeg::ends(bytes) {
+        return Err(PictureError::Decode { reason: "it is cut off".to_owned() });
     }
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits());

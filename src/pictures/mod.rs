@@ -8,6 +8,7 @@
 
 mod config;
 mod decode;
+mod jpeg;
 mod reader;
 mod resize;
 mod url;

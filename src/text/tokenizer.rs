@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use serde_json::Value;
@@ -130,9 +131,8 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::InputTooLong`], [`TokenizerError::Encode`] or [`TokenizerError::Bare`].
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self
-            .whole
-            .encode_fast(bounded(text)?, add_special_tokens)
+        let text = bounded(text)?;
+        let encoding = guarded(|| self.whole.encode_fast(text, add_special_tokens))
             .map_err(|error| self.unreadable(&error))?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -144,8 +144,8 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let tokenizer = self.continuing.as_deref().unwrap_or(&self.whole);
-        let encoding = tokenizer
-            .encode_fast(bounded(text)?, false)
+        let text = bounded(text)?;
+        let encoding = guarded(|| tokenizer.encode_fast(text, false))
             .map_err(|error| self.unreadable(&error))?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -155,8 +155,9 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_offsets(&self, text: &str) -> Result<Encoded, TokenizerError> {
+        let text = bounded(text)?;
         let encoding =
-            self.whole.encode(bounded(text)?, false).map_err(|error| self.unreadable(&error))?;
+            guarded(|| self.whole.encode(text, false)).map_err(|error| self.unreadable(&error))?;
         Ok(Encoded { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
     }
 
@@ -327,10 +328,20 @@ fn bounded(text: &str) -> Result<&str, TokenizerError> {
     }
 }
 
+/// What `work` gives; files that nobody would write on purpose make the crate panic.
+fn guarded<T>(work: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, tokenizers::Error> {
+    // Nothing is changed by the work, so nothing is left half done.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said = said.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
+        Err(format!("the tokenizer cannot do this: {said}").into())
+    })
+}
+
 /// Loads without truncation and padding, which belong to batches of a training script, not to us.
 fn load(json: &[u8]) -> Result<tokenizers::Tokenizer, TokenizerError> {
     let failed = |error: tokenizers::Error| TokenizerError::Load { reason: error.to_string() };
-    let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(failed)?;
+    let mut tokenizer = guarded(|| tokenizers::Tokenizer::from_bytes(json)).map_err(failed)?;
     tokenizer.with_truncation(None).map_err(failed)?;
     tokenizer.with_padding(None);
     Ok(tokenizer)

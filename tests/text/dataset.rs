@@ -278,9 +278,21 @@ fn an_array_an_empty_file_and_broken_text_are_told_apart() {
 }
 
 #[test]
+fn a_token_without_a_row_in_the_model_is_found() {
+    let model = model("bytelevel", None);
+    let limits = Limits { vocab_size: 10, ..Limits::default() };
+    let line = r#"{"prompt": "a", "completion": " b"}"#;
+    let report = validate(line.as_bytes(), &model, &limits, TrainOn::Completion, None).unwrap();
+    let problem = &report.errors[0].problem;
+    assert!(matches!(problem, Problem::IdOutOfVocabulary { vocab_size: 10, .. }), "{problem}");
+    assert_eq!(report.examples, 0);
+}
+
+#[test]
 fn long_lines_are_skipped_and_long_examples_cut() {
     let model = model("bytelevel", None);
-    let limits = Limits { max_line_bytes: 80, max_seq_length: 8, max_findings: 2 };
+    let limits =
+        Limits { max_line_bytes: 80, max_seq_length: 8, max_findings: 2, ..Limits::default() };
     let long = format!("{{\"text\": \"{}\"}}", "x".repeat(100));
     let cut = r#"{"prompt": "a", "completion": "bcdefghijklmnop"}"#;
     let lost = r#"{"prompt": "abcdefghijklmnop", "completion": "b"}"#;

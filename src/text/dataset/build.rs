@@ -180,6 +180,12 @@ impl<'a> Builder<'a> {
                 return None;
             }
         };
+        let vocab_size = self.limits.vocab_size;
+        if let Some(id) = example.ids.iter().find(|&&id| id as usize >= vocab_size) {
+            let id = id.to_string();
+            findings.add("$", Problem::IdOutOfVocabulary { id, vocab_size });
+            return None;
+        }
         if self.train_on == TrainOn::All {
             example.labels = example.ids.iter().map(|&id| id as i32).collect();
         }

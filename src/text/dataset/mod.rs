@@ -48,6 +48,8 @@ pub struct Limits {
     pub max_line_bytes: usize,
     /// Longer examples lose their end, counted in tokens.
     pub max_seq_length: usize,
+    /// Rows of the model's embedding: a tokenizer may know more tokens.
+    pub vocab_size: usize,
     /// So many errors, and as many warnings, are kept; all are counted.
     pub max_findings: usize,
 }
@@ -64,7 +66,12 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_line_bytes: 4 << 20, max_seq_length: 2048, max_findings: 1000 }
+        Self {
+            max_line_bytes: 4 << 20,
+            max_seq_length: 2048,
+            vocab_size: usize::MAX,
+            max_findings: 1000,
+        }
     }
 }
 
