@@ -1,6 +1,7 @@
 //! The decoder against numbers of torch, transformers and peft: see `golden/README.md`.
 
 mod differences;
+mod feature_layers;
 mod formats;
 mod four_bit;
 pub mod golden;

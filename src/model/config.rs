@@ -54,9 +54,11 @@ pub struct VisionConfig {
     /// Side of the pictures, and of the patches they are cut into.
     pub image_size: usize,
     pub patch_size: usize,
-    /// The blocks up to the one whose output is taken. They are a decoder's in all but the mask, so
-    /// one description does for both.
+    /// The blocks up to the last one whose output is taken. They are a decoder's in all but the
+    /// mask, so one description does for both.
     pub tower: Box<DecoderConfig>,
+    /// Behind how many blocks features are taken; those of several places stand side by side.
+    pub feature_layers: Vec<usize>,
     /// Whether the class token's output is a feature too.
     pub keep_class: bool,
     pub projector_activation: Activation,
@@ -129,6 +131,11 @@ impl VisionConfig {
     /// Patches of a picture.
     pub fn patches(&self) -> usize {
         (self.image_size / self.patch_size).pow(2)
+    }
+
+    /// Values that describe each of them.
+    pub fn feature_width(&self) -> usize {
+        self.feature_layers.len() * self.tower.hidden_size
     }
 
     /// Tokens a picture becomes.

@@ -95,7 +95,7 @@ impl<B: Backend> Model<B> {
             vision: config.vision.as_ref().map(|vision| VisionInfo {
                 image_token: vision.image_token,
                 tokens_per_image: vision.tokens(),
-                feature_width: vision.tower.hidden_size,
+                feature_width: vision.feature_width(),
                 image_size: vision.image_size,
             }),
         };

@@ -12,7 +12,7 @@ use crate::domain::{SaveableModule, TensorShape};
 
 const LINEARS: [&str; 2] = ["linear_1", "linear_2"];
 
-/// `W₂ act(W₁ x + b₁) + b₂`, `x (n, w)` to `(n, d)`.
+/// `W₂ act(W₁ x + b₁) + b₂`, `x (n, f)` to `(n, d)`.
 /// Liu et al. 2023, "Improved Baselines with Visual Instruction Tuning", section 3.3.
 pub(super) struct Projector<B: Backend> {
     linears: [Dense<B>; 2],
@@ -26,7 +26,7 @@ struct Dense<B: Backend> {
 
 /// What an adapter may replace of it.
 pub(super) fn saveable(config: &VisionConfig, hidden_size: usize) -> SaveableModule {
-    let inputs = [config.tower.hidden_size, hidden_size];
+    let inputs = [config.feature_width(), hidden_size];
     let tensors = LINEARS.iter().zip(inputs).flat_map(|(linear, width)| {
         let weight = TensorShape::matrix(format!("{linear}.weight"), (hidden_size, width));
         let bias = TensorShape::vector(format!("{linear}.bias"), hidden_size);
@@ -50,7 +50,7 @@ impl<B: Backend> Projector<B> {
             Ok(Dense { weight, bias })
         };
         let linears =
-            [linear(LINEARS[0], config.tower.hidden_size)?, linear(LINEARS[1], hidden_size)?];
+            [linear(LINEARS[0], config.feature_width())?, linear(LINEARS[1], hidden_size)?];
         Ok(Self { linears, activation: config.projector_activation })
     }
 

@@ -2,7 +2,8 @@
 //! a prompt where its image tokens are. The tower is always the base's; the projector may be an
 //! adapter's own, so that features are kept as the tower gives them.
 //!
-//! Shapes: `n` patches of a picture, `p` their side, `w` the tower's hidden size.
+//! Shapes: `n` patches of a picture, `p` their side, `w` the tower's hidden size, `f` the width of
+//! features: `w` for each layer they are taken from.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -44,13 +45,15 @@ pub struct PictureRun<B: Backend> {
     /// `(n + 1, w)`.
     x: B::Rows,
     next_layer: usize,
+    /// What was taken so far, `(tokens_per_image, w)`, and behind how many blocks.
+    taken: Vec<(usize, Vec<f32>)>,
 }
 
 /// Features that, projected, take the place of token embeddings: of the batch's rows from `row` on.
 #[derive(Clone, Copy, Debug)]
 pub struct PictureRows<'a> {
     pub row: usize,
-    /// `(rows, w)`.
+    /// `(rows, f)`.
     pub features: &'a [f32],
 }
 
@@ -72,7 +75,7 @@ impl<'a> PictureRows<'a> {
 pub struct SeenPicture {
     /// Its first row.
     pub row: usize,
-    /// `(tokens_per_image, w)`.
+    /// `(tokens_per_image, f)`.
     pub features: Arc<[f32]>,
 }
 
@@ -135,7 +138,9 @@ impl<B: Backend> Vision<B> {
         b.scatter_add(&embedded, &rows, &mut x);
         let normed = self.pre_norm.forward(b, &x);
         [patches, embedded, x].into_iter().for_each(|rows| b.recycle(rows));
-        PictureRun { x: normed, next_layer: 0 }
+        let mut run = PictureRun { x: normed, next_layer: 0, taken: Vec::new() };
+        self.take(b, &mut run);
+        run
     }
 
     fn block(&self, b: &mut B, run: &mut PictureRun<B>) {
@@ -146,14 +151,33 @@ impl<B: Backend> Vision<B> {
         let mut pass = Pass { positions: &positions, adapters, keys };
         self.layers[run.next_layer].forward(b, &mut run.x, &mut pass);
         run.next_layer += 1;
+        self.take(b, run);
     }
 
-    /// The rows that are features.
-    fn features(&self, b: &mut B, x: &B::Rows) -> Vec<f32> {
-        let (_, width) = b.shape(x);
-        let mut values = b.download(x);
+    /// Keeps the rows that are features, if features are taken here.
+    fn take(&self, b: &mut B, run: &mut PictureRun<B>) {
+        if !self.config.feature_layers.contains(&run.next_layer) {
+            return;
+        }
+        let (_, width) = b.shape(&run.x);
+        let mut values = b.download(&run.x);
         values.drain(..if self.config.keep_class { 0 } else { width });
-        values
+        run.taken.push((run.next_layer, values));
+    }
+
+    /// What was taken, of each row side by side: `(tokens_per_image, f)`.
+    fn features(&self, taken: &mut Vec<(usize, Vec<f32>)>) -> Vec<f32> {
+        if let ([_], [_]) = (&self.config.feature_layers[..], &taken[..]) {
+            return taken.remove(0).1;
+        }
+        let width = self.config.tower.hidden_size;
+        let of = |layer: &usize| taken.iter().find(|(blocks, _)| blocks == layer);
+        let places = self.config.feature_layers.iter().filter_map(of);
+        let places: Vec<_> = places.map(|(_, values)| values).collect();
+        let rows = (0..self.config.tokens()).map(|row| row * width..(row + 1) * width);
+        rows.flat_map(|row| places.iter().flat_map(move |values| &values[row.clone()]))
+            .copied()
+            .collect()
     }
 }
 
@@ -228,7 +252,7 @@ impl<B: Backend> Model<B> {
 }
 
 impl<B: Backend> PictureRun<B> {
-    /// One block more; at the end the features `(tokens_per_image, w)`. To be called no more after
+    /// One block more; at the end the features `(tokens_per_image, f)`. To be called no more after
     /// that.
     ///
     /// # Panics
@@ -241,7 +265,7 @@ impl<B: Backend> PictureRun<B> {
         if self.next_layer < vision.layers.len() {
             return None;
         }
-        Some(vision.features(b, &self.x))
+        Some(vision.features(&mut self.taken))
     }
 
     /// Gives its memory back.

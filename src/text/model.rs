@@ -94,11 +94,13 @@ impl TextModel {
         chosen: Option<&str>,
         rendering: &Rendering,
     ) -> Result<Self, TextError> {
+        let named = source.special.named.clone();
         let tokenizer = Tokenizer::from_bytes(&source.tokenizer, source.special)?;
         let image_token = source.image_token;
         let (bos, eos) = (tokenizer.bos_token(), tokenizer.eos_token());
-        let compile =
-            |name: &str, text: &str| ChatTemplate::compile(name, text, bos, eos, rendering);
+        let compile = |name: &str, text: &str| {
+            ChatTemplate::compile_with(name, text, bos, eos, &named, rendering)
+        };
         let template = match (chosen, source.template) {
             (Some(name), _) if PRESETS.iter().any(|(preset, _)| *preset == name) => {
                 Some(ChatTemplate::from_preset(name, bos, eos)?)

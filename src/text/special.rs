@@ -1,6 +1,6 @@
 //! Which tokens begin, end and pad a text, gathered from the files of a model folder.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// The named tokens of a model, as its `tokenizer_config.json`, `generation_config.json` and
 /// `config.json` give them.
@@ -15,6 +15,9 @@ pub struct SpecialTokens {
     pub pad_id: Option<u32>,
     /// Every id that ends a generation, from `generation_config.json` and `config.json`.
     pub eos_ids: Vec<u32>,
+    /// What templates know by name besides beginning and end: `pad_token`, `unk_token`, the
+    /// `image_token` of a model that sees, …
+    pub named: Map<String, Value>,
 }
 
 impl SpecialTokens {
@@ -38,8 +41,24 @@ impl SpecialTokens {
             bos_id: first("bos_token_id"),
             pad_id: first("pad_token_id"),
             eos_ids,
+            named: named(tokenizer_config),
         }
     }
+}
+
+/// Tokens stand under keys that end in `_token`, a model's own also in an object of theirs, and a
+/// list holds those without a role.
+fn named(tokenizer_config: &Value) -> Map<String, Value> {
+    const LIST: &str = "additional_special_tokens";
+    let own = &tokenizer_config["extra_special_tokens"];
+    let keys = [tokenizer_config, own].into_iter().filter_map(Value::as_object).flatten();
+    let roles = keys.filter(|(key, _)| key.ends_with("_token"));
+    let mut named: Map<String, Value> =
+        roles.filter_map(|(key, token)| Some((key.clone(), token_text(token)?.into()))).collect();
+    if let Some(tokens) = tokenizer_config[LIST].as_array() {
+        named.insert(LIST.to_owned(), tokens.iter().filter_map(token_text).collect());
+    }
+    named
 }
 
 /// A token is written as a string, or as an object with `content`.
@@ -71,5 +90,20 @@ mod tests {
         assert_eq!(special.eos_ids, [7, 9, 2]);
         assert_eq!((special.eos.as_deref(), special.bos.as_deref()), (Some("</s>"), Some("<s>")));
         assert_eq!((special.pad, special.bos_id), (None, Some(1)));
+    }
+
+    #[test]
+    fn tokens_are_known_by_their_names() {
+        let config = json!({
+            "unk_token": {"content": "<unk>"}, "pad_token": "<pad>", "sep_token": null,
+            "add_bos_token": true, "extra_special_tokens": {"image_token": "<image>"},
+            "additional_special_tokens": ["<a>", {"content": "<b>"}], "model_max_length": 7,
+        });
+        let special = SpecialTokens::read(&config, &Value::Null, &Value::Null);
+        let expected = json!({
+            "unk_token": "<unk>", "pad_token": "<pad>", "image_token": "<image>",
+            "additional_special_tokens": ["<a>", "<b>"],
+        });
+        assert_eq!(Value::Object(special.named), expected);
     }
 }

@@ -23,11 +23,11 @@ fn folder() -> ModelSource {
     ModelSource::Folder(golden::path(&format!("{CASE}/model")))
 }
 
-fn tensor(name: &str) -> (Vec<usize>, Vec<f32>) {
+pub(super) fn tensor(name: &str) -> (Vec<usize>, Vec<f32>) {
     golden::tensors(&golden::path(&format!("{CASE}/io.safetensors"))).remove(name).unwrap()
 }
 
-fn atol() -> f64 {
+pub(super) fn atol() -> f64 {
     golden::number(&golden::json(&golden::path(&format!("{CASE}/case.json"))), "atol")
 }
 
@@ -36,7 +36,7 @@ fn features<B: Backend>(b: &mut B, model: &Model<B>) -> Vec<f32> {
     seen(b, model, tensor("pixel_values").1)
 }
 
-fn seen<B: Backend>(b: &mut B, model: &Model<B>, pixels: Vec<f32>) -> Vec<f32> {
+pub(super) fn seen<B: Backend>(b: &mut B, model: &Model<B>, pixels: Vec<f32>) -> Vec<f32> {
     let picture = Picture { digest: [0; 32], pixels };
     let mut run = model.see(b, &picture).expect("the model sees");
     loop {
@@ -48,7 +48,7 @@ fn seen<B: Backend>(b: &mut B, model: &Model<B>, pixels: Vec<f32>) -> Vec<f32> {
 }
 
 /// Logits of every row of `tokens`, served in chunks that end at `ends`, the picture at its tokens.
-fn served<B: Backend>(
+pub(super) fn served<B: Backend>(
     b: &mut B,
     model: &Model<B>,
     features: &[f32],

@@ -91,6 +91,51 @@ fn tojson_writes_as_python_does() {
     );
 }
 
+/// Each line a template and what `jinja2` makes of it, or `null` where that fails.
+#[test]
+fn what_templates_find_in_python_they_find_here() {
+    let cases = std::fs::read_to_string(golden("chat/jinja.jsonl")).expect("the cases");
+    let messages = [json!({"role": "user", "content": "a, b, c", "items": 3})];
+    let mut wrong = Vec::new();
+    for line in cases.lines() {
+        let (source, expected): (String, Option<String>) =
+            serde_json::from_str(line).expect("a case");
+        match (render(&source, &messages), expected) {
+            (Ok(text), Some(expected)) if text == expected => {}
+            (Err(TemplateError::Render { .. }), None) => {}
+            (found, expected) => wrong.push(format!("{source}\n {found:?}\n {expected:?}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn special_tokens_are_known_by_their_names() {
+    let tokens = json!({"pad_token": "<pad>", "additional_special_tokens": ["<a>"]});
+    let source = "{{ pad_token }}{{ additional_special_tokens[0] }}{{ eos_token }}\
+                  {{ sep_token is defined }}";
+    for rendering in [Rendering::Here, apart()] {
+        let tokens = tokens.as_object().expect("an object");
+        let template =
+            ChatTemplate::compile_with("test", source, "<s>", "</s>", tokens, &rendering);
+        let text = template.expect("compiled").render(&[], None, false, &Map::new());
+        assert_eq!(text.expect("rendered"), "<pad><a></s>False");
+    }
+}
+
+#[test]
+fn methods_that_make_strings_pay_for_them() {
+    for source in [
+        "{{ 'a'.ljust(1000000000000) }}",
+        "{{ 'a'.center(1000000000) | length }}",
+        "{% for i in range(100000) %}{% set x = 'a'.zfill(100000) %}{% endfor %}",
+        "{% for i in range(100000) %}{% set x = range(10000) | list %}{{ x.index(9999) }}{% endfor %}",
+    ] {
+        let stopped = render(source, &[]);
+        assert!(matches!(stopped, Err(TemplateError::OutOfFuel { .. })), "{source}: {stopped:?}");
+    }
+}
+
 #[test]
 fn python_idioms_of_real_templates_work() {
     let source = "{%- set ns = namespace(n=0) %}{% for m in messages[::-1] %}{% set ns.n = ns.n + 1 %}\

@@ -68,13 +68,15 @@ fn vision(fields: &Fields<'_>, vocab_size: usize) -> Result<VisionConfig, ModelE
     if image_size > 4096 || !image_size.is_multiple_of(patch_size) {
         return Err(tower.unsupported("patch_size", patch_size));
     }
-    let layers = used_layers(fields, tower.small("num_hidden_layers")?)?;
+    let feature_layers = feature_layers(fields, tower.small("num_hidden_layers")?)?;
+    let layers = feature_layers.iter().copied().max().unwrap_or(0);
     let patches = (image_size / patch_size).pow(2);
     Ok(VisionConfig {
         image_token: image_token(fields, vocab_size)?,
         image_size,
         patch_size,
         tower: Box::new(clip(&tower, layers, patches + 1)?),
+        feature_layers,
         keep_class: keeps_class(fields)?,
         projector_activation: fields.activation("projector_hidden_act")?,
         projector_bias: fields.bool("multimodal_projector_bias", true)?,
@@ -96,14 +98,23 @@ fn image_token(fields: &Fields<'_>, vocab_size: usize) -> Result<u32, ModelError
     }
 }
 
-/// `vision_feature_layer` counts the embedding as 0, or from the end: −2 leaves the last block out.
-fn used_layers(fields: &Fields<'_>, layers: usize) -> Result<usize, ModelError> {
+/// `vision_feature_layer`, one or a list, counts the embedding as 0, or from the end: −2 leaves the
+/// last block out.
+fn feature_layers(fields: &Fields<'_>, layers: usize) -> Result<Vec<usize>, ModelError> {
     const KEY: &str = "vision_feature_layer";
-    let Some(value) = fields.get(KEY) else { return Ok(layers.saturating_sub(1)) };
-    let used =
-        value.as_i64().map(|layer| if layer < 0 { layer + layers as i64 + 1 } else { layer });
-    let used = used.and_then(|used| usize::try_from(used).ok()).filter(|used| *used <= layers);
-    used.ok_or_else(|| fields.unsupported(KEY, value))
+    let value = fields.get(KEY).ok_or_else(|| fields.missing(KEY))?;
+    let blocks = |value: &Value| {
+        let layer = value.as_i64()?;
+        let layer = if layer < 0 { layer.checked_add_unsigned(layers as u64 + 1)? } else { layer };
+        usize::try_from(layer).ok().filter(|blocks| *blocks <= layers)
+    };
+    let taken = match value {
+        Value::Array(list) => list.iter().map(blocks).collect(),
+        one => blocks(one).map(|blocks| vec![blocks]),
+    };
+    // One more than there are places says the same twice.
+    let usable = taken.filter(|taken: &Vec<usize>| (1..=layers + 1).contains(&taken.len()));
+    usable.ok_or_else(|| fields.unsupported(KEY, value))
 }
 
 fn keeps_class(fields: &Fields<'_>) -> Result<bool, ModelError> {

@@ -6,9 +6,9 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value};
 
-use super::functions;
 use super::question::{Question, Source};
 use super::{MAX_OUTPUT_BYTES, TemplateError};
+use super::{filters, functions, methods};
 
 /// About so many instructions, and 64 times as many bytes, may one rendering take.
 const FUEL: u64 = 3_000_000;
@@ -61,9 +61,9 @@ impl Compiled {
             ("eos_token", Value::from(&self.source.eos_token)),
         ];
         let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
-        let extra = question.extra.iter();
-        let extra = extra.map(|(key, value)| (key.clone(), Value::from(Serde(value))));
-        Value::from_pairs(extra.chain(own))
+        let given = self.source.tokens.iter().chain(question.extra.iter());
+        let given = given.map(|(key, value)| (key.clone(), Value::from(Serde(value))));
+        Value::from_pairs(given.chain(own))
     }
 
     fn failed(&self, error: &minijinja::Error) -> TemplateError {
@@ -87,10 +87,11 @@ fn environment() -> Environment<'static> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.expect("the default delimiters are valid"));
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(methods::call);
     environment.set_recursion_limit(RECURSION_LIMIT);
     environment.set_fuel(Some(FUEL));
     functions::add_to(&mut environment);
+    filters::add_to(&mut environment);
     environment
 }
 

@@ -8,7 +8,9 @@
 mod apart;
 mod child;
 mod compiled;
+mod filters;
 mod functions;
+mod methods;
 mod presets;
 mod question;
 mod strftime;
@@ -105,12 +107,28 @@ impl ChatTemplate {
         eos_token: &str,
         rendering: &Rendering,
     ) -> Result<Self, TemplateError> {
+        Self::compile_with(name, source, bos_token, eos_token, &Map::new(), rendering)
+    }
+
+    /// The same, with further special tokens by name: `pad_token`, …
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::compile`].
+    pub fn compile_with(
+        name: &str,
+        source: &str,
+        bos_token: &str,
+        eos_token: &str,
+        tokens: &Map<String, Value>,
+        rendering: &Rendering,
+    ) -> Result<Self, TemplateError> {
         let fingerprint = hex::encode(Sha256::digest(source));
         let source = Source {
             name: name.to_owned(),
             text: source.to_owned(),
             bos_token: bos_token.to_owned(),
             eos_token: eos_token.to_owned(),
+            tokens: tokens.clone(),
         };
         let (name, bos_token) = (source.name.clone(), source.bos_token.clone());
         let renderer = match rendering {

@@ -13,6 +13,8 @@ pub(super) struct Source {
     pub text: String,
     pub bos_token: String,
     pub eos_token: String,
+    /// The others, by name: `pad_token`, …
+    pub tokens: Map<String, Value>,
 }
 
 /// The variables of one rendering.
