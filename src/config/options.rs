@@ -1,6 +1,6 @@
 //! The options of `tandem serve`, and how they become a [`Config`].
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,8 +37,8 @@ pub struct ServeOptions {
     /// Folder of uploaded files, checkpoints and adapters [default: `artifacts` in the data folder].
     #[arg(long, env = "TANDEM_STORAGE", value_name = "DIR")]
     pub storage: Option<String>,
-    /// Address to listen on [default: 127.0.0.1:8080].
-    #[arg(long, env = "TANDEM_LISTEN", value_name = "ADDRESS:PORT")]
+    /// Address to listen on, or a port of this machine alone [default: 127.0.0.1:8080].
+    #[arg(long, env = "TANDEM_LISTEN", value_name = "ADDRESS:PORT", visible_alias = "port")]
     pub listen: Option<String>,
     /// Folder for everything that must survive a restart [default: ./tandem-data].
     #[arg(long, env = "TANDEM_DATA", value_name = "DIR")]
@@ -260,7 +260,11 @@ fn storage(value: Option<String>, data: &std::path::Path) -> Result<PathBuf, Con
 
 fn listen(value: Option<String>) -> Result<SocketAddr, ConfigError> {
     let value = value.unwrap_or_else(|| "127.0.0.1:8080".to_owned());
-    let reason = "it must be ADDRESS:PORT, for example 127.0.0.1:8080";
+    let reason =
+        "it must be ADDRESS:PORT or a PORT of this machine alone, as 127.0.0.1:8080 or 8080";
+    if let Ok(port) = value.parse() {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
     let found = value.to_socket_addrs().map_err(|_| invalid("--listen", &value, reason))?.next();
     found.ok_or_else(|| invalid("--listen", &value, reason))
 }
@@ -422,11 +426,20 @@ mod tests {
     }
 
     #[test]
+    fn a_port_alone_is_one_of_this_machine() {
+        let options = ServeOptions { listen: Some("9000".into()), ..Default::default() };
+        assert_eq!(options.resolve().expect("a port").listen.to_string(), "127.0.0.1:9000");
+    }
+
+    #[test]
     fn values_that_make_no_sense_are_refused() {
         let refuse = |options: ServeOptions| options.resolve().expect_err("must be refused");
         for options in [
             ServeOptions { listen: Some("nonsense".into()), ..Default::default() },
             ServeOptions { threads: Some(0), ..Default::default() },
+            ServeOptions { threads: Some(1_000_000), ..Default::default() },
+            ServeOptions { max_waiting: Some(usize::MAX), ..Default::default() },
+            ServeOptions { kv_cache_mib: Some(usize::MAX), ..Default::default() },
             ServeOptions { device: Some("cuda:first".into()), ..Default::default() },
             ServeOptions { database: Some("mysql://x".into()), ..Default::default() },
             ServeOptions { storage: Some("s3://bucket".into()), ..Default::default() },

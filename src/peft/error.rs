@@ -3,7 +3,7 @@
 /// What is wrong with an adapter.
 #[derive(Debug, thiserror::Error)]
 pub enum PeftError {
-    #[error("{file} is not valid JSON: {source}")]
+    #[error("{file} {}: {source}", if source.is_data() { "holds a value of another type" } else { "is not valid JSON" })]
     Json { file: &'static str, source: serde_json::Error },
     #[error("{file} is missing from the adapter")]
     MissingFile { file: &'static str },

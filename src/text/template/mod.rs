@@ -83,7 +83,7 @@ pub struct ChatTemplate {
 #[derive(Debug)]
 enum Renderer {
     Here(Box<Compiled>),
-    Apart(Apart),
+    Apart(Box<Apart>),
 }
 
 /// What content of messages a template writes.
@@ -133,7 +133,9 @@ impl ChatTemplate {
         let (name, bos_token) = (source.name.clone(), source.bos_token.clone());
         let renderer = match rendering {
             Rendering::Here => Renderer::Here(Box::new(Compiled::new(source)?)),
-            Rendering::Apart(program) => Renderer::Apart(Apart::new(program.clone(), source)?),
+            Rendering::Apart(program) => {
+                Renderer::Apart(Box::new(Apart::new(program.clone(), source)?))
+            }
         };
         let takes = Takes::default();
         let mut template = Self { renderer, name, bos_token, fingerprint, takes, begins: false };
