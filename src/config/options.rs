@@ -38,7 +38,7 @@ pub struct ServeOptions {
     #[arg(long, env = "TANDEM_STORAGE", value_name = "DIR")]
     pub storage: Option<String>,
     /// Address to listen on, or a port of this machine alone [default: 127.0.0.1:8080].
-    #[arg(long, env = "TANDEM_LISTEN", value_name = "ADDRESS:PORT", visible_alias = "port")]
+    #[arg(long, env = "TANDEM_LISTEN", value_name = "[ADDRESS:]PORT", visible_alias = "port")]
     pub listen: Option<String>,
     /// Folder for everything that must survive a restart [default: ./tandem-data].
     #[arg(long, env = "TANDEM_DATA", value_name = "DIR")]
@@ -186,9 +186,7 @@ impl ServeOptions {
             training_memory_mib: self
                 .training_memory_mib
                 .or(file.training_memory_mib)
-                .map(|mib| {
-                    at_most("--training-memory-mib", mib, MOST, "it must be at most 4294967296")
-                })
+                .map(|mib| at_most("--training-memory-mib", mib, MOST))
                 .transpose()?,
             shutdown_timeout: Duration::from_secs(
                 self.shutdown_timeout.or(file.shutdown_timeout_secs).unwrap_or(30),
@@ -322,13 +320,12 @@ fn one_of<T: Copy, const N: usize>(
 }
 
 /// Tokens, requests, sequences, MiB: nobody has more, and sums of them do not overflow.
-const MOST: usize = 1 << 32;
-/// Compute threads.
-const MOST_THREADS: usize = 1024;
+const MOST: usize = u32::MAX as usize;
 
 fn threads(value: Option<usize>) -> Result<usize, ConfigError> {
+    const MOST_THREADS: usize = 1024;
     let value = at_least_one("--threads", value, usable_cores())?;
-    at_most("--threads", value, MOST_THREADS.max(usable_cores()), "it must be at most 1024")
+    at_most("--threads", value, MOST_THREADS.max(usable_cores()))
 }
 
 fn at_least_one(
@@ -338,18 +335,16 @@ fn at_least_one(
 ) -> Result<usize, ConfigError> {
     match value {
         Some(0) => Err(invalid(place, 0, "it must be at least 1")),
-        Some(value) => at_most(place, value, MOST, "it must be at most 4294967296"),
+        Some(value) => at_most(place, value, MOST),
         None => Ok(default),
     }
 }
 
-fn at_most(
-    place: &'static str,
-    value: usize,
-    most: usize,
-    reason: &'static str,
-) -> Result<usize, ConfigError> {
-    if value <= most { Ok(value) } else { Err(invalid(place, value, reason)) }
+fn at_most(place: &'static str, value: usize, most: usize) -> Result<usize, ConfigError> {
+    match value <= most {
+        true => Ok(value),
+        false => Err(invalid(place, value, format!("it must be at most {most}"))),
+    }
 }
 
 #[cfg(test)]

@@ -108,20 +108,24 @@ fn targets<'a>(
     notes: &mut Vec<String>,
 ) -> Result<Vec<&'a ModuleShape>> {
     match resolve_targets(&config.filter(&base.default_targets), base) {
-        Err(PeftError::Pattern { pattern, .. }) => {
+        Err(PeftError::Pattern { pattern, source }) => {
+            let covered = |module: &&ModuleShape| tensors.has(&tensor_names(&module.name)[0]);
+            let modules: Vec<_> = base.modules.iter().filter(covered).collect();
+            if modules.is_empty() {
+                return Err(PeftError::Pattern { pattern, source });
+            }
             notes.push(format!(
                 "the pattern `{pattern}` is none that is read here; the adapter covers the modules \
                  that its file has matrices of"
             ));
-            let covered = |module: &&ModuleShape| tensors.has(&tensor_names(&module.name)[0]);
-            Ok(base.modules.iter().filter(covered).collect())
+            Ok(modules)
         }
         resolved => resolved,
     }
 }
 
 /// PEFT writes the base's own matrix beside those of an adapted embedding or head. The base that is
-/// served has it already.
+/// served has one already, which is taken for the same.
 fn skip_base_layers(
     modules: &[&ModuleShape],
     base: &BaseInfo,
@@ -136,8 +140,8 @@ fn skip_base_layers(
             let name = saved_name(&module.name, &format!("base_layer.{}", tensor.name));
             if tensors.skip(&name, &tensor.stored()) {
                 notes.push(format!(
-                    "`{name}` is a copy of the base model's own weight; the one that is served is \
-                     used"
+                    "`{name}`, the base model's own weight as PEFT stores it, is left out; the one \
+                     that is served is used"
                 ));
             }
         }
@@ -222,6 +226,7 @@ mod tests {
     use super::super::testing::{adapter, fingerprints, tiny_base};
     use super::super::{Provenance, write};
     use super::*;
+    use safetensors::tensor::TensorView;
 
     fn written() -> AdapterFiles {
         let (weights, spec) = adapter(&["q_proj", "down_proj"], 2);
@@ -298,7 +303,7 @@ mod tests {
         let old = safetensors::SafeTensors::deserialize(&files.tensors).expect("tensors");
         let zeros = vec![0u8; 16 * 8 * 4];
         let view = |shape: &[usize]| {
-            safetensors::tensor::TensorView::new(
+            TensorView::new(
                 safetensors::Dtype::F32,
                 shape.to_vec(),
                 &zeros[..shape.iter().product::<usize>() * 4],
@@ -343,6 +348,10 @@ mod tests {
         let files = AdapterFiles { config, ..written() };
         let read = read(&files, &tiny_base(), &fingerprints()).expect("matrices are there");
         assert_eq!(read.weights.sites.len(), adapter(&["q_proj", "down_proj"], 2).0.sites.len());
+        let none = safetensors::serialize(Vec::<(&str, TensorView<'_>)>::new(), None);
+        let files = AdapterFiles { tensors: none.expect("an empty file"), ..files };
+        let error = super::read(&files, &tiny_base(), &fingerprints()).expect_err("nothing in it");
+        assert!(matches!(error, PeftError::Pattern { .. }), "{error}");
     }
 
     #[test]
