@@ -6,8 +6,10 @@
 //!   source may hand out its own memory, or write the chunk into scratch on the way. That one
 //!   seam serves bf16, NF4 and the transposed product of either.
 //! - `rounded`: `f32` matrices rounded on the way, for adapters and gradients of weights.
-//! - `tile`: twelve rows by 32 columns in registers.
+//! - `tile`: twelve rows by 32 columns in registers; `amx`: 32 by 32 in matrix tiles.
 
+#[cfg(target_arch = "x86_64")]
+pub(in crate::kernels) mod amx;
 mod gemm;
 mod rounded;
 mod rows;

@@ -15,17 +15,25 @@ pub struct Cpu {
     pub(crate) vnni: bool,
     /// AVX-512 F, BW, VL and BF16: bf16 and NF4 products (`vdpbf16ps`).
     pub(crate) bf16: bool,
+    /// AMX tiles for int8 and bf16, granted by the system, and all of the above.
+    pub(crate) amx: bool,
 }
 
 impl Cpu {
     /// The plain twin of every kernel.
-    pub const SCALAR: Self = Self { avx2: false, avx512: false, vnni: false, bf16: false };
+    pub const SCALAR: Self =
+        Self { avx2: false, avx512: false, vnni: false, bf16: false, amx: false };
 
     /// AVX2 kernels where they exist, scalar elsewhere; only valid where AVX2 and FMA exist.
     ///
     /// Returns `None` on a machine without them.
     pub fn avx2_only() -> Option<Self> {
         Self::detect().avx2.then_some(Self { avx2: true, ..Self::SCALAR })
+    }
+
+    /// What this machine offers but its matrix tiles.
+    pub fn without_tiles() -> Self {
+        Self { amx: false, ..Self::detect() }
     }
 
     /// The instruction sets by their usual names.
@@ -35,6 +43,7 @@ impl Cpu {
             ("avx512f", self.avx512),
             ("avx512vnni", self.vnni),
             ("avx512bf16", self.bf16),
+            ("amx", self.amx),
         ];
         all.into_iter().filter_map(|(name, there)| there.then_some(name)).collect()
     }
@@ -55,13 +64,16 @@ impl Cpu {
         let avx512 = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl");
+        let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
+        let bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
         Self {
             avx2: is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c"),
             avx512,
-            vnni: avx512 && is_x86_feature_detected!("avx512vnni"),
-            bf16: avx512 && is_x86_feature_detected!("avx512bf16"),
+            vnni,
+            bf16,
+            amx: vnni && bf16 && super::amx::granted(),
         }
     }
 

@@ -10,7 +10,8 @@
 //!    [`low_rank`]: adapters over a batch.
 //! 6. [`norm`], [`heads`], [`mlp`], [`attention`], [`loss`], [`elementwise`], [`optimiser`]: what
 //!    lies between the products, forward and backward.
-//! 7. [`peak`]: what the machine can do at best.
+//! 7. `amx`: the matrix tiles of Intel's servers, which the products above use where they exist.
+//! 8. [`peak`]: what the machine can do at best.
 //!
 //! Invariants:
 //! - A row's numbers depend on that row alone. Rows are cut into groups that a register tile
@@ -23,6 +24,8 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod activations;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 pub mod bf16;
 pub mod cpu;

@@ -26,5 +26,6 @@ impl Seeded {
 
 /// Every instruction set that this machine can run, the plain one first.
 pub(crate) fn every_cpu() -> Vec<Cpu> {
-    [Some(Cpu::SCALAR), Cpu::avx2_only(), Some(Cpu::detect())].into_iter().flatten().collect()
+    let wide = [Some(Cpu::without_tiles()), Some(Cpu::detect())];
+    [Some(Cpu::SCALAR), Cpu::avx2_only()].into_iter().chain(wide).flatten().collect()
 }

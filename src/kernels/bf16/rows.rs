@@ -13,6 +13,9 @@ use crate::kernels::shared::SharedSlice;
 /// Rows one bf16 tile holds: 12 × 2 sums, two weights and a broadcast fill the register file.
 const LARGEST_GROUP: usize = 12;
 
+/// Rows that two matrix tiles hold.
+const LARGEST_TILED_GROUP: usize = 32;
+
 /// Rows of activations `(m, k)` rounded to bf16, reused from call to call.
 ///
 /// Layout: for each row group, for each block of 32 columns (the last padded with zeros), one line
@@ -43,7 +46,8 @@ impl Bf16Rows {
         (m, k): (usize, usize),
         (stride, at): (usize, usize),
     ) {
-        let groups = RowGroups::new(m, LARGEST_GROUP).iter();
+        let largest = if cpu.amx { LARGEST_TILED_GROUP } else { LARGEST_GROUP };
+        let groups = RowGroups::new(m, largest).iter();
         self.pack_groups(cpu, pool, x, (m, k), (stride, at), groups);
     }
 

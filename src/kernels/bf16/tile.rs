@@ -1,9 +1,11 @@
-//! The register tile: up to twelve rows by 32 columns.
+//! The register tile: up to twelve rows by 32 columns, or 32 rows where there are matrix tiles.
 #![allow(unsafe_code)]
 
 use std::array;
 
 use super::Chunk;
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::Line;
 use crate::kernels::nf4::fused;
@@ -18,6 +20,18 @@ pub(crate) fn multiply<'a>(
     row_of: impl Fn(usize) -> &'a mut [f32],
     add: bool,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if cpu.amx {
+        // SAFETY: `amx` says that the tiles were detected and granted.
+        return unsafe {
+            match *w {
+                Chunk::Nf4 { code, codes, absmax } => {
+                    fused::matrix_tile((code, codes), absmax, x, rows, row_of, add)
+                }
+                Chunk::Bf16(w) => amx::tile(w, x, rows, row_of, add),
+            }
+        };
+    }
     match rows {
         1 => tile::<1>(cpu, w, x, array::from_fn(row_of), add),
         2 => tile::<2>(cpu, w, x, array::from_fn(row_of), add),

@@ -6,6 +6,8 @@
 #![allow(unsafe_code)]
 
 use super::{BLOCK, Code};
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::bf16::amx::{self, Sums};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::Line;
 
@@ -27,6 +29,35 @@ pub(crate) fn tile<const MR: usize>(
     }
     let _ = cpu;
     scalar::tile((code, codes), absmax, x, y, add);
+}
+
+/// [`tile`] with AMX, up to 32 rows: a block of codes is looked up into lines beside it, and its
+/// products are added up with absmax row by row.
+///
+/// # Safety
+/// The processor must have AMX and AVX-512 BW.
+#[cfg(target_arch = "x86_64")]
+pub(crate) unsafe fn matrix_tile<'a>(
+    (code, codes): (Code, &[Line]),
+    absmax: &[Line],
+    x: &[Line],
+    rows: usize,
+    row_of: impl Fn(usize) -> &'a mut [f32],
+    add: bool,
+) {
+    let mut sums = if add { Sums::of(rows, &row_of) } else { Sums::zero() };
+    let mut levels = [Line::ZERO; BLOCK];
+    let blocks = codes.as_chunks().0.iter().zip(absmax.as_chunks().0);
+    for ((codes, absmax), x) in blocks.zip(x.chunks_exact(2 * rows)) {
+        let mut dots = Sums::zero();
+        // SAFETY: by this function's contract.
+        unsafe {
+            avx512::look_up(code, codes, &mut levels);
+            amx::add_products(&levels, x, rows, &mut dots);
+            avx512::add_scaled(&mut dots, absmax, rows, &mut sums);
+        }
+    }
+    sums.put(rows, &row_of);
 }
 
 mod scalar {
@@ -66,13 +97,55 @@ mod scalar {
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use super::*;
-    use crate::kernels::simd::{as_bf16, load_line, load_line_ps, load_tile, prefetch, store_tile};
+    use crate::kernels::simd::{
+        as_bf16, load_line, load_line_ps, load_ps, load_tile, prefetch, store_line, store_ps,
+        store_tile,
+    };
     use std::arch::x86_64::*;
 
     /// Lines ahead of a single row's stream: 4 KiB.
     const AHEAD: usize = 64;
 
-    type Sums<const MR: usize> = [[__m512; 2]; MR];
+    type Dots<const MR: usize> = [[__m512; 2]; MR];
+
+    /// The levels of sixteen lines of codes as pairs, two lines each.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub fn look_up(code: Code, codes: &[Line; 16], levels: &mut [Line; BLOCK]) {
+        let table = table(code);
+        for (codes, levels) in codes.as_chunks::<2>().0.iter().zip(levels.as_chunks_mut::<8>().0) {
+            for half in 0..2 {
+                prefetch(&codes[half], AHEAD);
+                let codes = load_line(&codes[half]);
+                let level = |codes| _mm512_permutexvar_epi16(codes, table);
+                store_line(&mut levels[half], level(codes));
+                store_line(&mut levels[2 + half], level(_mm512_srli_epi16::<4>(codes)));
+                store_line(&mut levels[4 + half], level(_mm512_srli_epi16::<8>(codes)));
+                store_line(&mut levels[6 + half], level(_mm512_srli_epi16::<12>(codes)));
+            }
+        }
+    }
+
+    /// `sums += dots · absmax`.
+    #[target_feature(enable = "avx512f")]
+    pub fn add_scaled(dots: &mut Sums, absmax: &[Line; 2], rows: usize, sums: &mut Sums) {
+        let absmax = [load_line_ps(&absmax[0]), load_line_ps(&absmax[1])];
+        let dots = dots.lines().as_chunks::<2>().0;
+        for (dots, sums) in dots.iter().zip(sums.lines().as_chunks_mut::<2>().0).take(rows) {
+            for half in 0..2 {
+                let sum = _mm512_fmadd_ps(load_ps(&dots[half]), absmax[half], load_ps(&sums[half]));
+                store_ps(&mut sums[half], sum);
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn table(code: Code) -> __m512i {
+        match code {
+            Code::Nf4 => load_line(&NF4),
+            Code::Fp4 => load_line(&FP4),
+        }
+    }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub fn tile<const MR: usize>(
@@ -82,10 +155,7 @@ mod avx512 {
         y: [&mut [f32]; MR],
         add: bool,
     ) {
-        let table = match code {
-            Code::Nf4 => load_line(&NF4),
-            Code::Fp4 => load_line(&FP4),
-        };
+        let table = table(code);
         let mut sums = load_tile(&y, add);
         let blocks = codes.chunks_exact(16).zip(absmax.chunks_exact(2)).zip(x.chunks_exact(2 * MR));
         for ((codes, absmax), x) in blocks {
@@ -102,7 +172,7 @@ mod avx512 {
     /// `Σ x · code` over one block of 64 columns.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    fn dot_block<const MR: usize>(table: __m512i, codes: &[Line], x: &[Line]) -> Sums<MR> {
+    fn dot_block<const MR: usize>(table: __m512i, codes: &[Line], x: &[Line]) -> Dots<MR> {
         let mut dots = [[_mm512_setzero_ps(); 2]; MR];
         for (codes, x) in codes.chunks_exact(8).zip(x.chunks_exact(MR)) {
             for (eight, codes) in codes.chunks_exact(2).enumerate().take(4) {
@@ -123,7 +193,7 @@ mod avx512 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     fn pair<const SHIFT: u32, const MR: usize>(
-        dots: &mut Sums<MR>,
+        dots: &mut Dots<MR>,
         table: __m512i,
         codes: [__m512i; 2],
         x: &[Line],
