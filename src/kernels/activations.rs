@@ -14,10 +14,7 @@ use crate::kernels::shared::SharedSlice;
 pub const BLOCK: usize = 32;
 
 /// Rows one integer tile holds.
-const LARGEST_GROUP: usize = 8;
-
-/// Rows that two matrix tiles hold.
-const LARGEST_TILED_GROUP: usize = 32;
+pub const LARGEST_GROUP: usize = 8;
 
 /// Thirty-two quantised values of one row.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -41,7 +38,6 @@ pub struct Q8Block {
 pub struct Q8Rows {
     rows: usize,
     k: usize,
-    largest_group: usize,
     blocks: Vec<Q8Block>,
 }
 
@@ -59,12 +55,11 @@ impl Q8Rows {
         assert_eq!(k % BLOCK, 0, "k must be a multiple of {BLOCK}");
         assert_eq!(x.len(), m * k, "x must hold m · k values");
         (self.rows, self.k) = (m, k);
-        self.largest_group = if cpu.amx { LARGEST_TILED_GROUP } else { LARGEST_GROUP };
         if self.blocks.len() < m * k / BLOCK {
             self.blocks.resize(m * k / BLOCK, Q8Block::default());
         }
         let (groups, target) = (self.groups(), SharedSlice::new(&mut self.blocks));
-        pool.split(groups.count(), self.largest_group * k, &|indices| {
+        pool.split(groups.count(), LARGEST_GROUP * k, &|indices| {
             for group in indices.map(|index| groups.get(index)) {
                 let part = group.start * k / BLOCK..group.end * k / BLOCK;
                 // SAFETY: groups are disjoint, and so are their blocks.
@@ -88,7 +83,7 @@ impl Q8Rows {
 
     /// How the rows are grouped.
     pub fn groups(&self) -> RowGroups {
-        RowGroups::new(self.rows, self.largest_group.max(1))
+        RowGroups::new(self.rows, LARGEST_GROUP)
     }
 
     /// The blocks `blocks` of the rows `group`: per block, one entry for each row.

@@ -3,16 +3,17 @@
 //! Intel's "Architectures Software Developer's Manual", volume 1, chapter 18. The compiler has no
 //! stable names for these instructions, so each is one line of assembly here, with the number of
 //! its tiles as a constant. Tiles keep what they hold from one call to the next, since nothing but
-//! these functions touches them; [`Tiles`] gives them shapes and takes them back.
+//! these functions touches them; [`Tiles`] gives them shapes and a [`Session`] gives them back.
 //!
-//! A product reads `A (m, k)` by rows and `B (k, n)` with two (bf16) or four (int8) values of a
-//! column side by side in a word, as the packed weights of [`super::bf16`] and
-//! [`super::quantized`] have them. What a row gives depends neither on how many there are nor on
-//! the other rows.
+//! A product reads `A (m, k)` by rows and `B (k, n)` with two values of a column side by side in a
+//! word, as the packed weights of [`super::bf16`] have them. What a row gives depends neither on how
+//! many there are nor on the other rows.
 #![allow(unsafe_code)]
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::arch::x86_64::{__cpuid, __cpuid_count, _MM_HINT_T0, _mm_prefetch};
+use std::cell::Cell;
+use std::ptr;
 
 use super::line::Line;
 
@@ -22,10 +23,10 @@ pub(super) const ROWS: usize = 16;
 /// Rows that two tiles of `A` hold: so many share what is read of `B`.
 pub(super) const PAIR_ROWS: usize = 2 * ROWS;
 
-/// Whether the processor has tiles for int8 and bf16, and the system lets this process use them.
+/// Whether the processor has tiles for bf16, and the system lets this process use them.
 pub(super) fn granted() -> bool {
-    /// Leaf 7, register `edx`: AMX-BF16, AMX-TILE, AMX-INT8.
-    const ALL: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    /// Leaf 7, register `edx`: AMX-BF16, AMX-TILE.
+    const ALL: u32 = 1 << 22 | 1 << 24;
     __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & ALL == ALL && ask()
 }
 
@@ -53,30 +54,60 @@ struct Shapes {
     rows: [u8; 16],
 }
 
-/// Tiles with shapes, until this is dropped.
-pub(super) struct Tiles;
+/// Rows of each tile, and bytes per row.
+type Rows = [(u8, u8); 8];
+
+thread_local! {
+    /// The shapes this thread's tiles have.
+    static SHAPES: Cell<Option<Rows>> = const { Cell::new(None) };
+}
+
+/// Gives this thread's tiles back when it is dropped. Setting shapes takes as long as twenty products,
+/// so one lives as long as a work item.
+pub(super) struct Session(());
+
+impl Session {
+    pub fn new() -> Self {
+        Self(())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if SHAPES.take().is_some() {
+            // SAFETY: tiles have shapes, so the instruction exists.
+            unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+        }
+    }
+}
+
+/// The tiles of this thread, with shapes.
+pub(super) struct Tiles(());
 
 impl Tiles {
-    /// Gives tile `i` `shapes[i]`: rows, 1 to 16, and bytes per row, up to 64.
+    /// Gives tile `i` `shapes[i]`: rows, 1 to 16, and bytes per row, up to 64. What they held is lost.
     ///
     /// # Safety
     /// [`granted`] must have said yes.
     #[inline]
-    pub unsafe fn shaped(shapes: [(usize, usize); 8]) -> Self {
-        let mut all =
-            Shapes { palette: 1, start: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
-        for (i, (rows, bytes)) in shapes.into_iter().enumerate() {
-            (all.rows[i], all.bytes[i]) = (rows as u8, bytes as u16);
+    pub unsafe fn shaped(shapes: Rows) -> Self {
+        if SHAPES.get() != Some(shapes) {
+            let mut all =
+                Shapes { palette: 1, start: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
+            for (i, (rows, bytes)) in shapes.into_iter().enumerate() {
+                (all.rows[i], all.bytes[i]) = (rows, bytes.into());
+            }
+            // SAFETY: the instruction exists by this function's contract and reads 64 bytes.
+            unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const all, options(nostack, readonly)) };
+            SHAPES.set(Some(shapes));
         }
-        // SAFETY: the instruction exists by this function's contract and reads 64 bytes.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const all, options(nostack, readonly)) };
-        Self
+        Self(())
     }
 
     /// Zeros in tile `T`.
     #[inline(always)]
     pub fn zero<const T: u8>(&self) {
-        // SAFETY: tiles have shapes while `self` lives.
+        // SAFETY: tiles have shapes once there is a `self`.
         unsafe { asm!("tilezero tmm{}", const T, options(nostack, nomem, preserves_flags)) };
     }
 
@@ -86,7 +117,7 @@ impl Tiles {
     /// The rows must be readable.
     #[inline(always)]
     pub unsafe fn load<const T: u8>(&self, from: *const u8, stride: usize) {
-        // SAFETY: by this function's contract; tiles have shapes while `self` lives.
+        // SAFETY: by this function's contract; tiles have shapes once there is a `self`.
         unsafe {
             asm!("tileloadd tmm{}, [{} + {} * 1]", const T, in(reg) from, in(reg) stride,
                 options(nostack, readonly, preserves_flags));
@@ -99,7 +130,7 @@ impl Tiles {
     /// The rows must be writable.
     #[inline(always)]
     pub unsafe fn store<const T: u8>(&self, to: *mut u8, stride: usize) {
-        // SAFETY: by this function's contract; tiles have shapes while `self` lives.
+        // SAFETY: by this function's contract; tiles have shapes once there is a `self`.
         unsafe {
             asm!("tilestored [{} + {} * 1], tmm{}", in(reg) to, in(reg) stride, const T,
                 options(nostack, preserves_flags));
@@ -110,34 +141,28 @@ impl Tiles {
     /// low halves in one chain from zero, those of its high halves in another, then both to `C`.
     #[inline(always)]
     pub fn bf16<const C: u8, const A: u8, const B: u8>(&self) {
-        // SAFETY: tiles have shapes while `self` lives.
+        // SAFETY: tiles have shapes once there is a `self`.
         unsafe {
             asm!("tdpbf16ps tmm{}, tmm{}, tmm{}", const C, const A, const B,
                 options(nostack, nomem, preserves_flags));
         }
     }
-
-    /// `C += A · B` of int8 values with sums in 32 bits.
-    #[inline(always)]
-    pub fn int8<const C: u8, const A: u8, const B: u8>(&self) {
-        // SAFETY: tiles have shapes while `self` lives.
-        unsafe {
-            asm!("tdpbssd tmm{}, tmm{}, tmm{}", const C, const A, const B,
-                options(nostack, nomem, preserves_flags));
-        }
-    }
 }
 
-impl Drop for Tiles {
-    #[inline]
-    fn drop(&mut self) {
-        // SAFETY: the instruction exists where `self` could be made.
-        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
-    }
+/// Rows of the upper and of the lower tile, one for none, of up to 32.
+pub(super) fn halves(rows: usize) -> (u8, u8) {
+    (rows.min(ROWS) as u8, rows.saturating_sub(ROWS).max(1) as u8)
 }
 
 /// The address of a line's bytes, for [`Tiles::load`].
 #[inline(always)]
 pub(super) fn bytes(lines: &[Line]) -> *const u8 {
     lines.as_ptr().cast()
+}
+
+/// Asks for the line `ahead`, which need not exist.
+#[inline(always)]
+pub(super) fn prefetch(line: &Line, ahead: usize) {
+    // SAFETY: a hint, which never faults.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr::from_ref(line).wrapping_add(ahead).cast()) };
 }

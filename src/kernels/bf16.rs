@@ -9,7 +9,7 @@
 //! - `tile`: twelve rows by 32 columns in registers; `amx`: 32 by 32 in matrix tiles.
 
 #[cfg(target_arch = "x86_64")]
-pub(in crate::kernels) mod amx;
+mod amx;
 mod gemm;
 mod rounded;
 mod rows;

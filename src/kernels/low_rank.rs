@@ -10,6 +10,9 @@
 //! and then rounded. A row costs by its own adapter's rank, and its numbers are its own.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+mod tiled;
+
 use std::ops::Range;
 
 use crate::kernels::bf16::{Bf16Rows, Chunk, PANEL, PackedBf16, multiply, round};
@@ -23,6 +26,9 @@ use crate::kernels::shared::SharedSlice;
 /// Rows per group: 6 rows × 4 ranks are 24 sums, which leaves registers for the loads.
 const LARGEST_GROUP: usize = 6;
 
+/// Rows per group with matrix tiles: two of sixteen.
+const LARGEST_TILED_GROUP: usize = 32;
+
 /// Ranks whose dot products are taken together.
 const RANKS: usize = 4;
 
@@ -33,7 +39,8 @@ const RANKS_PER_LINE: usize = 32;
 #[derive(Debug)]
 pub struct PackedLowRank {
     r: usize,
-    /// `A` in groups of [`RANKS`] rows, the last filled up with zeros.
+    /// `A` in groups of [`RANKS`] rows, the last filled up with zeros; with matrix tiles as
+    /// `tiled` has it.
     a: Bf16Rows,
     b: PackedBf16,
 }
@@ -51,13 +58,18 @@ impl PackedLowRank {
         (r, k, n): (usize, usize, usize),
     ) -> Self {
         assert!(r > 0 && a.len() == r * k, "A must hold r · k values");
+        let b = PackedBf16::pack(pool, b.into(), (n, r), line::zeroed);
+        #[cfg(target_arch = "x86_64")]
+        if cpu.amx {
+            return Self { r, a: tiled::pack(cpu, pool, a, (r, k)), b };
+        }
         let padded = r.next_multiple_of(RANKS);
         let mut filled = a.to_vec();
         filled.resize(padded * k, 0.0);
         let mut rows = Bf16Rows::new();
         let groups = RowGroups::new(padded, RANKS).iter();
         rows.pack_groups(cpu, pool, &filled, (padded, k), (k, 0), groups);
-        Self { r, a: rows, b: PackedBf16::pack(pool, b.into(), (n, r), line::zeroed) }
+        Self { r, a: rows, b }
     }
 
     /// Bytes a product reads.
@@ -139,6 +151,7 @@ impl LowRankWork {
     ) {
         let mut lines = 0;
         self.tasks.clear();
+        let groups = |rows: &Range<usize>| groups(cpu, rows);
         for (index, segment) in segments.iter().enumerate() {
             for rows in groups(&segment.rows) {
                 let h = lines;
@@ -162,9 +175,9 @@ impl LowRankWork {
 }
 
 /// The row groups of a stretch of rows.
-fn groups(rows: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let start = rows.start;
-    let groups = RowGroups::new(rows.len(), LARGEST_GROUP).iter();
+fn groups(cpu: Cpu, rows: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+    let (start, largest) = (rows.start, if cpu.amx { LARGEST_TILED_GROUP } else { LARGEST_GROUP });
+    let groups = RowGroups::new(rows.len(), largest).iter();
     groups.map(move |group| start + group.start..start + group.end)
 }
 
@@ -189,6 +202,10 @@ fn down(cpu: Cpu, pool: &Pool, segments: &[Segment<'_>], work: &mut LowRankWork)
 fn down_item(cpu: Cpu, segment: &Segment<'_>, x: &[Line], line: usize, h: &mut [Line]) {
     let (a, scale) = (&segment.weights.a, segment.scale);
     let ranks = piece(segment.weights.r, RANKS_PER_LINE, line);
+    #[cfg(target_arch = "x86_64")]
+    if cpu.amx {
+        return tiled::down(cpu, a, ranks, scale, x, h);
+    }
     let mut sums = [[0f32; RANKS_PER_LINE]; LARGEST_GROUP];
     for first in ranks.clone().step_by(RANKS) {
         let a = a.chunk(&(first..first + RANKS), &(0..a.k()));
@@ -222,6 +239,8 @@ fn up(cpu: Cpu, pool: &Pool, segments: &[Segment<'_>], work: &LowRankWork, y: &O
         let Segment { weights, at, .. } = &segments[index];
         let (n, r) = (weights.b.n(), weights.r);
         let panels = panels.start..panels.end.min(n.div_ceil(PANEL));
+        #[cfg(target_arch = "x86_64")]
+        let _session = crate::kernels::amx::Session::new();
         for task in work.tasks_of(index) {
             let h = &work.h[task.h..][..weights.lines() * task.rows.len()];
             for panel in panels.clone() {
@@ -320,9 +339,9 @@ mod tests {
         r: usize,
     }
 
-    fn site(seeded: &mut Seeded, r: usize, n: usize) -> Site {
+    fn site(cpu: Cpu, seeded: &mut Seeded, r: usize, n: usize) -> Site {
         let (a, b) = (seeded.values(r * K), seeded.values(n * r));
-        let packed = PackedLowRank::pack(Cpu::detect(), &Pool::new(1), &a, &b, (r, K, n));
+        let packed = PackedLowRank::pack(cpu, &Pool::new(1), &a, &b, (r, K, n));
         Site { packed, a, b, r }
     }
 
@@ -346,10 +365,11 @@ mod tests {
 
     #[test]
     fn rows_get_their_own_adapter_and_the_others_stay() {
-        let mut seeded = Seeded(5);
-        let sites = [(4, N[0]), (33, N[1]), (7, N[1])].map(|(r, n)| site(&mut seeded, r, n));
-        let x = seeded.values(15 * K);
         for cpu in every_cpu() {
+            let mut seeded = Seeded(5);
+            let sites =
+                [(4, N[0]), (33, N[1]), (7, N[1])].map(|(r, n)| site(cpu, &mut seeded, r, n));
+            let x = seeded.values(15 * K);
             let y = run(cpu, &x, &sites);
             let mut expected = vec![1.0; y.len()];
             for (segment, site) in segments(&sites).iter().zip(&sites) {
@@ -377,8 +397,8 @@ mod tests {
     #[test]
     fn a_row_alone_has_the_bits_it_has_in_the_batch() {
         let mut seeded = Seeded(6);
-        let site = site(&mut seeded, 19, N[1]);
-        let x = seeded.values(14 * K);
+        let site = site(Cpu::detect(), &mut seeded, 19, N[1]);
+        let x = seeded.values(40 * K);
         let all = |rows: Range<usize>, x: &[f32]| {
             let mut y = vec![0.5; x.len() / K * N[1]];
             let segment = Segment { rows, weights: &site.packed, scale: 1.5, at: 0 };
@@ -386,8 +406,8 @@ mod tests {
             add(Cpu::detect(), &Pool::new(2), x, &[segment], &mut work, (&mut y, N[1]));
             y
         };
-        let together = all(0..14, &x);
-        for row in 0..14 {
+        let together = all(0..40, &x);
+        for row in 0..40 {
             let alone = all(0..1, &x[row * K..(row + 1) * K]);
             assert_eq!(alone, together[row * N[1]..(row + 1) * N[1]], "row {row}");
         }

@@ -26,8 +26,6 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::gemm::{PANEL, Panels};
 use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::pool::Pool;
-#[cfg(target_arch = "x86_64")]
-use crate::kernels::quantized::amx::Unpacked;
 use crate::kernels::quantized::{IntegerWeight, TILE};
 use crate::kernels::split::{PerItem, split};
 use crate::kernels::values::Values;
@@ -242,15 +240,6 @@ impl IntegerWeight for PackedQ4K {
         }
         let _ = cpu;
         scalar::tile(w, x, y, add);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    const HAS_MINIMA: bool = true;
-
-    #[cfg(target_arch = "x86_64")]
-    fn unpack(w: Weights<'_>, first: usize, to: &mut [Unpacked]) {
-        // SAFETY: there is AVX-512 by this function's contract.
-        unsafe { avx512::unpack_parts(w, first, to) };
     }
 }
 

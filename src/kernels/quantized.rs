@@ -10,8 +10,6 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
-pub(super) mod amx;
-#[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
@@ -40,10 +38,6 @@ const BLOCKS_PER_PASS: usize = 64;
 
 /// Rows that are multiplied in a single pass along `k`.
 const STREAMED_ROWS: usize = 16;
-
-/// Rows for which registers are as fast as matrix tiles.
-#[cfg(target_arch = "x86_64")]
-const FEW_ROWS: usize = 4;
 
 /// Tiles per work item, at most.
 const TILES_PER_ITEM: usize = 8;
@@ -206,15 +200,6 @@ pub trait IntegerWeight: Sync {
         y: [&mut [f32]; MR],
         add: bool,
     );
-
-    /// Whether [`amx::Unpacked`] has something to take off its weights.
-    #[cfg(target_arch = "x86_64")]
-    const HAS_MINIMA: bool;
-
-    /// Unpacks blocks of `w` from `first` on, a multiple of four, for matrix tiles. Where there are
-    /// such, there is AVX-512.
-    #[cfg(target_arch = "x86_64")]
-    fn unpack(w: Self::Chunk<'_>, first: usize, to: &mut [amx::Unpacked]);
 }
 
 /// `y = x · Wᵀ`. Shapes: `x (m, k)`, `W (n, k)`, `y (m, n)`.
@@ -281,15 +266,6 @@ impl<const BITS: usize> IntegerWeight for PackedQ<BITS> {
         }
         let _ = cpu;
         scalar::tile::<BITS, MR>(w, x, y, add);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    const HAS_MINIMA: bool = false;
-
-    #[cfg(target_arch = "x86_64")]
-    fn unpack(w: Weights<'_, BITS>, first: usize, to: &mut [amx::Unpacked]) {
-        // SAFETY: there is AVX-512 by this function's contract.
-        unsafe { avx512::unpack_signed(w, first, to) };
     }
 }
 
@@ -359,11 +335,6 @@ fn multiply<'a, W: IntegerWeight>(
     row_of: impl Fn(usize) -> &'a mut [f32],
     add: bool,
 ) {
-    #[cfg(target_arch = "x86_64")]
-    if cpu.amx && rows > FEW_ROWS {
-        // SAFETY: `amx` says that the tiles were detected and granted, and AVX-512 beside them.
-        return unsafe { amx::tile::<W>(w, x, rows, row_of, add) };
-    }
     match rows {
         1 => W::tile::<1>(cpu, w, x, array::from_fn(row_of), add),
         2 => W::tile::<2>(cpu, w, x, array::from_fn(row_of), add),

@@ -5,8 +5,12 @@
 
 #![allow(unsafe_code)]
 
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
 use crate::kernels::amx::{self, PAIR_ROWS, ROWS, Tiles};
 use crate::kernels::line::Line;
+use crate::kernels::simd::{load_line, load_line_ps, load_ps, store_ps};
 
 /// Bytes of a line.
 const LINE: usize = size_of::<Line>();
@@ -17,42 +21,74 @@ const PIECE: usize = 32;
 /// Lines ahead of the stream that are asked for: 8 KiB.
 const AHEAD: usize = 128;
 
-/// Sums of 32 rows by 32 columns, two lines per row.
+/// Rows that are multiplied without tiles.
+const FEW_ROWS: usize = 4;
+
+/// Sums of up to 32 rows by 32 columns. Those of rows that nobody wrote are undefined.
 #[repr(align(64))]
-pub(in crate::kernels) struct Sums([[[f32; 16]; 2]; PAIR_ROWS]);
+struct Sums(MaybeUninit<[[[f32; 16]; 2]; PAIR_ROWS]>);
 
 impl Sums {
-    pub fn zero() -> Self {
-        Self([[[0.0; 16]; 2]; PAIR_ROWS])
+    fn new() -> Self {
+        Self(MaybeUninit::uninit())
     }
 
-    /// What `row_of` holds, up to 32 columns of each row.
-    pub fn of<'a>(rows: usize, row_of: &impl Fn(usize) -> &'a mut [f32]) -> Self {
-        let mut sums = Self::zero();
-        for (i, sums) in sums.0.iter_mut().enumerate().take(rows) {
-            let row = row_of(i);
-            sums.as_flattened_mut()[..row.len()].copy_from_slice(row);
+    /// Zeros, or what `row_of` holds if `add`: up to 32 columns of each row.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn start<'a>(rows: usize, row_of: &impl Fn(usize) -> &'a mut [f32], add: bool) -> Self {
+        let mut sums = Self::new();
+        for i in 0..rows {
+            let row: &[f32] = if add { row_of(i) } else { &[] };
+            let (left, right) = row.split_at(row.len().min(16));
+            let to = sums.row_mut(i).as_mut_ptr().cast::<f32>();
+            // SAFETY: a row has two lines.
+            unsafe {
+                _mm512_store_ps(to, load_ps(left));
+                _mm512_store_ps(to.add(16), load_ps(right));
+            }
         }
         sums
     }
 
-    /// Writes the columns that exist.
-    pub fn put<'a>(&self, rows: usize, row_of: &impl Fn(usize) -> &'a mut [f32]) {
-        for (i, sums) in self.0.iter().enumerate().take(rows) {
-            let row = row_of(i);
-            row.copy_from_slice(&sums.as_flattened()[..row.len()]);
-        }
+    fn row_mut(&mut self, i: usize) -> &mut MaybeUninit<[[f32; 16]; 2]> {
+        assert!(i < PAIR_ROWS, "there are 32 rows");
+        // SAFETY: so many rows lie there, and an undefined row is one of this type.
+        unsafe { &mut *self.0.as_mut_ptr().cast::<MaybeUninit<_>>().add(i) }
     }
 
-    pub fn lines(&mut self) -> &mut [[f32; 16]] {
-        self.0.as_flattened_mut()
+    /// Row `i`.
+    ///
+    /// # Safety
+    /// It must have been written.
+    unsafe fn row(&self, i: usize) -> &[[f32; 16]; 2] {
+        assert!(i < PAIR_ROWS, "there are 32 rows");
+        // SAFETY: so many rows lie there, and this one is defined by this function's contract.
+        unsafe { &*self.0.as_ptr().cast::<[[f32; 16]; 2]>().add(i) }
+    }
+
+    /// Writes the columns that exist.
+    ///
+    /// # Safety
+    /// The rows must have been written.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn put<'a>(&self, rows: usize, row_of: &impl Fn(usize) -> &'a mut [f32]) {
+        for i in 0..rows {
+            let row = row_of(i);
+            let (left, right) = row.split_at_mut(row.len().min(16));
+            // SAFETY: by this function's contract.
+            let sums = unsafe { self.row(i) };
+            store_ps(left, load_ps(&sums[0]));
+            store_ps(right, load_ps(&sums[1]));
+        }
     }
 }
 
 /// Multiplies up to 32 rows by one chunk; see [`super::multiply`].
 ///
 /// # Safety
-/// The processor must have AMX.
+/// The processor must have AMX and AVX-512 F.
 pub(super) unsafe fn tile<'a>(
     w: &[Line],
     x: &[Line],
@@ -60,55 +96,182 @@ pub(super) unsafe fn tile<'a>(
     row_of: impl Fn(usize) -> &'a mut [f32],
     add: bool,
 ) {
-    let mut sums = if add { Sums::of(rows, &row_of) } else { Sums::zero() };
     // SAFETY: by this function's contract.
-    unsafe { add_products(w, x, rows, &mut sums) };
-    sums.put(rows, &row_of);
+    let tiles = unsafe { shaped(rows) };
+    // SAFETY: by this function's contract.
+    let mut sums = if add { unsafe { Sums::start(rows, &row_of, true) } } else { Sums::new() };
+    // SAFETY: by this function's contract; the rows were written if `add`, and then in any case.
+    unsafe {
+        multiply(&tiles, w, x, rows, add, &mut sums);
+        sums.put(rows, &row_of);
+    }
 }
 
-/// `sums += x · w`.
+/// [`tile`] where every 64 columns have a factor per output, `scales`, for their sums.
+///
+/// A load that follows a tile's store waits until the store has left the core, so each block is
+/// scaled after the next is multiplied.
+///
+/// # Safety
+/// The processor must have AMX and AVX-512 F.
+pub(super) unsafe fn scaled_tile<'a>(
+    (w, scales): (&[Line], &[Line]),
+    x: &[Line],
+    rows: usize,
+    row_of: impl Fn(usize) -> &'a mut [f32],
+    add: bool,
+) {
+    // SAFETY: by this function's contract.
+    let tiles = unsafe { shaped(rows) };
+    // SAFETY: by this function's contract.
+    let mut sums = unsafe { Sums::start(rows, &row_of, add) };
+    let (mut dots, mut before) = ([Sums::new(), Sums::new()], None);
+    let blocks = w.as_chunks::<{ 2 * PIECE }>().0.iter().zip(x.chunks_exact(2 * rows));
+    for (i, ((w, x), scales)) in blocks.zip(scales.as_chunks().0).enumerate() {
+        // SAFETY: by this function's contract.
+        unsafe { multiply(&tiles, w, x, rows, false, &mut dots[i % 2]) };
+        if let Some((dots_at, scales)) = before.replace((i % 2, scales)) {
+            // SAFETY: by this function's contract; the rows were multiplied.
+            unsafe { add_scaled(&dots[dots_at], scales, rows, &mut sums) };
+        }
+    }
+    if let Some((dots_at, scales)) = before {
+        // SAFETY: by this function's contract; the rows were multiplied.
+        unsafe { add_scaled(&dots[dots_at], scales, rows, &mut sums) };
+    }
+    // SAFETY: the rows have a start.
+    unsafe { sums.put(rows, &row_of) };
+}
+
+/// `sums += dots · scales`.
+///
+/// # Safety
+/// The rows of both must have been written.
+#[target_feature(enable = "avx512f")]
+unsafe fn add_scaled(dots: &Sums, scales: &[Line; 2], rows: usize, sums: &mut Sums) {
+    let scales = [load_line_ps(&scales[0]), load_line_ps(&scales[1])];
+    for i in 0..rows {
+        // SAFETY: by this function's contract.
+        let (dots, sums) = unsafe { (dots.row(i), sums.row_mut(i).assume_init_mut()) };
+        for half in 0..2 {
+            let sum = _mm512_fmadd_ps(load_ps(&dots[half]), scales[half], load_ps(&sums[half]));
+            store_ps(&mut sums[half], sum);
+        }
+    }
+}
+
+/// Unless there are few rows, tiles for the sums of the upper rows and of the lower ones, for both of `x`, and two of `W`.
 ///
 /// # Safety
 /// The processor must have AMX.
-pub(in crate::kernels) unsafe fn add_products(
+unsafe fn shaped(rows: usize) -> Option<Tiles> {
+    let (upper, lower) = amx::halves(rows);
+    let (c, d, b) = ((upper, 64), (lower, 64), (16, 64));
+    // SAFETY: by this function's contract.
+    (rows > FEW_ROWS).then(|| unsafe { Tiles::shaped([c, c, d, d, c, d, b, b]) })
+}
+
+/// `sums = x · w`, or `sums += x · w` if `add`.
+///
+/// # Safety
+/// The processor must have AVX-512 F, and the rows of `sums` must have been written if `add`.
+#[target_feature(enable = "avx512f")]
+unsafe fn multiply(
+    tiles: &Option<Tiles>,
     w: &[Line],
     x: &[Line],
     rows: usize,
+    add: bool,
     sums: &mut Sums,
 ) {
-    let (upper, lower) = (rows.min(ROWS), rows.saturating_sub(ROWS));
+    if !add && rows <= FEW_ROWS {
+        for i in 0..rows {
+            sums.row_mut(i).write([[0.0; 16]; 2]);
+        }
+    }
+    // SAFETY: the first rows were written.
+    unsafe {
+        match (rows, tiles) {
+            (1, _) => few_rows::<1>(w, x, sums),
+            (2, _) => few_rows::<2>(w, x, sums),
+            (3, _) => few_rows::<3>(w, x, sums),
+            (4, _) => few_rows::<FEW_ROWS>(w, x, sums),
+            (_, Some(tiles)) => many_rows(tiles, w, x, rows, add, sums),
+            (_, None) => unreachable!("many rows have tiles"),
+        }
+    }
+}
+
+/// `sums += x · w` for a few rows without tiles, as [`Tiles::bf16`] adds: for these, setting out tiles
+/// and fetching sums back takes longer. Values below the smallest normal one are not flushed to zero.
+///
+/// # Safety
+/// The rows of `sums` must have been written.
+#[target_feature(enable = "avx512f")]
+unsafe fn few_rows<const MR: usize>(w: &[Line], x: &[Line], sums: &mut Sums) {
+    let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+    let halves = |words| {
+        let low = _mm512_slli_epi32::<16>(words);
+        [low, _mm512_and_si512(words, high)].map(|half| _mm512_castsi512_ps(half))
+    };
+    let mut totals = [[_mm512_setzero_ps(); 2]; MR];
+    for i in 0..MR {
+        // SAFETY: by this function's contract.
+        totals[i] = unsafe { sums.row(i) }.each_ref().map(|line| load_ps(line));
+    }
+    for (w, x) in w.chunks(PIECE).zip(x.chunks_exact(MR)) {
+        let mut dots = [[[_mm512_setzero_ps(); 2]; 2]; MR];
+        for (p, pair) in w.as_chunks::<2>().0.iter().enumerate() {
+            pair.iter().for_each(|line| amx::prefetch(line, AHEAD));
+            let w = [halves(load_line(&pair[0])), halves(load_line(&pair[1]))];
+            for i in 0..MR {
+                let x = halves(_mm512_set1_epi32(x[i].0[p] as i32));
+                for (column, half) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                    let dot = dots[i][column][half];
+                    dots[i][column][half] = _mm512_fmadd_ps(x[half], w[column][half], dot);
+                }
+            }
+        }
+        for i in 0..MR {
+            for column in 0..2 {
+                let [even, odd] = dots[i][column];
+                totals[i][column] = _mm512_add_ps(totals[i][column], _mm512_add_ps(even, odd));
+            }
+        }
+    }
+    for i in 0..MR {
+        // SAFETY: by this function's contract.
+        let row = unsafe { sums.row_mut(i).assume_init_mut() };
+        row.iter_mut().zip(totals[i]).for_each(|(line, total)| store_ps(line, total));
+    }
+}
+
+/// [`multiply`] with tiles.
+fn many_rows(tiles: &Tiles, w: &[Line], x: &[Line], rows: usize, add: bool, sums: &mut Sums) {
     let (pieces, rest) = w.as_chunks::<PIECE>();
     let mut padded = [Line::ZERO; PIECE];
     padded[..rest.len()].copy_from_slice(rest);
     let last = (!rest.is_empty()).then_some(&padded);
     let pieces = pieces.iter().chain(last).zip(x.chunks_exact(rows));
-    let below = lower.max(1);
-    // SAFETY: by this function's contract.
-    let tiles = unsafe {
-        let (c, d, b) = ((upper, LINE), (below, LINE), (ROWS, LINE));
-        Tiles::shaped([c, c, d, d, c, d, b, b])
-    };
     let sums: *mut u8 = sums.0.as_mut_ptr().cast();
-    let sum = |half: usize| sums.wrapping_add(half % 2 * LINE + half / 2 * ROWS * 2 * LINE);
+    let sum = |i: usize| sums.wrapping_add(i % 2 * LINE + i / 2 * ROWS * 2 * LINE);
     // SAFETY: all rows of the tiles lie within `sums`, a piece, or a piece's rows of `x`.
     unsafe {
-        tiles.load::<0>(sum(0), 2 * LINE);
-        tiles.load::<1>(sum(1), 2 * LINE);
-        if lower == 0 {
+        start::<0>(tiles, add, sum(0));
+        start::<1>(tiles, add, sum(1));
+        if rows <= ROWS {
             for (w, x) in pieces {
-                w.iter().for_each(|line| prefetch(line));
-                tiles.load::<6>(amx::bytes(w), 2 * LINE);
-                tiles.load::<7>(amx::bytes(&w[1..]), 2 * LINE);
+                w.iter().for_each(|line| amx::prefetch(line, AHEAD));
+                load_weights(tiles, w);
                 tiles.load::<4>(amx::bytes(x), LINE);
                 tiles.bf16::<0, 4, 6>();
                 tiles.bf16::<1, 4, 7>();
             }
         } else {
-            tiles.load::<2>(sum(2), 2 * LINE);
-            tiles.load::<3>(sum(3), 2 * LINE);
+            start::<2>(tiles, add, sum(2));
+            start::<3>(tiles, add, sum(3));
             for (w, x) in pieces {
-                tiles.load::<6>(amx::bytes(w), 2 * LINE);
-                tiles.load::<7>(amx::bytes(&w[1..]), 2 * LINE);
+                load_weights(tiles, w);
                 tiles.load::<4>(amx::bytes(x), LINE);
                 tiles.load::<5>(amx::bytes(&x[ROWS..]), LINE);
                 tiles.bf16::<0, 4, 6>();
@@ -124,10 +287,83 @@ pub(in crate::kernels) unsafe fn add_products(
     }
 }
 
-/// Asks for the line [`AHEAD`], which need not exist.
+/// Zeros in tile `T`, or what lies at `sum` if `add`.
+///
+/// # Safety
+/// Its rows, two lines each, must be readable.
 #[inline(always)]
-fn prefetch(line: &Line) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    // SAFETY: a hint, which never faults.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).wrapping_add(AHEAD).cast()) };
+unsafe fn start<const T: u8>(tiles: &Tiles, add: bool, sum: *const u8) {
+    if !add {
+        return tiles.zero::<T>();
+    }
+    // SAFETY: by this function's contract.
+    unsafe { tiles.load::<T>(sum, 2 * LINE) };
+}
+
+/// Both halves of the outputs.
+#[inline(always)]
+fn load_weights(tiles: &Tiles, w: &[Line; PIECE]) {
+    // SAFETY: sixteen lines each, every second one of the piece.
+    unsafe {
+        tiles.load::<6>(amx::bytes(w), 2 * LINE);
+        tiles.load::<7>(amx::bytes(&w[1..]), 2 * LINE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Bf16Rows, PackedBf16, matmul};
+    use crate::kernels::cpu::Cpu;
+    use crate::kernels::line;
+    use crate::kernels::nf4::{self, Code, PackedNf4};
+    use crate::kernels::output::Output;
+    use crate::kernels::pool::Pool;
+    use crate::kernels::testing::Seeded;
+
+    /// What `product` makes of `x`, added to ones.
+    fn added(m: usize, n: usize, product: impl Fn(&Pool, &Output<'_>)) -> Vec<f32> {
+        let mut y = vec![1.0; m * n];
+        product(&Pool::new(2), &Output::new(&mut y, n, 0).adding(true));
+        y
+    }
+
+    #[test]
+    fn a_row_has_the_bits_it_has_alone_among_few_and_among_many() {
+        let (n, k, cpu, pool) = (70, 2240, Cpu::detect(), Pool::new(2));
+        let (x, w) = (Seeded(1).values(75 * k), Seeded(2).values(n * k));
+        let dense = PackedBf16::pack(&pool, (&w).into(), (n, k), line::zeroed);
+        let nf4 = PackedNf4::quantize(&pool, (&w).into(), (n, k), Code::Nf4, true);
+        let products = |x: &[f32]| {
+            let (m, mut rows) = (x.len() / k, Bf16Rows::new());
+            rows.pack(cpu, &pool, x, (m, k), (k, 0));
+            let dense = added(m, n, |pool, y| matmul(cpu, pool, &rows, &dense, y));
+            let nf4 = added(m, n, |pool, y| nf4::matmuls(cpu, pool, &rows, &[(&nf4, y)]));
+            [dense, nf4]
+        };
+        let all = products(&x);
+        for (first, rows) in [(0, 1), (7, 2), (31, 3), (40, 4), (41, 5), (20, 17), (30, 33)] {
+            let some = products(&x[first * k..(first + rows) * k]);
+            for (some, all) in some.iter().zip(&all) {
+                assert_eq!(some[..], all[first * n..(first + rows) * n], "{rows} rows");
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_multiply_as_registers_do() {
+        let pool = Pool::new(2);
+        for (m, n, k) in [(1, 33, 70), (5, 16, 32), (16, 40, 64), (33, 65, 2100), (40, 32, 31)] {
+            let (x, w) = (Seeded(3).values(m * k), Seeded(4).values(n * k));
+            let dense = PackedBf16::pack(&pool, (&w).into(), (n, k), line::zeroed);
+            let product = |cpu| {
+                let mut rows = Bf16Rows::new();
+                rows.pack(cpu, &pool, &x, (m, k), (k, 0));
+                added(m, n, |pool, y| matmul(cpu, pool, &rows, &dense, y))
+            };
+            let (tiles, registers) = (product(Cpu::detect()), product(Cpu::without_tiles()));
+            for (tiles, registers) in tiles.iter().zip(&registers) {
+                assert!((tiles - registers).abs() < 1e-4, "{m} {n} {k}: {tiles}, {registers}");
+            }
+        }
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::rows::LARGEST_TILED_GROUP;
 use super::{Bf16Rows, PANEL, multiply};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::Line;
@@ -17,12 +18,19 @@ use crate::kernels::scratch::with_lines;
 /// often, which costs more: 512 columns gave 421 GFLOP/s at 256 rows, 1024 gave 448.
 const K_PER_PASS: usize = 1024;
 
+/// The same with matrix tiles, which multiply so fast that outputs on their way in and out count:
+/// 1024 columns gave 1.8 Top/s on two cores, 2048 gave 2.2.
+const K_PER_TILED_PASS: usize = 2048;
+
 /// Row groups per work item: 24 × 12 rows × 1024 columns are 576 KiB of a 1 MiB L2.
 const GROUPS_PER_ITEM: usize = 24;
 
+/// Values of the rows of an item with matrix tiles: half of a 2 MiB L2, as every panel reads them all.
+const VALUES_PER_TILED_ITEM: usize = 512 << 10;
+
 /// Lines a source may write for one chunk: its pairs, and the absmax of its blocks or, where it turns
 /// pieces of 32 columns, one of them with its absmax.
-const SCRATCH: usize = K_PER_PASS + 2 * K_PER_PASS / 64 + 2;
+const SCRATCH: usize = K_PER_TILED_PASS + 2 * K_PER_TILED_PASS / 64 + 2;
 
 /// A weight seen as panels of 32 outputs, each a run of columns to reduce over.
 pub(crate) trait Panels: Sync {
@@ -61,6 +69,8 @@ pub(crate) enum Chunk<'a> {
     Bf16(&'a [Line]),
     /// Two lines of codes per eight columns and two of absmax per 64, see [`crate::kernels::nf4`].
     Nf4 { code: Code, codes: &'a [Line], absmax: &'a [Line] },
+    /// The same with the codes looked up, for matrix tiles: two lines per pair of columns.
+    Levels { levels: &'a [Line], absmax: &'a [Line] },
 }
 
 /// One product of a sum: rows `(m, k)` and a weight `(n, k)`.
@@ -89,7 +99,8 @@ pub(crate) fn gemm_sum(cpu: Cpu, pool: &Pool, terms: &[Term<'_>], y: &Output<'_>
     }
     let grain = pool.grain(panels, 4);
     let columns = panels.div_ceil(grain);
-    let share = groups_per_item(pool, columns, groups.len());
+    let largest = largest_item(cpu, terms.iter().map(|(x, _)| x.k()).max().unwrap_or(0));
+    let share = groups_per_item(pool, columns, groups.len(), largest);
     pool.run(columns * groups.len().div_ceil(share), &|item| {
         let panels = piece(panels, grain, item % columns);
         let groups = &groups[piece(groups.len(), share, item / columns)];
@@ -101,28 +112,38 @@ pub(crate) fn gemm_sum(cpu: Cpu, pool: &Pool, terms: &[Term<'_>], y: &Output<'_>
 /// [`gemm`] with several weights of one input, in one region: `(W, y)` of each.
 pub(crate) fn gemms<W: Panels>(cpu: Cpu, pool: &Pool, x: &Bf16Rows, parts: &[(&W, &Output<'_>)]) {
     let panels = |w: &W| w.shape().0.div_ceil(PANEL);
+    let share = largest_item(cpu, x.k());
     let grain = pool.grain(parts.iter().map(|(w, _)| panels(w)).sum(), 4);
     let counts = parts.iter().map(|(w, y)| {
         let (n, k) = w.shape();
         assert_eq!(x.k(), k, "x and W must agree on k");
         y.check(x.rows(), n);
-        panels(w).div_ceil(grain) * x.groups().len().div_ceil(GROUPS_PER_ITEM)
+        panels(w).div_ceil(grain) * x.groups().len().div_ceil(share)
     });
     pool.run_all(&counts.collect::<Vec<_>>(), &|part, item| {
         let (w, y) = parts[part];
         let columns = panels(w).div_ceil(grain);
         let panels = piece(panels(w), grain, item % columns);
-        let groups = &x.groups()[piece(x.groups().len(), GROUPS_PER_ITEM, item / columns)];
+        let groups = &x.groups()[piece(x.groups().len(), share, item / columns)];
         // SAFETY: items of one part differ in their panels or in their row groups, and parts write
         // to columns of their own, so no two share outputs.
         unsafe { work_item(cpu, &[(x, w as &dyn Panels)], panels, groups, y) };
     });
 }
 
+/// Row groups per work item, at most, for sums over `k` columns.
+fn largest_item(cpu: Cpu, k: usize) -> usize {
+    if cpu.amx {
+        (VALUES_PER_TILED_ITEM / (LARGEST_TILED_GROUP * k.max(1))).clamp(2, GROUPS_PER_ITEM)
+    } else {
+        GROUPS_PER_ITEM
+    }
+}
+
 /// Where a few panels are all there is, the rows are cut finer, until every thread has work.
-fn groups_per_item(pool: &Pool, columns: usize, groups: usize) -> usize {
+fn groups_per_item(pool: &Pool, columns: usize, groups: usize, largest: usize) -> usize {
     let wanted = (4 * pool.threads()).div_ceil(columns);
-    groups.div_ceil(wanted).clamp(1, GROUPS_PER_ITEM)
+    groups.div_ceil(wanted).clamp(1, largest)
 }
 
 /// Fills the outputs of `panels` × `groups`.
@@ -136,6 +157,8 @@ unsafe fn work_item(
     groups: &[Range<usize>],
     y: &Output<'_>,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    let _session = crate::kernels::amx::Session::new();
     with_lines(SCRATCH, |scratch| {
         for panel in panels {
             // SAFETY: by this function's contract.
@@ -156,20 +179,35 @@ unsafe fn fill_panel(
     y: &Output<'_>,
     scratch: &mut [Line],
 ) {
-    let mut add = y.add;
+    let (mut add, per_pass) = (y.add, if cpu.amx { K_PER_TILED_PASS } else { K_PER_PASS });
     for &(x, w) in terms {
-        let (n, k) = w.shape();
-        let columns = panel * PANEL..n.min((panel + 1) * PANEL);
-        for pass in pieces(0..k, K_PER_PASS) {
-            let chunk = w.chunk(cpu, panel, pass.clone(), scratch);
-            for group in groups {
-                let row_of = |i: usize| {
-                    // SAFETY: by this function's contract, and each row is taken once.
-                    unsafe { y.row(group.start + i, columns.clone()) }
-                };
-                multiply(cpu, &chunk, x.chunk(group, &pass), group.len(), row_of, add);
-            }
+        for pass in pieces(0..w.shape().1, per_pass) {
+            // SAFETY: by this function's contract.
+            unsafe { fill(cpu, (x, w), (panel, pass), groups, (y, add), scratch) };
             add = true;
         }
+    }
+}
+
+/// Adds one pass of one term to one panel's outputs, or begins them with it unless `add`.
+///
+/// # Safety
+/// As in [`work_item`].
+unsafe fn fill(
+    cpu: Cpu,
+    (x, w): Term<'_>,
+    (panel, pass): (usize, Range<usize>),
+    groups: &[Range<usize>],
+    (y, add): (&Output<'_>, bool),
+    scratch: &mut [Line],
+) {
+    let columns = panel * PANEL..w.shape().0.min((panel + 1) * PANEL);
+    let chunk = w.chunk(cpu, panel, pass.clone(), scratch);
+    for group in groups {
+        let row_of = |i: usize| {
+            // SAFETY: by this function's contract, and each row is taken once.
+            unsafe { y.row(group.start + i, columns.clone()) }
+        };
+        multiply(cpu, &chunk, x.chunk(group, &pass), group.len(), row_of, add);
     }
 }

@@ -14,7 +14,7 @@ use crate::kernels::shared::SharedSlice;
 const LARGEST_GROUP: usize = 12;
 
 /// Rows that two matrix tiles hold.
-const LARGEST_TILED_GROUP: usize = 32;
+pub(super) const LARGEST_TILED_GROUP: usize = 32;
 
 /// Rows of activations `(m, k)` rounded to bf16, reused from call to call.
 ///
@@ -105,6 +105,22 @@ impl Bf16Rows {
 
     pub(crate) fn groups(&self) -> &[Range<usize>] {
         &self.groups
+    }
+
+    /// Turns every block of every group: pair by pair instead of row by row, so that word
+    /// `p · rows + i` of its lines is pair `p` of row `i`.
+    pub(crate) fn turn_blocks(&mut self) {
+        let blocks = self.k.div_ceil(BLOCK);
+        for group in &self.groups {
+            let lines = &mut self.lines[group.start * blocks..group.end * blocks];
+            for lines in lines.chunks_exact_mut(group.len()) {
+                let rows = lines.to_vec();
+                let words: &mut [u32] = bytemuck::cast_slice_mut(lines);
+                for (i, word) in words.iter_mut().enumerate() {
+                    *word = rows[i % rows.len()].0[i / rows.len()];
+                }
+            }
+        }
     }
 
     /// The columns `k` (whole blocks) of the rows `group`: per block, one line for each row.

@@ -25,8 +25,9 @@ pub(crate) fn multiply<'a>(
         // SAFETY: `amx` says that the tiles were detected and granted.
         return unsafe {
             match *w {
-                Chunk::Nf4 { code, codes, absmax } => {
-                    fused::matrix_tile((code, codes), absmax, x, rows, row_of, add)
+                Chunk::Nf4 { .. } => unreachable!("with tiles, codes are read as levels"),
+                Chunk::Levels { levels, absmax } => {
+                    amx::scaled_tile((levels, absmax), x, rows, row_of, add)
                 }
                 Chunk::Bf16(w) => amx::tile(w, x, rows, row_of, add),
             }
@@ -54,6 +55,7 @@ fn tile<const MR: usize>(cpu: Cpu, w: &Chunk<'_>, x: &[Line], y: [&mut [f32]; MR
         Chunk::Nf4 { code, codes, absmax } => {
             fused::tile(cpu, (code, codes), absmax, x, y, add);
         }
+        Chunk::Levels { .. } => unreachable!("levels are for matrix tiles"),
         Chunk::Bf16(w) => bf16_tile(cpu, w, x, y, add),
     }
 }

@@ -6,8 +6,6 @@
 #![allow(unsafe_code)]
 
 use super::{BLOCK, Code};
-#[cfg(target_arch = "x86_64")]
-use crate::kernels::bf16::amx::{self, Sums};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::Line;
 
@@ -31,33 +29,12 @@ pub(crate) fn tile<const MR: usize>(
     scalar::tile((code, codes), absmax, x, y, add);
 }
 
-/// [`tile`] with AMX, up to 32 rows: a block of codes is looked up into lines beside it, and its
-/// products are added up with absmax row by row.
-///
-/// # Safety
-/// The processor must have AMX and AVX-512 BW.
+/// Looks the codes of whole blocks up for matrix tiles: two lines of `levels` per pair of columns.
 #[cfg(target_arch = "x86_64")]
-pub(crate) unsafe fn matrix_tile<'a>(
-    (code, codes): (Code, &[Line]),
-    absmax: &[Line],
-    x: &[Line],
-    rows: usize,
-    row_of: impl Fn(usize) -> &'a mut [f32],
-    add: bool,
-) {
-    let mut sums = if add { Sums::of(rows, &row_of) } else { Sums::zero() };
-    let mut levels = [Line::ZERO; BLOCK];
-    let blocks = codes.as_chunks().0.iter().zip(absmax.as_chunks().0);
-    for ((codes, absmax), x) in blocks.zip(x.chunks_exact(2 * rows)) {
-        let mut dots = Sums::zero();
-        // SAFETY: by this function's contract.
-        unsafe {
-            avx512::look_up(code, codes, &mut levels);
-            amx::add_products(&levels, x, rows, &mut dots);
-            avx512::add_scaled(&mut dots, absmax, rows, &mut sums);
-        }
-    }
-    sums.put(rows, &row_of);
+pub(crate) fn look_up(cpu: Cpu, code: Code, codes: &[Line], levels: &mut [Line]) {
+    assert!(cpu.bf16, "tiles come with AVX-512 BF16");
+    // SAFETY: `bf16` says that AVX-512 F and BW were detected.
+    unsafe { avx512::look_up(code, codes, levels) }
 }
 
 mod scalar {
@@ -98,8 +75,7 @@ mod scalar {
 mod avx512 {
     use super::*;
     use crate::kernels::simd::{
-        as_bf16, load_line, load_line_ps, load_ps, load_tile, prefetch, store_line, store_ps,
-        store_tile,
+        as_bf16, load_line, load_line_ps, load_tile, prefetch, store_line, store_tile,
     };
     use std::arch::x86_64::*;
 
@@ -108,9 +84,8 @@ mod avx512 {
 
     type Dots<const MR: usize> = [[__m512; 2]; MR];
 
-    /// The levels of sixteen lines of codes as pairs, two lines each.
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub fn look_up(code: Code, codes: &[Line; 16], levels: &mut [Line; BLOCK]) {
+    pub fn look_up(code: Code, codes: &[Line], levels: &mut [Line]) {
         let table = table(code);
         for (codes, levels) in codes.as_chunks::<2>().0.iter().zip(levels.as_chunks_mut::<8>().0) {
             for half in 0..2 {
@@ -121,19 +96,6 @@ mod avx512 {
                 store_line(&mut levels[2 + half], level(_mm512_srli_epi16::<4>(codes)));
                 store_line(&mut levels[4 + half], level(_mm512_srli_epi16::<8>(codes)));
                 store_line(&mut levels[6 + half], level(_mm512_srli_epi16::<12>(codes)));
-            }
-        }
-    }
-
-    /// `sums += dots · absmax`.
-    #[target_feature(enable = "avx512f")]
-    pub fn add_scaled(dots: &mut Sums, absmax: &[Line; 2], rows: usize, sums: &mut Sums) {
-        let absmax = [load_line_ps(&absmax[0]), load_line_ps(&absmax[1])];
-        let dots = dots.lines().as_chunks::<2>().0;
-        for (dots, sums) in dots.iter().zip(sums.lines().as_chunks_mut::<2>().0).take(rows) {
-            for half in 0..2 {
-                let sum = _mm512_fmadd_ps(load_ps(&dots[half]), absmax[half], load_ps(&sums[half]));
-                store_ps(&mut sums[half], sum);
             }
         }
     }

@@ -5,9 +5,8 @@ use std::arch::x86_64::*;
 use super::{PART_LINES, PARTS, SCALE_LINES, Weights};
 use crate::kernels::activations::Q8Block;
 use crate::kernels::line::Line;
-use crate::kernels::quantized::amx::{self, Unpacked};
 use crate::kernels::quantized::avx512::unpack;
-use crate::kernels::simd::{load_line, load_ps, prefetch, store_line, store_ps};
+use crate::kernels::simd::{load_line, load_ps, prefetch, store_ps};
 
 /// Lines ahead of the stream: 4 KiB, about the latency of memory at its bandwidth.
 const AHEAD: usize = 64;
@@ -44,22 +43,6 @@ pub fn tile<const MR: usize>(w: Weights<'_>, x: &[Q8Block], y: [&mut [f32]; MR],
     }
     for i in 0..MR {
         store_ps(y[i], sums[i]);
-    }
-}
-
-/// Parts from `first` on, all of one block, as bytes with their scales and minima.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub fn unpack_parts(w: Weights<'_>, first: usize, to: &mut [Unpacked]) {
-    let block = &w.scales[first / PARTS * SCALE_LINES..][..SCALE_LINES];
-    block.iter().for_each(|line| prefetch(line, 2 * SCALE_LINES));
-    let scales = Scales::read(block);
-    let codes = w.codes[first * PART_LINES..].chunks_exact(PART_LINES);
-    for ((part, codes), to) in (first % PARTS..).zip(codes).zip(to) {
-        codes.iter().for_each(|line| prefetch(line, AHEAD));
-        let (scale, min) = scales.part(part);
-        amx::put(unpack::<4>(codes), &mut to.codes);
-        store_line(&mut to.scale, _mm512_castps_si512(scale));
-        store_line(&mut to.min, _mm512_castps_si512(min));
     }
 }
 

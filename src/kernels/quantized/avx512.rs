@@ -7,11 +7,10 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::amx::{self, Unpacked};
 use super::{TILE, Weights};
 use crate::kernels::activations::Q8Block;
 use crate::kernels::line::Line;
-use crate::kernels::simd::{load_line, load_ps, prefetch, store_line, store_ps};
+use crate::kernels::simd::{load_line, load_ps, prefetch, store_ps};
 
 /// Lines ahead of the stream: 4 KiB, about the latency of memory at its bandwidth. The hardware stops
 /// at the end of a page: at eight rows asking ahead gave 646 Gop/s where 506 had been, at 128 nothing.
@@ -65,19 +64,6 @@ pub fn unpack<const BITS: usize>(codes: &[Line]) -> [__m512i; 8] {
         }
     }
     weights
-}
-
-/// Blocks from `first` on as signed bytes, with their scales.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub fn unpack_signed<const BITS: usize>(w: Weights<'_, BITS>, first: usize, to: &mut [Unpacked]) {
-    let offset = _mm512_set1_epi8((1u8 << (BITS - 1)) as i8);
-    let blocks = w.codes[first * BITS..].chunks_exact(BITS).zip(&w.scales[first..]);
-    for ((codes, scales), to) in blocks.zip(to) {
-        codes.iter().for_each(|line| prefetch(line, AHEAD));
-        prefetch(scales, AHEAD / BITS);
-        amx::put(unpack::<BITS>(codes).map(|codes| _mm512_sub_epi8(codes, offset)), &mut to.codes);
-        store_line(&mut to.scale, _mm512_castps_si512(widen(scales)));
-    }
 }
 
 /// `Σ q_x · (code − 2^(BITS−1))` for each of the sixteen rows. The offset is the start value.
