@@ -92,9 +92,12 @@ pub fn choices() -> [Choice; 4] {
         names if names.contains(&"avx2") => ("vpmaddubsw, 8 rows", "AVX2, but no AVX-512 VNNI"),
         _ => ("plain loops", "neither AVX2 nor AVX-512 VNNI was detected"),
     };
-    let pairs = match cpu.names().contains(&"avx512bf16") {
-        true => ("vdpbf16ps, 12 × 32 tile", "AVX-512 BF16 was detected"),
-        false => (widest.0, "no AVX-512 BF16: weights are widened to f32 on the way"),
+    let pairs = match cpu.names().as_slice() {
+        names if names.contains(&"amx") => ("tdpbf16ps, 32 × 32 tiles", "AMX was detected"),
+        names if names.contains(&"avx512bf16") => {
+            ("vdpbf16ps, 12 × 32 tile", "AVX-512 BF16 was detected")
+        }
+        _ => (widest.0, "no AVX-512 BF16: weights are widened to f32 on the way"),
     };
     let choice = |weights, (kernel, reason)| Choice { weights, kernel, reason };
     [

@@ -149,6 +149,25 @@ impl Tiles {
     }
 }
 
+/// Operations of a round of [`busy`].
+pub(super) const BUSY_OPERATIONS: usize = 4 * 2 * ROWS * ROWS * 32;
+
+/// Multiplies tiles of zeros, four times in each of `rounds`, without touching memory.
+///
+/// # Safety
+/// [`granted`] must have said yes.
+pub(super) unsafe fn busy(rounds: usize) {
+    let _session = Session::new();
+    // SAFETY: by this function's contract.
+    let tiles = unsafe { Tiles::shaped([(16, 64); 8]) };
+    for _ in 0..rounds {
+        tiles.bf16::<0, 4, 6>();
+        tiles.bf16::<1, 4, 7>();
+        tiles.bf16::<2, 5, 6>();
+        tiles.bf16::<3, 5, 7>();
+    }
+}
+
 /// Rows of the upper and of the lower tile, one for none, of up to 32.
 pub(super) fn halves(rows: usize) -> (u8, u8) {
     (rows.min(ROWS) as u8, rows.saturating_sub(ROWS).max(1) as u8)

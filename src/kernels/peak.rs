@@ -16,6 +16,9 @@ use crate::kernels::line::{self, Line};
 const READ_BYTES: usize = 128 << 20;
 /// Rounds of sixteen independent instructions: some ten milliseconds.
 const ROUNDS: usize = 1_500_000;
+/// Rounds of four independent products of tiles: some ten milliseconds.
+#[cfg(target_arch = "x86_64")]
+const TILE_ROUNDS: usize = 600_000;
 /// Chains that hide the latency of one instruction.
 const CHAINS: usize = 16;
 /// Runs of which the best counts.
@@ -52,10 +55,23 @@ impl Peak {
             threads,
             read: (READ_BYTES * threads) as f64 / read,
             f32: 2.0 * lanes / f32,
-            bf16: wide(cpu.bf16, threads, bf16).map(|seconds| 4.0 * lanes / seconds),
+            bf16: bf16_peak(cpu, threads),
             int8: wide(cpu.vnni, threads, int8).map(|seconds| 8.0 * lanes / seconds),
         }
     }
+}
+
+/// Operations per second of bf16 products, in matrix tiles where there are such.
+fn bf16_peak(cpu: Cpu, threads: usize) -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    if cpu.amx {
+        let operations = (TILE_ROUNDS * super::amx::BUSY_OPERATIONS * threads) as f64;
+        // SAFETY: `amx` says that the tiles were detected and granted.
+        let seconds = best(threads, |_| unsafe { super::amx::busy(TILE_ROUNDS) });
+        return Some(operations / seconds);
+    }
+    let lanes = (ROUNDS * CHAINS * LANES * threads) as f64;
+    wide(cpu.bf16, threads, bf16).map(|seconds| 4.0 * lanes / seconds)
 }
 
 /// Seconds of a loop whose instruction may be missing.
