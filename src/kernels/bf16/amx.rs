@@ -5,12 +5,16 @@
 
 #![allow(unsafe_code)]
 
-use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
+mod few;
+mod sums;
 
-use crate::kernels::amx::{self, PAIR_ROWS, ROWS, Tiles};
+use std::arch::x86_64::*;
+
+use crate::kernels::amx::{self, ROWS, Tiles};
 use crate::kernels::line::Line;
-use crate::kernels::simd::{load_line, load_line_ps, load_ps, store_ps};
+use crate::kernels::simd::{load_line_ps, load_ps, store_ps};
+use few::few_rows;
+use sums::Sums;
 
 /// Bytes of a line.
 const LINE: usize = size_of::<Line>();
@@ -23,67 +27,6 @@ const AHEAD: usize = 128;
 
 /// Rows that are multiplied without tiles.
 const FEW_ROWS: usize = 4;
-
-/// Sums of up to 32 rows by 32 columns. Those of rows that nobody wrote are undefined.
-#[repr(align(64))]
-struct Sums(MaybeUninit<[[[f32; 16]; 2]; PAIR_ROWS]>);
-
-impl Sums {
-    fn new() -> Self {
-        Self(MaybeUninit::uninit())
-    }
-
-    /// Zeros, or what `row_of` holds if `add`: up to 32 columns of each row.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn start<'a>(rows: usize, row_of: &impl Fn(usize) -> &'a mut [f32], add: bool) -> Self {
-        let mut sums = Self::new();
-        for i in 0..rows {
-            let row: &[f32] = if add { row_of(i) } else { &[] };
-            let (left, right) = row.split_at(row.len().min(16));
-            let to = sums.row_mut(i).as_mut_ptr().cast::<f32>();
-            // SAFETY: a row has two lines.
-            unsafe {
-                _mm512_store_ps(to, load_ps(left));
-                _mm512_store_ps(to.add(16), load_ps(right));
-            }
-        }
-        sums
-    }
-
-    fn row_mut(&mut self, i: usize) -> &mut MaybeUninit<[[f32; 16]; 2]> {
-        assert!(i < PAIR_ROWS, "there are 32 rows");
-        // SAFETY: so many rows lie there, and an undefined row is one of this type.
-        unsafe { &mut *self.0.as_mut_ptr().cast::<MaybeUninit<_>>().add(i) }
-    }
-
-    /// Row `i`.
-    ///
-    /// # Safety
-    /// It must have been written.
-    unsafe fn row(&self, i: usize) -> &[[f32; 16]; 2] {
-        assert!(i < PAIR_ROWS, "there are 32 rows");
-        // SAFETY: so many rows lie there, and this one is defined by this function's contract.
-        unsafe { &*self.0.as_ptr().cast::<[[f32; 16]; 2]>().add(i) }
-    }
-
-    /// Writes the columns that exist.
-    ///
-    /// # Safety
-    /// The rows must have been written.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn put<'a>(&self, rows: usize, row_of: &impl Fn(usize) -> &'a mut [f32]) {
-        for i in 0..rows {
-            let row = row_of(i);
-            let (left, right) = row.split_at_mut(row.len().min(16));
-            // SAFETY: by this function's contract.
-            let sums = unsafe { self.row(i) };
-            store_ps(left, load_ps(&sums[0]));
-            store_ps(right, load_ps(&sums[1]));
-        }
-    }
-}
 
 /// Multiplies up to 32 rows by one chunk; see [`super::multiply`].
 ///
@@ -202,50 +145,6 @@ unsafe fn multiply(
     }
 }
 
-/// `sums += x · w` for a few rows without tiles, as [`Tiles::bf16`] adds: for these, setting out tiles
-/// and fetching sums back takes longer. Values below the smallest normal one are not flushed to zero.
-///
-/// # Safety
-/// The rows of `sums` must have been written.
-#[target_feature(enable = "avx512f")]
-unsafe fn few_rows<const MR: usize>(w: &[Line], x: &[Line], sums: &mut Sums) {
-    let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-    let halves = |words| {
-        let low = _mm512_slli_epi32::<16>(words);
-        [low, _mm512_and_si512(words, high)].map(|half| _mm512_castsi512_ps(half))
-    };
-    let mut totals = [[_mm512_setzero_ps(); 2]; MR];
-    for i in 0..MR {
-        // SAFETY: by this function's contract.
-        totals[i] = unsafe { sums.row(i) }.each_ref().map(|line| load_ps(line));
-    }
-    for (w, x) in w.chunks(PIECE).zip(x.chunks_exact(MR)) {
-        let mut dots = [[[_mm512_setzero_ps(); 2]; 2]; MR];
-        for (p, pair) in w.as_chunks::<2>().0.iter().enumerate() {
-            pair.iter().for_each(|line| amx::prefetch(line, AHEAD));
-            let w = [halves(load_line(&pair[0])), halves(load_line(&pair[1]))];
-            for i in 0..MR {
-                let x = halves(_mm512_set1_epi32(x[i].0[p] as i32));
-                for (column, half) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                    let dot = dots[i][column][half];
-                    dots[i][column][half] = _mm512_fmadd_ps(x[half], w[column][half], dot);
-                }
-            }
-        }
-        for i in 0..MR {
-            for column in 0..2 {
-                let [even, odd] = dots[i][column];
-                totals[i][column] = _mm512_add_ps(totals[i][column], _mm512_add_ps(even, odd));
-            }
-        }
-    }
-    for i in 0..MR {
-        // SAFETY: by this function's contract.
-        let row = unsafe { sums.row_mut(i).assume_init_mut() };
-        row.iter_mut().zip(totals[i]).for_each(|(line, total)| store_ps(line, total));
-    }
-}
-
 /// [`multiply`] with tiles.
 fn many_rows(tiles: &Tiles, w: &[Line], x: &[Line], rows: usize, add: bool, sums: &mut Sums) {
     let (pieces, rest) = w.as_chunks::<PIECE>();
@@ -253,7 +152,7 @@ fn many_rows(tiles: &Tiles, w: &[Line], x: &[Line], rows: usize, add: bool, sums
     padded[..rest.len()].copy_from_slice(rest);
     let last = (!rest.is_empty()).then_some(&padded);
     let pieces = pieces.iter().chain(last).zip(x.chunks_exact(rows));
-    let sums: *mut u8 = sums.0.as_mut_ptr().cast();
+    let sums: *mut u8 = sums.as_mut_ptr();
     let sum = |i: usize| sums.wrapping_add(i % 2 * LINE + i / 2 * ROWS * 2 * LINE);
     // SAFETY: all rows of the tiles lie within `sums`, a piece, or a piece's rows of `x`.
     unsafe {
