@@ -11,9 +11,8 @@
 #![allow(unsafe_code)]
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid, __cpuid_count, _MM_HINT_T0, _mm_prefetch};
+use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::cell::Cell;
-use std::ptr;
 
 use super::line::Line;
 
@@ -81,7 +80,7 @@ impl Drop for Session {
     }
 }
 
-/// The tiles of this thread, with shapes.
+/// The tiles of this thread, with shapes until they get others or the [`Session`] around ends.
 pub(super) struct Tiles(());
 
 impl Tiles {
@@ -177,11 +176,4 @@ pub(super) fn halves(rows: usize) -> (u8, u8) {
 #[inline(always)]
 pub(super) fn bytes(lines: &[Line]) -> *const u8 {
     lines.as_ptr().cast()
-}
-
-/// Asks for the line `ahead`, which need not exist.
-#[inline(always)]
-pub(super) fn prefetch(line: &Line, ahead: usize) {
-    // SAFETY: a hint, which never faults.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr::from_ref(line).wrapping_add(ahead).cast()) };
 }

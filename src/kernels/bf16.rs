@@ -23,7 +23,7 @@ pub use weight::{PackedBf16, Widened};
 
 pub(crate) use gemm::{Chunk, Panels, Term, gemm, gemm_sum, gemms};
 pub(crate) use rounded::{Matrix, RoundedColumns, RoundedRows};
-pub(crate) use rows::round;
+pub(crate) use rows::{LARGEST_TILED_GROUP, round};
 pub(crate) use tile::multiply;
 pub(crate) use transpose::Transposed;
 

@@ -15,7 +15,9 @@ mod tiled;
 
 use std::ops::Range;
 
-use crate::kernels::bf16::{Bf16Rows, Chunk, PANEL, PackedBf16, multiply, round};
+use crate::kernels::bf16::{
+    Bf16Rows, Chunk, LARGEST_TILED_GROUP, PANEL, PackedBf16, multiply, round,
+};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::output::Output;
@@ -25,9 +27,6 @@ use crate::kernels::shared::SharedSlice;
 
 /// Rows per group: 6 rows × 4 ranks are 24 sums, which leaves registers for the loads.
 const LARGEST_GROUP: usize = 6;
-
-/// Rows per group with matrix tiles: two of sixteen.
-const LARGEST_TILED_GROUP: usize = 32;
 
 /// Ranks whose dot products are taken together.
 const RANKS: usize = 4;

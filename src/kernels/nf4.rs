@@ -184,18 +184,8 @@ impl Panels for PackedNf4 {
         k: Range<usize>,
         scratch: &'a mut [Line],
     ) -> Chunk<'a> {
-        let (codes, blocks) = (self.codes(panel, k.clone()), k.start / BLOCK..k.end / BLOCK);
-        #[cfg(target_arch = "x86_64")]
-        if cpu.amx {
-            let (levels, scratch) = scratch.split_at_mut(k.len());
-            fused::look_up(cpu, self.code, codes, levels);
-            return Chunk::Levels {
-                levels,
-                absmax: self.absmax.lines(cpu, panel, blocks, scratch),
-            };
-        }
-        let absmax = self.absmax.lines(cpu, panel, blocks, scratch);
-        Chunk::Nf4 { code: self.code, codes, absmax }
+        let absmax = self.absmax.lines(cpu, panel, k.start / BLOCK..k.end / BLOCK, scratch);
+        Chunk::Nf4 { code: self.code, codes: self.codes(panel, k), absmax }
     }
 }
 

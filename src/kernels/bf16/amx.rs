@@ -2,7 +2,6 @@
 //!
 //! Per 32 columns of the reduction two tiles of `x` and two of `W` are read and multiplied by each
 //! other: four products of 16 cycles for 64 lines, about what a second-level cache gives.
-
 #![allow(unsafe_code)]
 
 mod few;
@@ -10,10 +9,10 @@ mod sums;
 
 use std::arch::x86_64::*;
 
-use crate::kernels::amx::{self, ROWS, Tiles};
+use crate::kernels::amx::{self, PAIR_ROWS, ROWS, Tiles};
 use crate::kernels::line::Line;
-use crate::kernels::simd::{load_line_ps, load_ps, store_ps};
-use few::few_rows;
+use crate::kernels::simd::{load_line_ps, load_ps, prefetch, store_ps};
+use few::{few_rows, few_rows_of_codes};
 use sums::Sums;
 
 /// Bytes of a line.
@@ -26,7 +25,7 @@ const PIECE: usize = 32;
 const AHEAD: usize = 128;
 
 /// Rows that are multiplied without tiles.
-const FEW_ROWS: usize = 4;
+pub(super) const FEW_ROWS: usize = 4;
 
 /// Multiplies up to 32 rows by one chunk; see [`super::multiply`].
 ///
@@ -86,6 +85,32 @@ pub(super) unsafe fn scaled_tile<'a>(
     unsafe { sums.put(rows, &row_of) };
 }
 
+/// [`scaled_tile`] for a few rows, of codes instead of what they stand for.
+///
+/// # Safety
+/// The processor must have AVX-512 F.
+pub(super) unsafe fn tile_of_codes<'a>(
+    levels: &[f32; 16],
+    codes: (&[Line], &[Line]),
+    x: &[Line],
+    rows: usize,
+    row_of: impl Fn(usize) -> &'a mut [f32],
+    add: bool,
+) {
+    // SAFETY: by this function's contract; the rows have a start.
+    unsafe {
+        let mut sums = Sums::start(rows, &row_of, add);
+        match rows {
+            1 => few_rows_of_codes::<1>(levels, codes, x, &mut sums),
+            2 => few_rows_of_codes::<2>(levels, codes, x, &mut sums),
+            3 => few_rows_of_codes::<3>(levels, codes, x, &mut sums),
+            4 => few_rows_of_codes::<FEW_ROWS>(levels, codes, x, &mut sums),
+            _ => unreachable!("for more rows, codes are looked up once"),
+        }
+        sums.put(rows, &row_of);
+    }
+}
+
 /// `sums += dots · scales`.
 ///
 /// # Safety
@@ -103,7 +128,8 @@ unsafe fn add_scaled(dots: &Sums, scales: &[Line; 2], rows: usize, sums: &mut Su
     }
 }
 
-/// Unless there are few rows, tiles for the sums of the upper rows and of the lower ones, for both of `x`, and two of `W`.
+/// Unless there are few rows, tiles for the sums of the upper rows and of the lower ones, for both
+/// parts of `x`, and two for `W`.
 ///
 /// # Safety
 /// The processor must have AMX.
@@ -145,8 +171,10 @@ unsafe fn multiply(
     }
 }
 
-/// [`multiply`] with tiles.
+/// [`multiply`] with tiles of these rows.
+#[target_feature(enable = "avx512f")]
 fn many_rows(tiles: &Tiles, w: &[Line], x: &[Line], rows: usize, add: bool, sums: &mut Sums) {
+    assert!(rows <= PAIR_ROWS, "tiles hold 32 rows");
     let (pieces, rest) = w.as_chunks::<PIECE>();
     let mut padded = [Line::ZERO; PIECE];
     padded[..rest.len()].copy_from_slice(rest);
@@ -160,7 +188,7 @@ fn many_rows(tiles: &Tiles, w: &[Line], x: &[Line], rows: usize, add: bool, sums
         start::<1>(tiles, add, sum(1));
         if rows <= ROWS {
             for (w, x) in pieces {
-                w.iter().for_each(|line| amx::prefetch(line, AHEAD));
+                w.iter().for_each(|line| prefetch(line, AHEAD));
                 load_weights(tiles, w);
                 tiles.load::<4>(amx::bytes(x), LINE);
                 tiles.bf16::<0, 4, 6>();

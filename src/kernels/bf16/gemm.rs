@@ -28,9 +28,9 @@ const GROUPS_PER_ITEM: usize = 24;
 /// Values of the rows of an item with matrix tiles: half of a 2 MiB L2, as every panel reads them all.
 const VALUES_PER_TILED_ITEM: usize = 512 << 10;
 
-/// Lines a source may write for one chunk: its pairs, and the absmax of its blocks or, where it turns
+/// Lines for one chunk: the levels of its codes, and what a source may write, its pairs, and the absmax of its blocks or, where it turns
 /// pieces of 32 columns, one of them with its absmax.
-const SCRATCH: usize = K_PER_TILED_PASS + 2 * K_PER_TILED_PASS / 64 + 2;
+const SCRATCH: usize = 2 * K_PER_TILED_PASS + 2 * K_PER_TILED_PASS / 64 + 2;
 
 /// A weight seen as panels of 32 outputs, each a run of columns to reduce over.
 pub(crate) trait Panels: Sync {
@@ -202,7 +202,9 @@ unsafe fn fill(
     scratch: &mut [Line],
 ) {
     let columns = panel * PANEL..w.shape().0.min((panel + 1) * PANEL);
+    let (levels, scratch) = scratch.split_at_mut(K_PER_TILED_PASS);
     let chunk = w.chunk(cpu, panel, pass.clone(), scratch);
+    let chunk = looked_up(cpu, chunk, groups, levels);
     for group in groups {
         let row_of = |i: usize| {
             // SAFETY: by this function's contract, and each row is taken once.
@@ -210,4 +212,29 @@ unsafe fn fill(
         };
         multiply(cpu, &chunk, x.chunk(group, &pass), group.len(), row_of, add);
     }
+}
+
+/// With matrix tiles, codes that more than a few rows are multiplied by, looked up once for all.
+#[cfg(target_arch = "x86_64")]
+fn looked_up<'a>(
+    cpu: Cpu,
+    chunk: Chunk<'a>,
+    groups: &[Range<usize>],
+    levels: &'a mut [Line],
+) -> Chunk<'a> {
+    match chunk {
+        Chunk::Nf4 { code, codes, absmax }
+            if cpu.amx && groups.iter().any(|group| group.len() > super::amx::FEW_ROWS) =>
+        {
+            let levels = &mut levels[..4 * codes.len()];
+            crate::kernels::nf4::fused::look_up(cpu, code, codes, levels);
+            Chunk::Levels { levels, absmax }
+        }
+        chunk => chunk,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn looked_up<'a>(_: Cpu, chunk: Chunk<'a>, _: &[Range<usize>], _: &'a mut [Line]) -> Chunk<'a> {
+    chunk
 }

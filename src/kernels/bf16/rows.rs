@@ -14,7 +14,9 @@ use crate::kernels::shared::SharedSlice;
 const LARGEST_GROUP: usize = 12;
 
 /// Rows that two matrix tiles hold.
-pub(super) const LARGEST_TILED_GROUP: usize = 32;
+pub(crate) const LARGEST_TILED_GROUP: usize = 32;
+#[cfg(target_arch = "x86_64")]
+const _: () = assert!(LARGEST_TILED_GROUP == crate::kernels::amx::PAIR_ROWS);
 
 /// Rows of activations `(m, k)` rounded to bf16, reused from call to call.
 ///

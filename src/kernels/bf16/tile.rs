@@ -25,7 +25,10 @@ pub(crate) fn multiply<'a>(
         // SAFETY: `amx` says that the tiles were detected and granted.
         return unsafe {
             match *w {
-                Chunk::Nf4 { .. } => unreachable!("with tiles, codes are read as levels"),
+                Chunk::Nf4 { code, codes, absmax } => {
+                    let levels = fused::rounded(code);
+                    amx::tile_of_codes(levels, (codes, absmax), x, rows, row_of, add)
+                }
                 Chunk::Levels { levels, absmax } => {
                     amx::scaled_tile((levels, absmax), x, rows, row_of, add)
                 }

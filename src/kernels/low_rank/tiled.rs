@@ -1,16 +1,16 @@
 //! `h = scale · x Aᵀ` with matrix tiles: up to 32 rows by sixteen ranks.
-
 #![allow(unsafe_code)]
 
 use std::ops::Range;
 
-use super::{LARGEST_TILED_GROUP, RANKS_PER_LINE};
-use crate::kernels::amx::{self, ROWS, Session, Tiles};
+use super::RANKS_PER_LINE;
+use crate::kernels::amx::{self, PAIR_ROWS, ROWS, Session, Tiles};
 use crate::kernels::bf16::{Bf16Rows, round};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::Line;
 use crate::kernels::pool::Pool;
 use crate::kernels::rows::{RowGroups, pieces};
+use crate::kernels::simd::prefetch;
 
 /// Ranks of one product: the columns of a tile.
 const RANKS: usize = 16;
@@ -37,9 +37,9 @@ fn groups(ranks: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 pub fn down(cpu: Cpu, a: &Bf16Rows, ranks: Range<usize>, scale: f32, x: &[Line], h: &mut [Line]) {
     assert!(cpu.amx, "there must be tiles");
     let _session = Session::new();
-    let mut sums = [[0.0; RANKS_PER_LINE]; LARGEST_TILED_GROUP];
+    let mut sums = [[0.0; RANKS_PER_LINE]; PAIR_ROWS];
     for group in groups(ranks.clone()) {
-        let mut dots = [[0.0; RANKS]; LARGEST_TILED_GROUP];
+        let mut dots = [[0.0; RANKS]; PAIR_ROWS];
         // SAFETY: `amx` says that the tiles were detected and granted.
         unsafe { multiply(a.chunk(&group, &(0..a.k())), group.len(), x, h.len(), &mut dots) };
         let at = group.start - ranks.start;
@@ -57,15 +57,17 @@ pub fn down(cpu: Cpu, a: &Bf16Rows, ranks: Range<usize>, scale: f32, x: &[Line],
 /// `dots = x · aᵀ` for up to sixteen ranks.
 ///
 /// # Safety
-/// The processor must have AMX.
+/// The processor must have AMX and AVX-512 F.
+#[target_feature(enable = "avx512f")]
 unsafe fn multiply(
     a: &[Line],
     ranks: usize,
     x: &[Line],
     rows: usize,
-    dots: &mut [[f32; RANKS]; LARGEST_TILED_GROUP],
+    dots: &mut [[f32; RANKS]; PAIR_ROWS],
 ) {
     const LINE: usize = size_of::<Line>();
+    assert!(rows <= PAIR_ROWS, "tiles hold 32 rows");
     let ((upper, lower), words) = (amx::halves(rows), 4 * ranks as u8);
     let (c, d, b) = ((upper, words), (lower, words), (16, words));
     // SAFETY: by this function's contract.
@@ -77,7 +79,7 @@ unsafe fn multiply(
     // words; `dots` has 32 rows of a line.
     unsafe {
         for (x, a) in x.chunks_exact(rows).zip(a.chunks_exact(ranks)) {
-            a.iter().for_each(|line| amx::prefetch(line, AHEAD));
+            a.iter().for_each(|line| prefetch(line, AHEAD));
             tiles.load::<4>(amx::bytes(a), 4 * ranks);
             tiles.load::<2>(amx::bytes(x), LINE);
             tiles.bf16::<0, 2, 4>();

@@ -29,6 +29,27 @@ pub(crate) fn tile<const MR: usize>(
     scalar::tile((code, codes), absmax, x, y, add);
 }
 
+/// The levels rounded to bf16, as every product takes them.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn rounded(code: Code) -> &'static [f32; 16] {
+    static NF4: [f32; 16] = widened(Code::Nf4.levels());
+    static FP4: [f32; 16] = widened(Code::Fp4.levels());
+    match code {
+        Code::Nf4 => &NF4,
+        Code::Fp4 => &FP4,
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+const fn widened(levels: &[f32; 16]) -> [f32; 16] {
+    let (mut rounded, mut i) = ([0.0; 16], 0);
+    while i < 16 {
+        rounded[i] = half::bf16::from_f32_const(levels[i]).to_f32_const();
+        i += 1;
+    }
+    rounded
+}
+
 /// Looks the codes of whole blocks up for matrix tiles: two lines of `levels` per pair of columns.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn look_up(cpu: Cpu, code: Code, codes: &[Line], levels: &mut [Line]) {
