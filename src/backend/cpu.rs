@@ -39,14 +39,14 @@ use crate::kernels::loss::RowLoss;
 use crate::kernels::low_rank::LowRankWork;
 use crate::kernels::pool::Pool;
 use buffers::FreeList;
-use rope::RopeTables;
+use rope::Turns;
 
 /// Computes on the threads of this process. Its numbers do not depend on how many they are.
 pub struct CpuBackend {
     cpu: Cpu,
     pool: Arc<Pool>,
     free: FreeList,
-    ropes: RopeTables,
+    turns: Turns,
     work: Work,
     /// What operations cost, while somebody keeps the book.
     pub stages: Stages,
@@ -88,7 +88,7 @@ impl CpuBackend {
             cpu,
             pool: Arc::new(Pool::new(threads.max(1))),
             free: FreeList::default(),
-            ropes: RopeTables::default(),
+            turns: Turns::default(),
             work: Work::default(),
             stages: Stages::default(),
         }

@@ -23,6 +23,7 @@ pub(crate) use cuda::emulator;
 mod one_by_one;
 mod operands;
 pub mod reference;
+mod rope;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,7 @@ pub use crate::kernels::optimiser::Moments8;
 pub use crate::kernels::pool::Pool as HostThreads;
 pub use crate::kernels::values::Values as HostValues;
 pub use operands::*;
+pub use rope::*;
 
 /// Fused operations over device buffers. Shape mismatches are programming errors and panic.
 pub trait Backend: Send + 'static {
@@ -211,7 +213,7 @@ pub trait Backend: Send + 'static {
         &mut self,
         qkv: &Self::Rows,
         spec: &HeadsSpec<Self::Rows>,
-        positions: &[u32],
+        places: &Places,
         q: &mut Self::Rows,
         k: &mut Self::Rows,
         v: &mut Self::Rows,
@@ -340,7 +342,7 @@ pub trait Backend: Send + 'static {
         dv: &Self::Rows,
         qkv: &Self::Rows,
         spec: &HeadsSpec<Self::Rows>,
-        positions: &[u32],
+        places: &Places,
         dqkv: &mut Self::Rows,
     );
     /// The backward of [`Backend::attention`], without a `(t, t)` buffer; `dq`, `dk`, `dv` are

@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::rope::Rope;
 use super::{Absmax, Backend, FourBitBlocks, FourBitCode, HostValues, Moments8, WeightFormat};
 use crate::domain::{AdapterWeights, KvFormat};
 use crate::kernels::optimiser::Adam;
@@ -123,11 +124,7 @@ pub struct HeadsSpec<R> {
     /// together where it is `(1, h · hd)` (MPT's `qk_ln`).
     pub q_norm: Option<Norm<R>>,
     pub k_norm: Option<Norm<R>>,
-    /// Angle per position for each of the `hd / 2` pairs (half rotation, as Hugging Face); empty:
-    /// no RoPE. A rotary dimension below `hd` leaves the last values as they are.
-    pub rope_frequencies: Vec<f32>,
-    /// Multiplies cos and sin (YaRN's attention factor); 1 otherwise.
-    pub rope_scale: f32,
+    pub rope: Rope,
 }
 
 /// How many tokens one KV block holds. Attention walks keys in blocks of this size from the first
@@ -152,6 +149,8 @@ pub struct CacheShape {
 pub struct SequenceRows {
     pub rows: Range<usize>,
     pub start: usize,
+    /// Its first tokens that are read as one, over however many steps; see [`Places`].
+    pub read: usize,
     pub blocks: Vec<u32>,
 }
 

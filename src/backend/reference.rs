@@ -8,8 +8,8 @@ use half::bf16;
 
 use super::{
     Activation, AdamStep, AttentionSpec, BLOCK_TOKENS, Backend, CacheShape, HeadsSpec, HostBlocks,
-    HostMoments, HostThreads, HostWeight, KvFormat, LossSum, Norm, SequenceRows, WeightFormat,
-    dropout_keeps,
+    HostMoments, HostThreads, HostWeight, KvFormat, LossSum, Norm, Places, SequenceRows,
+    WeightFormat, dropout_keeps,
 };
 
 mod activation;
@@ -199,13 +199,14 @@ impl Backend for ReferenceBackend {
         &mut self,
         qkv: &Matrix,
         spec: &HeadsSpec<Matrix>,
-        positions: &[u32],
+        places: &Places,
         q: &mut Matrix,
         k: &mut Matrix,
         v: &mut Matrix,
     ) {
-        for (i, &position) in positions.iter().enumerate() {
-            heads::forward(qkv.row(i), spec, position, q.row_mut(i), k.row_mut(i), v.row_mut(i));
+        for i in 0..qkv.rows {
+            let (q, k, v) = (q.row_mut(i), k.row_mut(i), v.row_mut(i));
+            heads::forward(qkv.row(i), spec, &heads::Turn::new(&spec.rope, places, i), q, k, v);
         }
     }
 
@@ -389,12 +390,13 @@ impl Backend for ReferenceBackend {
         dv: &Matrix,
         qkv: &Matrix,
         spec: &HeadsSpec<Matrix>,
-        positions: &[u32],
+        places: &Places,
         dqkv: &mut Matrix,
     ) {
-        for (i, &position) in positions.iter().enumerate() {
+        for i in 0..qkv.rows {
             let gradients = [dq.row(i), dk.row(i), dv.row(i)];
-            heads::backward(gradients, qkv.row(i), spec, position, dqkv.row_mut(i));
+            let turn = heads::Turn::new(&spec.rope, places, i);
+            heads::backward(gradients, qkv.row(i), spec, &turn, dqkv.row_mut(i));
         }
     }
 

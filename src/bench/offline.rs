@@ -257,7 +257,8 @@ fn sequence(case: &Case, index: usize) -> SequenceRows {
         let first_own = CASES.map(|case| case.rows).into_iter().max().unwrap_or(0) / BLOCK_TOKENS;
         blocks.push((first_own + index) as u32);
     }
-    SequenceRows { rows: index * case.rows..(index + 1) * case.rows, start: case.start, blocks }
+    let rows = index * case.rows..(index + 1) * case.rows;
+    SequenceRows { read: case.start + case.rows, start: case.start, rows, blocks }
 }
 
 fn stage_report(

@@ -59,8 +59,12 @@ pub fn greedy<B: Backend>(
     let mut cache = model.cache(b, blocks);
     let (mut input, mut start, mut answer) = (prompt.to_vec(), 0, Vec::new());
     while answer.len() < max_tokens {
-        let sequence =
-            SequenceRows { rows: 0..input.len(), start, blocks: (0..blocks as u32).collect() };
+        let sequence = SequenceRows {
+            rows: 0..input.len(),
+            start,
+            read: prompt.len(),
+            blocks: (0..blocks as u32).collect(),
+        };
         let rows = 0..input.len();
         let worn = adapter.map(|adapter| AdapterRows { rows, adapter, scale: 1.0 });
         let step = Step {

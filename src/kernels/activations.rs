@@ -105,6 +105,9 @@ fn quantize_block(cpu: Cpu, x: &[f32; BLOCK]) -> Q8Block {
     if cpu.vnni {
         // SAFETY: `vnni` says that AVX-512 F, BW and VL were detected.
         return unsafe { avx512::quantize_block(x) };
+    } else if cpu.avx2 {
+        // SAFETY: `avx2` says that AVX2 was detected.
+        return unsafe { avx2::quantize_block(x) };
     }
     let _ = cpu;
     scalar::quantize_block(x)
@@ -124,6 +127,60 @@ mod scalar {
         }
         block.offset = block.scale * block.minus_sum as f32;
         block
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::*;
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx2")]
+    pub fn quantize_block(x: &[f32; BLOCK]) -> Q8Block {
+        let (eights, _) = x.as_chunks::<8>();
+        let sign = _mm256_set1_ps(-0.0);
+        let mut values = [_mm256_setzero_ps(); 4];
+        let mut largest = _mm256_setzero_ps();
+        for i in 0..4 {
+            // SAFETY: eight values are read from an array of eight.
+            values[i] = unsafe { _mm256_loadu_ps(eights[i].as_ptr()) };
+            largest = _mm256_max_ps(largest, _mm256_andnot_ps(sign, values[i]));
+        }
+        let max = largest_of(largest);
+        let inverse = _mm256_set1_ps(if max > 0.0 { 127.0 / max } else { 0.0 });
+        let (mut q, mut sum) = ([_mm256_setzero_si256(); 4], _mm256_setzero_si256());
+        for i in 0..4 {
+            q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(values[i], inverse));
+            sum = _mm256_add_epi32(sum, q[i]);
+        }
+        let minus_sum = -sum_of(sum);
+        let scale = max / 127.0;
+        let offset = scale * minus_sum as f32;
+        let mut block = Q8Block { words: [0; 8], scale, minus_sum, offset };
+        // Packing goes by halves of registers, so words have to be put in order.
+        let halves = [_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3])];
+        let bytes = _mm256_packs_epi16(halves[0], halves[1]);
+        let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        let words = _mm256_permutevar8x32_epi32(bytes, order);
+        // SAFETY: `words` is 32 writable bytes.
+        unsafe { _mm256_storeu_si256(block.words.as_mut_ptr().cast(), words) };
+        block
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn largest_of(x: __m256) -> f32 {
+        let four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+        let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn sum_of(x: __m256i) -> i32 {
+        let four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+        let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b1110>(four));
+        _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
     }
 }
 

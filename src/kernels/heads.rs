@@ -1,49 +1,41 @@
 //! A raw projection becomes q, k and v: clip, split, q/k norm, RoPE; and the way back.
 
+use std::ops::Range;
+
 use super::lanes::{LANES, Simd, kernel};
 use super::norm::{NormRow, denormalise, normalise};
 
-/// Cosines and sines of rotary positions, `(positions, pairs)` each.
+/// Cosines and sines of rows, `(t, pairs)` each.
 ///
 /// Su et al. 2021, "RoFormer"; half rotation as in Hugging Face: value `i` turns with value
 /// `i + pairs`, by `position · frequency[i]` in `f32`.
-#[derive(Debug, Default)]
-pub struct RopeTable {
-    frequencies: Vec<f32>,
+#[derive(Debug)]
+pub struct RopeRows {
+    pairs: usize,
     scale: f32,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
-impl RopeTable {
-    /// An empty table; `scale` multiplies cosines and sines.
-    pub fn new(frequencies: &[f32], scale: f32) -> Self {
-        Self { frequencies: frequencies.to_vec(), scale, cos: Vec::new(), sin: Vec::new() }
+impl RopeRows {
+    /// No rows yet; `scale` multiplies cosines and sines.
+    pub fn new(pairs: usize, scale: f32) -> Self {
+        Self { pairs, scale, cos: Vec::new(), sin: Vec::new() }
     }
 
-    /// Whether this table was made for these frequencies and this scale.
-    pub fn fits(&self, frequencies: &[f32], scale: f32) -> bool {
-        self.scale == scale && self.frequencies == frequencies
-    }
-
-    /// Fills the table up to and with `position`.
-    pub fn reach(&mut self, position: u32) {
-        let pairs = self.frequencies.len().max(1);
-        let known = self.cos.len() / pairs;
-        let wanted = position as usize + 1;
-        for position in known..if wanted > known { wanted.next_power_of_two() } else { known } {
-            for frequency in &self.frequencies {
-                let (sin, cos) = (position as f32 * frequency).sin_cos();
-                self.cos.push(cos * self.scale);
-                self.sin.push(sin * self.scale);
-            }
+    /// Adds the row at `position`.
+    pub fn push(&mut self, position: u32, frequencies: &[f32]) {
+        debug_assert_eq!(frequencies.len(), self.pairs);
+        for frequency in frequencies {
+            let (sin, cos) = (position as f32 * frequency).sin_cos();
+            self.cos.push(cos * self.scale);
+            self.sin.push(sin * self.scale);
         }
     }
 
-    fn at(&self, position: u32) -> (&[f32], &[f32]) {
-        let pairs = self.frequencies.len();
-        let start = position as usize * pairs;
-        (&self.cos[start..start + pairs], &self.sin[start..start + pairs])
+    fn at(&self, row: usize) -> (&[f32], &[f32]) {
+        let start = row * self.pairs;
+        (&self.cos[start..start + self.pairs], &self.sin[start..start + self.pairs])
     }
 }
 
@@ -56,8 +48,8 @@ pub struct Heads<'a> {
     pub clip: Option<f32>,
     pub q_norm: Option<NormRow<'a>>,
     pub k_norm: Option<NormRow<'a>>,
-    /// Reaches every position, if there is RoPE.
-    pub rope: Option<&'a RopeTable>,
+    /// Of every row, if there is RoPE.
+    pub rope: Option<&'a RopeRows>,
 }
 
 impl Heads<'_> {
@@ -97,19 +89,19 @@ fn rotate<S: Simd>(s: S, x: &mut [f32], (cos, sin): (&[f32], &[f32]), sign: f32)
 }
 
 kernel! {
-    /// Rows of `qkv` into rows of `q`, `k` and `v`. `spare` holds [`Heads::spare`] values.
+    /// Rows `rows` of a batch: those of `qkv` into those of `q`, `k` and `v`. `spare` holds [`Heads::spare`] values.
     pub fn forward(
         s,
         qkv: &[f32],
         spec: &Heads<'_>,
-        positions: &[u32],
+        rows: Range<usize>,
         q: &mut [f32],
         k: &mut [f32],
         v: &mut [f32],
         spare: &mut [f32],
     ) {
         let (qw, kw, hd) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.head_dim);
-        for (row, &position) in positions.iter().enumerate() {
+        for (row, place) in rows.enumerate() {
             let x = &qkv[row * (qw + 2 * kw)..][..qw + 2 * kw];
             let q = &mut q[row * qw..][..qw];
             let k = &mut k[row * kw..][..kw];
@@ -124,7 +116,7 @@ kernel! {
                         None => clipped(s, x, spec.clip, to),
                     }
                     if let Some(rope) = spec.rope {
-                        to.chunks_exact_mut(hd).for_each(|to| rotate(s, to, rope.at(position), 1.0));
+                        to.chunks_exact_mut(hd).for_each(|to| rotate(s, to, rope.at(place), 1.0));
                     }
                 }
             }
@@ -134,7 +126,7 @@ kernel! {
 }
 
 kernel! {
-    /// The way back: `dqkv` is overwritten. `spare` holds [`Heads::spare`] values.
+    /// The way back for rows `rows` of a batch: `dqkv` is overwritten. `spare` holds [`Heads::spare`] values.
     pub fn backward(
         s,
         dq: &[f32],
@@ -142,13 +134,13 @@ kernel! {
         dv: &[f32],
         qkv: &[f32],
         spec: &Heads<'_>,
-        positions: &[u32],
+        rows: Range<usize>,
         dqkv: &mut [f32],
         spare: &mut [f32],
     ) {
         let (qw, kw, hd) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.head_dim);
         let (turned, before) = spare.split_at_mut(spare.len() / 2);
-        for (row, &position) in positions.iter().enumerate() {
+        for (row, place) in rows.enumerate() {
             let x = &qkv[row * (qw + 2 * kw)..][..qw + 2 * kw];
             let dx = &mut dqkv[row * (qw + 2 * kw)..][..qw + 2 * kw];
             let (q_part, rest) = dx.split_at_mut(qw);
@@ -164,7 +156,7 @@ kernel! {
                 for ((dy, x), dx) in groups.zip(dx.chunks_exact_mut(group)) {
                     turned.copy_from_slice(dy);
                     if let Some(rope) = spec.rope {
-                        let turn = |x: &mut [f32]| rotate(s, x, rope.at(position), -1.0);
+                        let turn = |x: &mut [f32]| rotate(s, x, rope.at(place), -1.0);
                         turned.chunks_exact_mut(hd).for_each(turn);
                     }
                     match norm {

@@ -34,6 +34,8 @@ pub(crate) trait Simd: Copy {
     const TILE_ROWS: usize;
     /// Vectors across the register tile of a product.
     const TILE_VECTORS: usize;
+    /// Whether masked loads and stores are as fast as others.
+    const FREE_MASKS: bool;
 
     fn splat(self, x: f32) -> Self::V;
     /// The first `lanes` lanes, at most sixteen.

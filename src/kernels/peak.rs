@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Instant;
 
 use crate::kernels::cpu::Cpu;
-use crate::kernels::lanes::{LANES, kernel};
+use crate::kernels::lanes::{LANES, Simd, kernel};
 use crate::kernels::line::{self, Line};
 
 /// Bytes each thread reads.
@@ -34,7 +34,7 @@ pub struct Peak {
     pub f32: f64,
     /// Products of bf16 pairs, where the instruction exists.
     pub bf16: Option<f64>,
-    /// Products of four int8 values, where the instruction exists.
+    /// Products of int8 values, by VNNI, or by AVX2 as codes of four bits allow.
     pub int8: Option<f64>,
 }
 
@@ -56,7 +56,7 @@ impl Peak {
             read: (READ_BYTES * threads) as f64 / read,
             f32: 2.0 * lanes / f32,
             bf16: bf16_peak(cpu, threads),
-            int8: wide(cpu.vnni, threads, int8).map(|seconds| 8.0 * lanes / seconds),
+            int8: int8_peak(cpu, threads).map(|seconds| 8.0 * lanes / seconds),
         }
     }
 }
@@ -72,6 +72,16 @@ fn bf16_peak(cpu: Cpu, threads: usize) -> Option<f64> {
     }
     let lanes = (ROUNDS * CHAINS * LANES * threads) as f64;
     wide(cpu.bf16, threads, bf16).map(|seconds| 4.0 * lanes / seconds)
+}
+
+/// Seconds of [`ROUNDS`] of [`CHAINS`] of sixteen times four products of bytes.
+fn int8_peak(cpu: Cpu, threads: usize) -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    if cpu.avx2 && !cpu.vnni {
+        // SAFETY: `avx2` says that AVX2 was detected.
+        return Some(best(threads, |_| unsafe { avx2::int8() }));
+    }
+    wide(cpu.vnni, threads, int8)
 }
 
 /// Seconds of a loop whose instruction may be missing.
@@ -95,14 +105,21 @@ fn best(threads: usize, task: impl Fn(usize) + Sync) -> f64 {
 
 kernel! {
     fn multiply_add(s, x: f32) -> f32 {
-        let (x, mut sums) = (s.splat(x), [s.splat(0.0); CHAINS]);
-        for _ in 0..ROUNDS {
-            for sum in &mut sums {
-                *sum = s.fma(x, x, *sum);
-            }
-        }
-        sums.iter().map(|&sum| s.sum(sum)).sum()
+        // Registers must hold every chain.
+        if S::TILE_ROWS < 12 { chains::<S, { CHAINS / 4 }>(s, x) } else { chains::<S, CHAINS>(s, x) }
     }
+}
+
+/// As many multiply-adds as [`ROUNDS`] of [`CHAINS`] have, in `N` chains.
+#[inline(always)]
+fn chains<S: Simd, const N: usize>(s: S, x: f32) -> f32 {
+    let (x, mut sums) = (s.splat(x), [s.splat(0.0); N]);
+    for _ in 0..ROUNDS * CHAINS / N {
+        for sum in &mut sums {
+            *sum = s.fma(x, x, *sum);
+        }
+    }
+    sums.iter().map(|&sum| s.sum(sum)).sum()
 }
 
 kernel! {
@@ -135,6 +152,27 @@ fn bf16() {}
 
 #[cfg(not(target_arch = "x86_64"))]
 fn int8() {}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::{CHAINS, ROUNDS};
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    /// Registers for sums.
+    const SUMS: usize = 8;
+
+    #[target_feature(enable = "avx2")]
+    pub fn int8() {
+        let (x, mut sums) = (_mm256_set1_epi32(black_box(3)), [_mm256_setzero_si256(); SUMS]);
+        for _ in 0..2 * ROUNDS * CHAINS / SUMS {
+            for sum in &mut sums {
+                *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(x, *sum));
+            }
+        }
+        black_box(sums);
+    }
+}
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {

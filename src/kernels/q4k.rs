@@ -24,6 +24,7 @@ use half::f16;
 use crate::kernels::activations::{BLOCK, Q8Block};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::gemm::{PANEL, Panels};
+use crate::kernels::lanes::kernel;
 use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::pool::Pool;
 use crate::kernels::quantized::{IntegerWeight, TILE};
@@ -249,28 +250,42 @@ impl Panels for PackedQ4K {
         (self.n, self.k)
     }
 
-    fn panel<'a>(&'a self, _: Cpu, panel: usize, k: Range<usize>, to: &'a mut [f32]) -> &'a [f32] {
-        let tiles = self.n.div_ceil(TILE);
+    fn panel<'a>(
+        &'a self,
+        cpu: Cpu,
+        panel: usize,
+        k: Range<usize>,
+        to: &'a mut [f32],
+    ) -> &'a [f32] {
+        let (to, tiles) = (&mut to[..k.len() * PANEL], self.n.div_ceil(TILE));
         for half in 0..PANEL / TILE {
             let tile = (panel * (PANEL / TILE) + half).min(tiles - 1);
-            let mut known = (usize::MAX, [(0.0, 0.0); TILE]);
-            for (column, to) in k.clone().zip(to.chunks_exact_mut(PANEL)) {
-                let at = tile * (self.k / SUPER) + column / SUPER;
-                let part = column % SUPER / BLOCK;
-                if known.0 != column / BLOCK {
-                    let scales = &self.scales[at * SCALE_LINES..];
-                    let of = |lane| scale_and_min(scales, part, lane);
-                    known = (column / BLOCK, std::array::from_fn(of));
-                }
-                let (line, shift) = place(column % BLOCK);
-                let codes = &self.codes[(at * PARTS + part) * PART_LINES + line].0;
-                let to = &mut to[half * TILE..(half + 1) * TILE];
-                for ((to, code), (scale, min)) in to.iter_mut().zip(codes).zip(&known.1) {
-                    *to = scale * (code >> shift & 15) as f32 - min;
-                }
+            for (part, to) in (k.start / BLOCK..).zip(to.chunks_mut(BLOCK * PANEL)) {
+                let at = tile * (self.k / SUPER) + part / PARTS;
+                let scales = &self.scales[at * SCALE_LINES..];
+                let of = |lane| scale_and_min(scales, part % PARTS, lane);
+                let codes = &self.codes[(at * PARTS + part % PARTS) * PART_LINES..][..PART_LINES];
+                widen_part(cpu, codes, &std::array::from_fn(of), half * TILE, to);
             }
         }
-        &to[..k.len() * PANEL]
+        to
+    }
+}
+
+kernel! {
+    /// Writes sixteen rows of a part, from its first column on, to the values from `at` on of columns
+    /// of 32.
+    fn widen_part(s, codes: &[Line], scales: &[(f32, f32); TILE], at: usize, to: &mut [f32]) {
+        let _ = s; // the compiler makes vectors of these loops
+        let (scale, min) = (scales.map(|(scale, _)| scale), scales.map(|(_, min)| min));
+        for (column, to) in to.chunks_exact_mut(PANEL).enumerate() {
+            let (line, shift) = place(column);
+            let to: &mut [f32; TILE] = to[at..].first_chunk_mut().expect("half a column");
+            let codes = &codes[line].0;
+            for lane in 0..TILE {
+                to[lane] = scale[lane] * (codes[lane] >> shift & 15) as i32 as f32 - min[lane];
+            }
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use half::f16;
 use crate::kernels::activations::{BLOCK, Q8Block, Q8Rows};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::gemm::{PANEL, Panels};
+use crate::kernels::lanes::kernel;
 use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
@@ -275,21 +276,43 @@ impl<const BITS: usize> Panels for PackedQ<BITS> {
         (self.n, self.k)
     }
 
-    fn panel<'a>(&'a self, _: Cpu, panel: usize, k: Range<usize>, to: &'a mut [f32]) -> &'a [f32] {
-        let tiles = self.n.div_ceil(TILE);
+    fn panel<'a>(
+        &'a self,
+        cpu: Cpu,
+        panel: usize,
+        k: Range<usize>,
+        to: &'a mut [f32],
+    ) -> &'a [f32] {
+        let (to, tiles) = (&mut to[..k.len() * PANEL], self.n.div_ceil(TILE));
         for half in 0..PANEL / TILE {
             let tile = (panel * (PANEL / TILE) + half).min(tiles - 1);
-            for (column, to) in k.clone().zip(to.chunks_exact_mut(PANEL)) {
-                let at = tile * (self.k / BLOCK) + column / BLOCK;
-                let (line, shift) = place::<BITS>(column % BLOCK);
-                let (codes, scales) = (&self.codes[at * BITS + line].0, &self.scales()[at]);
-                for (lane, to) in to[half * TILE..(half + 1) * TILE].iter_mut().enumerate() {
-                    let code = codes[lane] >> shift & ((1 << BITS) - 1);
-                    *to = scales[lane].to_f32() * (code as f32 - (1 << (BITS - 1)) as f32);
-                }
+            for (block, to) in (k.start / BLOCK..).zip(to.chunks_mut(BLOCK * PANEL)) {
+                let at = tile * (self.k / BLOCK) + block;
+                let scales = self.scales()[at].map(f16::to_f32);
+                let codes = &self.codes[at * BITS..(at + 1) * BITS];
+                widen_block(cpu, codes, &scales, half * TILE, to);
             }
         }
-        &to[..k.len() * PANEL]
+        to
+    }
+}
+
+kernel! {
+    /// Writes sixteen rows of a block, from its first column on, to the values from `at` on of
+    /// columns of 32.
+    fn widen_block(s, codes: &[Line], scales: &[f32; TILE], at: usize, to: &mut [f32]) {
+        let _ = s; // the compiler makes vectors of these loops
+        let bits = codes.len();
+        let (mask, zero) = ((1 << bits) - 1, (1 << (bits - 1)) as f32);
+        for (column, to) in to.chunks_exact_mut(PANEL).enumerate() {
+            let (line, shift) = if bits == 8 { place::<8>(column) } else { place::<4>(column) };
+            let to: &mut [f32; TILE] = to[at..].first_chunk_mut().expect("half a column");
+            let codes = &codes[line].0;
+            for lane in 0..TILE {
+                let code = (codes[lane] >> shift & mask) as i32;
+                to[lane] = scales[lane] * (code as f32 - zero);
+            }
+        }
     }
 }
 

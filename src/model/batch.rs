@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::backend::Places;
 use crate::domain::{Example, IGNORE_INDEX, StoredPicture};
 
 /// A flat batch: examples end to end, no padding, none seeing another.
@@ -10,8 +11,8 @@ use crate::domain::{Example, IGNORE_INDEX, StoredPicture};
 pub struct TrainBatch {
     /// Token ids `(t)`.
     pub ids: Vec<u32>,
-    /// Positions `(t)`, from 0 in each span.
-    pub positions: Vec<u32>,
+    /// Each span from 0, read as one.
+    pub places: Places,
     /// The label of the *next* token of the same span `(t)`; [`IGNORE_INDEX`] where there is none.
     pub targets: Vec<i32>,
     /// The rows of each example, in order.
@@ -25,7 +26,7 @@ impl TrainBatch {
     pub fn new<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Self {
         let mut batch = Self {
             ids: Vec::new(),
-            positions: Vec::new(),
+            places: Places::default(),
             targets: Vec::new(),
             spans: Vec::new(),
             pictures: Vec::new(),
@@ -42,7 +43,7 @@ impl TrainBatch {
             return;
         }
         self.ids.extend(&example.ids);
-        self.positions.extend(0..n as u32);
+        self.places.push(0..n, n);
         self.targets.extend(example.labels.iter().skip(1).take(n - 1));
         self.targets.resize(start + n, IGNORE_INDEX);
         self.spans.push(start..start + n);
@@ -76,7 +77,7 @@ mod tests {
         ];
         let batch = TrainBatch::new(&examples);
         assert_eq!(batch.ids, [5, 6, 7, 8, 9]);
-        assert_eq!(batch.positions, [0, 1, 2, 0, 1]);
+        assert_eq!(batch.places.positions, [0, 1, 2, 0, 1]);
         assert_eq!(batch.targets, [6, 7, IGNORE_INDEX, 9, IGNORE_INDEX]);
         assert_eq!(batch.spans, [0..3, 3..5]);
         let expected: usize = examples.iter().map(Example::trained_tokens).sum();

@@ -139,8 +139,7 @@ impl<'a, B: Backend> Builder<'a, B> {
             clip: config.clip_qkv,
             q_norm,
             k_norm,
-            rope_frequencies: config.layers[index].rope_frequencies.clone(),
-            rope_scale: config.layers[index].rope_scale,
+            rope: config.layers[index].rope.clone(),
         })
     }
 

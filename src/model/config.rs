@@ -1,6 +1,6 @@
 //! What a decoder is made of, whatever family it comes from.
 
-use crate::backend::{Activation, NormKind};
+use crate::backend::{Activation, Beyond, NormKind, Rope};
 
 /// The configuration that [`super::families`] maps every `config.json` to.
 ///
@@ -79,10 +79,7 @@ pub struct NormConfig {
 #[derive(Clone, Debug)]
 pub struct LayerConfig {
     pub window: Option<usize>,
-    /// See [`crate::backend::HeadsSpec::rope_frequencies`]; empty without RoPE.
-    pub rope_frequencies: Vec<f32>,
-    /// See [`crate::backend::HeadsSpec::rope_scale`].
-    pub rope_scale: f32,
+    pub rope: Rope,
 }
 
 /// How the checkpoint calls its tensors; `.weight` and `.bias` are added.
@@ -148,6 +145,11 @@ impl DecoderConfig {
     /// Width of the attention output, `h · hd`.
     pub fn attention_width(&self) -> usize {
         self.heads * self.head_dim
+    }
+
+    /// What happens to long sequences, if layers turn them otherwise than short ones.
+    pub fn beyond(&self) -> Option<&Beyond> {
+        self.layers.iter().find_map(|layer| layer.rope.beyond.as_ref())
     }
 
     /// Width of keys, or of values, `kv · hd`.

@@ -5,7 +5,7 @@ use super::layer::{Keys, Layer, Pass};
 use super::linear::Adapters;
 use super::micro_batch::HEAD_CHUNK;
 use super::vision::Vision;
-use crate::backend::Backend;
+use crate::backend::{Backend, Places};
 use crate::domain::TrainingCost;
 
 impl<B: Backend> Layer<B> {
@@ -77,12 +77,12 @@ impl<B: Backend> Model<B> {
     /// takes.
     pub fn try_layer(&self, b: &mut B, rows: usize) {
         let Some(layer) = self.layers.first() else { return };
-        let positions: Vec<u32> = (0..rows as u32).collect();
+        let places = Places::whole(rows);
         let whole = 0..rows;
         let adapters = Adapters { rows: &[], dropout: None, training: true };
         let keys = Keys::Spans(std::slice::from_ref(&whole));
         let mut x = b.zeros(rows, self.info.hidden_size);
-        layer.forward(b, &mut x, &mut Pass { positions: &positions, adapters, keys });
+        layer.forward(b, &mut x, &mut Pass { places: &places, adapters, keys });
         b.recycle(x);
     }
 }

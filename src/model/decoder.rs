@@ -13,7 +13,7 @@ use super::report::Report;
 use super::saved::{Part, replace_rows};
 use super::tensors::TensorSpec;
 use super::vision::{PictureRows, Vision};
-use crate::backend::{Backend, CacheShape, KvFormat, SequenceRows};
+use crate::backend::{Backend, Beyond, CacheShape, KvFormat, Places, SequenceRows};
 use crate::domain::{BaseInfo, WeightFormat};
 
 /// A resident base model.
@@ -142,6 +142,11 @@ impl<B: Backend> Model<B> {
         CacheShape { layers: self.layers.len(), kv_heads, head_dim, blocks, format }
     }
 
+    /// What happens to long sequences, if they are turned otherwise than short ones.
+    pub fn beyond(&self) -> Option<&Beyond> {
+        self.config.beyond()
+    }
+
     fn kv_shape(&self) -> (usize, usize) {
         self.layers.first().map_or((1, 1), |layer| (layer.heads.kv_heads, layer.heads.head_dim))
     }
@@ -149,10 +154,10 @@ impl<B: Backend> Model<B> {
     /// One forward pass over `step`, its keys and values written to `cache`: the logits
     /// `(step.logits.len(), v)` of the rows asked for.
     pub fn forward(&self, b: &mut B, cache: &mut B::Cache, step: &Step<'_, B>) -> B::Rows {
-        let positions = positions(step.sequences);
+        let places = places(step.sequences);
         let keys = Keys::Cached { cache, sequences: step.sequences };
-        let x = self.embed(b, step.tokens, &positions, step.adapters, step.pictures);
-        let x = self.hidden(b, x, &positions, step.adapters, keys);
+        let x = self.embed(b, step.tokens, &places, step.adapters, step.pictures);
+        let x = self.hidden(b, x, &places, step.adapters, keys);
         self.logits(b, x, step.adapters, step.logits)
     }
 
@@ -178,9 +183,10 @@ impl<B: Backend> Model<B> {
         pictures: &[PictureRows<'_>],
         logits: &[usize],
     ) -> B::Rows {
-        let positions: Vec<u32> = spans.iter().flat_map(|span| 0..span.len() as u32).collect();
-        let x = self.embed(b, ids, &positions, adapters, pictures);
-        let x = self.hidden(b, x, &positions, adapters, Keys::Spans(spans));
+        let mut places = Places::default();
+        spans.iter().for_each(|span| places.push(0..span.len(), span.len()));
+        let x = self.embed(b, ids, &places, adapters, pictures);
+        let x = self.hidden(b, x, &places, adapters, Keys::Spans(spans));
         self.logits(b, x, adapters, logits)
     }
 
@@ -189,13 +195,13 @@ impl<B: Backend> Model<B> {
         &self,
         b: &mut B,
         ids: &[u32],
-        positions: &[u32],
+        places: &Places,
         adapters: &[AdapterRows<'_, B>],
         pictures: &[PictureRows<'_>],
     ) -> B::Rows {
         let mut x = self.embedding.tokens(b, ids, adapters);
         self.place_pictures(b, &mut x, adapters, pictures);
-        self.embedding.add_positions(b, positions, &mut x);
+        self.embedding.add_positions(b, &places.positions, &mut x);
         x
     }
 
@@ -220,12 +226,12 @@ impl<B: Backend> Model<B> {
         &self,
         b: &mut B,
         mut x: B::Rows,
-        positions: &[u32],
+        places: &Places,
         rows: &[AdapterRows<'_, B>],
         keys: Keys<'_, B>,
     ) -> B::Rows {
         let adapters = Adapters { rows, dropout: None, training: false };
-        let mut pass = Pass { positions, adapters, keys };
+        let mut pass = Pass { places, adapters, keys };
         for layer in &self.layers {
             layer.forward(b, &mut x, &mut pass);
         }
@@ -256,13 +262,14 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// The position of every row.
-fn positions(sequences: &[SequenceRows]) -> Vec<u32> {
-    let of = |sequence: &SequenceRows| {
-        let start = sequence.start as u32;
-        start..start + sequence.rows.len() as u32
-    };
-    sequences.iter().flat_map(of).collect()
+/// The place of every row.
+fn places(sequences: &[SequenceRows]) -> Places {
+    let mut places = Places::default();
+    for sequence in sequences {
+        let end = sequence.start + sequence.rows.len();
+        places.push(sequence.start..end, sequence.read);
+    }
+    places
 }
 
 /// The adapters of gathered rows: each stretch of `rows` that lies in one group keeps its adapter.

@@ -8,7 +8,7 @@ pub(super) use backward::{BackAtUp, KeptAttention};
 
 use super::linear::{Adapters, Projection};
 use super::norm::{ModelNorm, add_normed};
-use crate::backend::{Activation, AttentionSpec, Backend, HeadsSpec, SequenceRows};
+use crate::backend::{Activation, AttentionSpec, Backend, HeadsSpec, Places, SequenceRows};
 
 /// `x += post(o(attention(heads(qkv(norm x)))))`, then `x += post(down(act(up(norm x))))`.
 pub(super) struct Layer<B: Backend> {
@@ -31,7 +31,7 @@ pub(super) struct Layer<B: Backend> {
 
 /// What every layer of one pass needs to know of the batch.
 pub(super) struct Pass<'a, B: Backend> {
-    pub positions: &'a [u32],
+    pub places: &'a Places,
     pub adapters: Adapters<'a, B>,
     pub keys: Keys<'a, B>,
 }
@@ -183,7 +183,7 @@ impl<B: Backend> Layer<B> {
         let normed = self.input_norm.forward(b, x);
         let qkv = self.qkv.forward(b, &normed, pass.adapters);
         b.recycle(normed);
-        let [q, k, v] = self.turned_heads(b, &qkv, pass.positions);
+        let [q, k, v] = self.turned_heads(b, &qkv, pass.places);
         let (t, width) = b.shape(&q);
         let mut o = b.room(t, width);
         let lse = self.attention(b, pass, [&q, &k, &v], &mut o);
@@ -193,9 +193,9 @@ impl<B: Backend> Layer<B> {
     }
 
     /// q, k and v of the raw projection.
-    fn turned_heads(&self, b: &mut B, qkv: &B::Rows, positions: &[u32]) -> [B::Rows; 3] {
+    fn turned_heads(&self, b: &mut B, qkv: &B::Rows, places: &Places) -> [B::Rows; 3] {
         let [mut q, mut k, mut v] = self.room_for_heads(b, qkv);
-        b.heads(qkv, &self.heads, positions, &mut q, &mut k, &mut v);
+        b.heads(qkv, &self.heads, places, &mut q, &mut k, &mut v);
         [q, k, v]
     }
 

@@ -125,9 +125,9 @@ impl<B: Backend> MicroBatch<B> {
     }
 
     fn embed(&self, b: &mut B, model: &Model<B>, trainee: &mut Trainee<B>) -> B::Rows {
-        let TrainBatch { ids, positions, .. } = &self.batch;
+        let TrainBatch { ids, places, .. } = &self.batch;
         let (worn, _) = trainee.parts(ids.len());
-        let mut x = model.embed(b, ids, positions, worn.as_slice(), &self.pictures());
+        let mut x = model.embed(b, ids, places, worn.as_slice(), &self.pictures());
         if let Some(noise) = &self.options.noise {
             let (t, d) = b.shape(&x);
             let noise = b.upload(noise, t, d);
@@ -243,7 +243,7 @@ impl<B: Backend> MicroBatch<B> {
 
     fn pass<'a>(&'a self, worn: &'a [AdapterRows<'a, B>]) -> Pass<'a, B> {
         Pass {
-            positions: &self.batch.positions,
+            places: &self.batch.places,
             adapters: Adapters { rows: worn, dropout: self.options.dropout, training: true },
             keys: Keys::Spans(&self.batch.spans),
         }

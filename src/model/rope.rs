@@ -6,23 +6,7 @@ use serde_json::json;
 
 use super::ModelError;
 use super::fields::Fields;
-
-/// How a layer turns queries and keys.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rope {
-    /// See [`crate::backend::HeadsSpec::rope_frequencies`].
-    pub frequencies: Vec<f32>,
-    /// Multiplies cos and sin.
-    pub scale: f32,
-    /// Positions these frequencies are good for, where that is fewer than the model was made for.
-    pub context: Option<usize>,
-}
-
-impl Rope {
-    fn plain(frequencies: Vec<f32>) -> Self {
-        Self { frequencies, scale: 1.0, context: None }
-    }
-}
+use crate::backend::{Beyond, Rope, Stretch, frequencies};
 
 /// Where a configuration speaks of rotary positions, and the base it names.
 pub struct Place<'a> {
@@ -81,7 +65,7 @@ fn scaled(config: &Fields<'_>, place: &Place<'_>, head_dim: usize) -> Result<Rop
         let found = format!("{partial} of {head_dim}");
         return Err(rope.bad("partial_rotary_factor", expected, found));
     }
-    let frequencies = base(theta, dim);
+    let frequencies = frequencies(theta, dim);
     let kind = rope.optional_str("rope_type")?.or(rope.optional_str("type")?);
     // Files of Phi-3 called longrope by other names at first.
     let kind = match config.optional_str("model_type")? {
@@ -89,8 +73,8 @@ fn scaled(config: &Fields<'_>, place: &Place<'_>, head_dim: usize) -> Result<Rop
         _ => kind,
     };
     match kind.unwrap_or("default") {
-        // Dynamic scaling begins behind the context the model was made for, which is ours.
-        "default" | "dynamic" => Ok(Rope::plain(frequencies)),
+        "default" => Ok(Rope::plain(frequencies)),
+        "dynamic" => dynamic(config, rope, theta, frequencies),
         "linear" => {
             let factor = rope.f32("factor")?;
             Ok(Rope::plain(frequencies.iter().map(|frequency| frequency / factor).collect()))
@@ -153,12 +137,26 @@ fn yarn(
         frequency / factor * ramp + frequency * (1.0 - ramp)
     };
     let frequencies = frequencies.iter().enumerate().map(stretched).collect();
-    Ok(Rope { frequencies, scale, context: None })
+    Ok(Rope { frequencies, scale, beyond: None })
+}
+
+/// "Dynamic NTK": behind the context the model was made for the base grows with the sequence.
+fn dynamic(
+    config: &Fields<'_>,
+    rope: &Fields<'_>,
+    theta: f32,
+    frequencies: Vec<f32>,
+) -> Result<Rope, ModelError> {
+    let (factor, context) = (rope.f32("factor")?, config.usize("max_position_embeddings")?);
+    if !(factor.is_finite() && factor >= 1.0) {
+        return Err(rope.bad("factor", "a number of at least 1", factor));
+    }
+    let stretch = Stretch::Growing { theta, factor };
+    Ok(Rope { frequencies, scale: 1.0, beyond: Some(Beyond { context, stretch }) })
 }
 
 /// Ding et al. 2024, "LongRoPE": a factor for each frequency, one list up to the original context
-/// and another behind it. Cached keys would have to be turned again at the border, so the first
-/// list is used, and the context ends with it.
+/// and another behind it.
 fn longrope(
     config: &Fields<'_>,
     rope: &Fields<'_>,
@@ -168,28 +166,42 @@ fn longrope(
     let factor = rope.optional_f32("factor")?.unwrap_or(ratio);
     let growth = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
     let scale = rope.optional_f32("attention_factor")?.unwrap_or(growth);
-    let factors = rope.array("short_factor")?.ok_or_else(|| rope.missing("short_factor"))?;
+    let [short, long] = ["short_factor", "long_factor"].map(|key| divided(rope, key, frequencies));
+    let (short, long) = (short?, long?);
+    // A file may say in this way what holds for every length.
+    let beyond = (short != long)
+        .then(|| Beyond { context: original as usize, stretch: Stretch::Other(long) });
+    Ok(Rope { frequencies: short, scale, beyond })
+}
+
+/// Each frequency divided by its factor.
+fn divided(rope: &Fields<'_>, key: &str, frequencies: &[f32]) -> Result<Vec<f32>, ModelError> {
+    let factors = rope.array(key)?.ok_or_else(|| rope.missing(key))?;
     let usable = |factor: &f32| factor.is_finite() && *factor > 0.0;
     let factors: Option<Vec<f32>> = factors
         .iter()
         .map(|factor| factor.as_f64().map(|factor| factor as f32).filter(usable))
         .collect();
     match factors.filter(|factors| factors.len() == frequencies.len()) {
-        Some(factors) => Ok(Rope {
-            frequencies: frequencies.iter().zip(factors).map(|(f, factor)| f / factor).collect(),
-            scale,
-            context: Some(original as usize),
-        }),
+        Some(factors) => {
+            Ok(frequencies.iter().zip(factors).map(|(f, factor)| f / factor).collect())
+        }
         None => {
             let expected = format!("other than {} positive numbers", frequencies.len());
-            Err(rope.unsupported("short_factor", expected))
+            Err(rope.unsupported(key, expected))
         }
     }
 }
 
-/// `theta^(−2i/dim)`, `(dim / 2)`.
-pub fn base(theta: f32, dim: usize) -> Vec<f32> {
-    (0..dim / 2).map(|i| 1.0 / theta.powf((2 * i) as f32 / dim as f32)).collect()
+/// How many tokens a model reads whose configuration speaks of `context`: dynamic scaling goes on
+/// behind it.
+pub fn stretched_context(rope: &Rope, context: usize) -> usize {
+    match &rope.beyond {
+        Some(Beyond { stretch: Stretch::Growing { factor, .. }, .. }) => {
+            (context as f64 * f64::from(*factor)).min(f64::from(i32::MAX)) as usize
+        }
+        _ => context,
+    }
 }
 
 /// Llama 3.1: long wavelengths are stretched by `factor`, short ones stay, and between the two it
@@ -264,19 +276,34 @@ mod tests {
         for (found, expected) in rope.frequencies.iter().zip(expected) {
             assert!((found / expected - 1.0).abs() < 1e-6, "{found} {expected}");
         }
-        assert!((rope.scale - 1.138_629_4).abs() < 1e-6 && rope.context.is_none());
+        assert!((rope.scale - 1.138_629_4).abs() < 1e-6 && rope.beyond.is_none());
     }
 
     #[test]
-    fn longrope_ends_where_its_short_factors_do() {
+    fn longrope_has_other_factors_behind_its_context() {
         let config = json!({
             "max_position_embeddings": 131_072, "original_max_position_embeddings": 4096,
             "rope_theta": 1e4,
-            "rope_scaling": {"type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [8.0, 9.0]},
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [8.0, 16.0]},
         });
         let rope = rope(&Fields::new(&config).unwrap(), 4).unwrap();
-        assert_eq!((rope.frequencies, rope.context), (vec![1.0, 0.005], Some(4096)));
+        assert_eq!(
+            (&*rope.at(4096), &*rope.at(4097)),
+            (&[1.0, 0.005][..], &[0.125, 0.000_625][..])
+        );
         // sqrt(1 + ln 32 / ln 4096)
         assert!((rope.scale - 1.190_238).abs() < 1e-5, "{}", rope.scale);
+    }
+
+    #[test]
+    fn dynamic_scaling_begins_behind_the_context() {
+        let config = json!({
+            "max_position_embeddings": 100, "rope_theta": 1e4,
+            "rope_scaling": {"type": "dynamic", "factor": 4.0},
+        });
+        let rope = rope(&Fields::new(&config).unwrap(), 4).unwrap();
+        assert_eq!((&*rope.at(100), stretched_context(&rope, 100)), (&[1.0, 0.01][..], 400));
+        // 1e4 · (4 · 300 / 100 − 3)^(4 / 2), to the power of −1/2
+        assert!((rope.at(300)[1] - 0.01 / 9.0).abs() < 1e-8, "{:?}", rope.at(300));
     }
 }

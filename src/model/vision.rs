@@ -21,7 +21,7 @@ use super::norm::ModelNorm;
 use super::projector::Projector;
 use super::saved::replace_rows;
 use super::tensors::{TensorKind, TensorSpec};
-use crate::backend::{Backend, HostWeight, WeightFormat};
+use crate::backend::{Backend, HostWeight, Places, WeightFormat};
 use crate::domain::Picture;
 
 /// Tower and projector of a model that sees.
@@ -145,10 +145,10 @@ impl<B: Backend> Vision<B> {
 
     fn block(&self, b: &mut B, run: &mut PictureRun<B>) {
         let (tokens, _) = b.shape(&run.x);
-        let positions: Vec<u32> = (0..tokens as u32).collect();
+        let places = Places::whole(tokens);
         let (whole, adapters) = (0..tokens, Adapters { rows: &[], dropout: None, training: false });
         let keys = Keys::Spans(std::slice::from_ref(&whole));
-        let mut pass = Pass { positions: &positions, adapters, keys };
+        let mut pass = Pass { places: &places, adapters, keys };
         self.layers[run.next_layer].forward(b, &mut run.x, &mut pass);
         run.next_layer += 1;
         self.take(b, run);

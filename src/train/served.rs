@@ -115,8 +115,12 @@ fn served<B: Backend>(
     let mut logits = Vec::new();
     for chunk in chunks {
         let n = chunk.len();
-        let sequence =
-            SequenceRows { rows: 0..n, start: chunk.start, blocks: (0..blocks as u32).collect() };
+        let sequence = SequenceRows {
+            rows: 0..n,
+            start: chunk.start,
+            read: ids.len(),
+            blocks: (0..blocks as u32).collect(),
+        };
         let worn = [AdapterRows { rows: 0..n, adapter: &adapter, scale: 1.0 }];
         let width = model.info.vision.map_or(1, |vision| vision.feature_width);
         let shown = pictures.iter().filter_map(|picture| picture.within(&chunk, width));

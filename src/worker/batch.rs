@@ -73,7 +73,7 @@ impl Batch {
             self.dress(rows.clone(), adapter, sequence.request.ask.adapter_scale);
         }
         let blocks = std::mem::take(&mut sequence.blocks);
-        self.sequences.push(SequenceRows { rows, start, blocks });
+        self.sequences.push(SequenceRows { rows, start, read: sequence.read, blocks });
     }
 
     /// The pictures of a sequence whose positions `chunk` begin at row `first`.

@@ -129,7 +129,7 @@ mod tests {
 
     fn space(tenant: &str, adapter: Option<(&str, f32)>) -> Arc<Namespace> {
         let adapter = adapter.map(|(key, scale)| (key.to_owned(), scale.to_bits()));
-        Arc::new(Namespace { tenant: tenant.into(), adapter })
+        Arc::new(Namespace { tenant: tenant.into(), adapter, kind: 0 })
     }
 
     /// Computes `tokens` as a sequence would and gives the blocks back.

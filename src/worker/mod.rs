@@ -24,6 +24,7 @@
 mod answer;
 mod batch;
 mod blocks;
+mod border;
 mod command;
 mod draft;
 mod handle;

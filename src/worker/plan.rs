@@ -99,7 +99,7 @@ impl Scheduler {
     fn draft(&mut self, index: usize, price: Price, most: usize) -> usize {
         let reserve = self.running.len();
         let sequence = &mut self.running[index];
-        let most = most.min(sequence.unanswered().saturating_sub(1));
+        let most = most.min(sequence.unanswered().saturating_sub(1)).min(sequence.guesses());
         // A prompt of one token is still a prompt.
         if sequence.reads_prompt || !sequence.request.ask.speculative || most == 0 {
             return 0;

@@ -11,11 +11,13 @@ use crate::backend::BLOCK_TOKENS;
 
 /// Whose blocks, computed with which adapter: requests that differ here share nothing. (The base
 /// model is named by the cache itself; each has its own.)
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Namespace {
     pub tenant: Arc<str>,
     /// `AdapterWeights::key` and the bits of `adapter_scale`.
     pub adapter: Option<(String, u32)>,
+    /// See [`super::border::Border::kind`].
+    pub kind: usize,
 }
 
 /// A node's place in the tree, never used twice.

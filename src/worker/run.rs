@@ -156,8 +156,8 @@ impl<B: Backend> Device<B> {
             let _gone_is_fine = events.try_send(GenerationEvent::Failed(error));
             return self.stats.leave(cost);
         };
-        let context_length = lane.model.info.context_length;
-        if !lane.accept(Request::new(ask, stops, events, context_length)) {
+        let border = lane.model.beyond().map(Into::into);
+        if !lane.accept(Request::new(ask, stops, events, &lane.model.info, border)) {
             self.stats.leave(cost);
         }
     }

@@ -75,6 +75,7 @@ impl Scheduler {
         mut pin: impl FnMut(&Rc<Request>) -> Result<Option<AdapterPin>, Refusal>,
         mut began: impl FnMut(&Request),
     ) {
+        self.restart_crossed();
         loop {
             if self.ready.is_empty() {
                 let Some(request) = self.waiting.pop() else { return };
@@ -127,7 +128,7 @@ impl Scheduler {
         let (mut blocks, registered) = if sequence.scores_prompt() {
             (Vec::new(), Registered::default())
         } else {
-            self.room.reuse(&sequence.request.space, &sequence.tokens)
+            self.room.reuse(&sequence.space, &sequence.tokens)
         };
         let computed = blocks.len() * BLOCK_TOKENS;
         let missing = blocks_for(sequence.tokens.len()) - blocks.len();
@@ -184,6 +185,17 @@ impl Scheduler {
         sequence.rewind();
         self.preemptions += 1;
         self.insert_ready(sequence);
+    }
+
+    /// Puts back in line what has become long and whose keys are those of short sequences.
+    fn restart_crossed(&mut self) {
+        while let Some(index) = self.running.iter().position(Sequence::has_crossed) {
+            let mut sequence = self.running.remove(index);
+            self.room.release(&mut sequence.blocks);
+            sequence.rewind();
+            sequence.read_anew();
+            self.insert_ready(sequence);
+        }
     }
 
     /// A new choice joins, running if there is a place.

@@ -7,21 +7,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::mpsc;
 
+use super::border::Border;
 use super::draft::Belief;
 use super::kv::{KvRoom, Registered};
 use super::pictures::SeenPicture;
 use super::prefix::Namespace;
 use super::resident::AdapterPin;
 use super::{GenerationEvent, WorkerError};
-use crate::domain::{FinishReason, GenerationRequest, PromptToken};
+use crate::domain::{BaseInfo, FinishReason, GenerationRequest, PromptToken};
 use crate::sample::{Draw, Seen};
 
 /// One request, shared by the sequences of its choices.
 #[derive(Debug)]
 pub(super) struct Request {
     pub ask: GenerationRequest,
-    /// Whose cached prefixes it may read.
+    /// Whose cached prefixes it may read while it is short.
     pub space: Arc<Namespace>,
+    /// Where it would be long.
+    pub border: Option<Border>,
     /// What its pictures look like, once they are seen.
     pub pictures: OnceCell<Vec<SeenPicture>>,
     /// Most tokens an answer may have: `max_tokens`, or what the context leaves.
@@ -40,16 +43,37 @@ impl Request {
         ask: GenerationRequest,
         stops: Arc<[AtomicBool]>,
         events: mpsc::Sender<GenerationEvent>,
-        context_length: usize,
+        info: &BaseInfo,
+        border: Option<Border>,
     ) -> Self {
         let adapter = ask.adapter.as_ref().map(|a| (a.key.clone(), ask.adapter_scale.to_bits()));
-        let space = Arc::new(Namespace { tenant: Arc::clone(&ask.tenant), adapter });
+        let space = Arc::new(Namespace { tenant: Arc::clone(&ask.tenant), adapter, kind: 0 });
         let max_answer =
-            ask.sampling.max_tokens.min(context_length.saturating_sub(ask.prompt.len()));
+            ask.sampling.max_tokens.min(info.context_length.saturating_sub(ask.prompt.len()));
         let (alone, retried) = (Cell::new(false), Cell::new(false));
         let (emitted, failed) = (Cell::new(false), Cell::new(false));
         let pictures = OnceCell::new();
-        Self { ask, space, pictures, max_answer, alone, retried, stops, events, emitted, failed }
+        Self {
+            ask,
+            space,
+            border,
+            pictures,
+            max_answer,
+            alone,
+            retried,
+            stops,
+            events,
+            emitted,
+            failed,
+        }
+    }
+
+    /// Whose cached prefixes a sequence of it may read of which `read` tokens are read as one.
+    fn space_of(&self, read: usize) -> Arc<Namespace> {
+        match self.border.map_or(0, |border| border.kind(read)) {
+            0 => Arc::clone(&self.space),
+            kind => Arc::new(Namespace { kind, ..Namespace::clone(&self.space) }),
+        }
     }
 
     /// What was seen of its pictures.
@@ -108,6 +132,10 @@ pub(super) struct Sequence {
     pub age: u64,
     /// Prompt, then answer; at a picture's rows the caches' token for it.
     pub tokens: Vec<u32>,
+    /// How many of `tokens` are read as one: the prompt, or what there was when it began anew.
+    pub read: usize,
+    /// Whose cached prefixes it may read.
+    pub space: Arc<Namespace>,
     /// How many of `tokens` have their keys and values in `blocks`.
     pub computed: usize,
     pub blocks: Vec<u32>,
@@ -134,6 +162,8 @@ impl Sequence {
             choice: 0,
             age,
             tokens: request.cached_prompt(),
+            read: request.ask.prompt.len(),
+            space: request.space_of(request.ask.prompt.len()),
             computed: 0,
             blocks: Vec::new(),
             draft: Vec::new(),
@@ -155,6 +185,7 @@ impl Sequence {
             request: Rc::clone(&self.request),
             choice,
             tokens: self.tokens.clone(),
+            space: Arc::clone(&self.space),
             blocks: self.blocks.clone(),
             draft: Vec::new(),
             registered: self.registered.clone(),
@@ -198,7 +229,7 @@ impl Sequence {
     /// Makes its full blocks known to the prefix cache.
     pub fn register(&mut self, room: &mut KvRoom) {
         let computed = &self.tokens[..self.computed];
-        room.register(&mut self.registered, &self.request.space, computed, &self.blocks);
+        room.register(&mut self.registered, &self.space, computed, &self.blocks);
     }
 
     /// What the next token is drawn by.
@@ -220,6 +251,24 @@ impl Sequence {
         (self.computed, self.cached_tokens) = (0, 0);
         self.adapter = None;
         self.report.clear();
+    }
+
+    /// Whether its keys are those of a short sequence, and it is none any more.
+    pub fn has_crossed(&self) -> bool {
+        let border = self.request.border;
+        border.is_some_and(|border| border.is_crossed(self.read, self.tokens.len()))
+    }
+
+    /// What it has is read as one from now on. It must have been rewound.
+    pub fn read_anew(&mut self) {
+        self.read = self.tokens.len();
+        self.space = self.request.space_of(self.read);
+    }
+
+    /// Guesses that it may make without becoming another sequence.
+    pub fn guesses(&self) -> usize {
+        let border = self.request.border;
+        border.map_or(usize::MAX, |border| border.guesses(self.read, self.tokens.len()))
     }
 
     /// Cuts the draft before a picture: none is ever said.

@@ -64,7 +64,12 @@ pub(super) fn served<B: Backend>(
     for &end in ends {
         let rows: Vec<usize> = (0..end - start).collect();
         let part = picture.within(&(start..end), width);
-        let sequences = [SequenceRows { rows: 0..rows.len(), start, blocks: vec![2, 0, 3, 1] }];
+        let sequences = [SequenceRows {
+            rows: 0..rows.len(),
+            start,
+            read: start + rows.len(),
+            blocks: vec![2, 0, 3, 1],
+        }];
         let step = Step {
             tokens: &tokens[start..end],
             sequences: &sequences,
@@ -200,6 +205,7 @@ fn each_row_wears_its_own_projector<B: Backend>(b: &mut B) {
     let sequences = [0, 1].map(|row: usize| SequenceRows {
         rows: row * n..(row + 1) * n,
         start: 0,
+        read: n,
         blocks: (0..4).map(|block| 4 * row as u32 + block).collect(),
     });
     let mut cache = model.cache(b, 8);

@@ -28,7 +28,7 @@ pub const FAMILIES: [&str; 12] = [
 /// A sequence whose blocks are scattered over the cache.
 fn sequence(rows: std::ops::Range<usize>, start: usize, place: usize) -> SequenceRows {
     let blocks = (0..5).map(|block| ((block * 7 + place * 3) % 20) as u32).collect();
-    SequenceRows { rows, start, blocks }
+    SequenceRows { read: start + rows.len(), rows, start, blocks }
 }
 
 /// Logits of every row of `tokens`, served in chunks that end at `ends`.

@@ -8,7 +8,7 @@ use super::{CpuBackend, CpuCache, CpuRows, CpuWeight, cache, products, specs};
 use crate::backend::{
     Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostBlocks, HostMoments,
     HostThreads, HostWeight, LossSum, LowRankGradient, LowRankPart, LowRankShape, Norm, Part,
-    Product, SequenceRows, SharedMatrix, WeightFormat, dropout_keeps,
+    Places, Product, SequenceRows, SharedMatrix, WeightFormat, dropout_keeps,
 };
 use crate::kernels::attention::{self, SpanQueries};
 use crate::kernels::low_rank::PackedLowRank;
@@ -252,7 +252,7 @@ impl Backend for CpuBackend {
         &mut self,
         qkv: &CpuRows,
         spec: &HeadsSpec<CpuRows>,
-        positions: &[u32],
+        places: &Places,
         q: &mut CpuRows,
         k: &mut CpuRows,
         v: &mut CpuRows,
@@ -260,16 +260,16 @@ impl Backend for CpuBackend {
         let began = self.stages.begin();
         let (width, qw, kw) = (qkv.width, q.width, k.width);
         assert_eq!((width, v.width), (qw + 2 * kw, kw), "q, k and v must share qkv");
-        let (cpu, all) = (self.cpu, specs::heads(spec, &mut self.ropes, positions));
+        let (cpu, all) = (self.cpu, specs::heads(spec, &mut self.turns, places));
         let out = (
             PerItem::new(q.values_mut(), qw),
             PerItem::new(k.values_mut(), kw),
             PerItem::new(v.values_mut(), kw),
         );
-        split(&self.pool, positions.len(), 2 * width, out, |rows, (q, k, v)| {
+        split(&self.pool, places.positions.len(), 2 * width, out, |rows, (q, k, v)| {
             let x = &qkv.values()[span(&rows, width)];
             with_values(all.spare(), |spare| {
-                heads::forward(cpu, x, &all, &positions[rows], q, k, v, spare);
+                heads::forward(cpu, x, &all, rows, q, k, v, spare);
             });
         });
         self.stages.end(began, "heads", (0, 0), (2 * size_of_val(qkv.values()), 0));
@@ -428,19 +428,19 @@ impl Backend for CpuBackend {
         dv: &CpuRows,
         qkv: &CpuRows,
         spec: &HeadsSpec<CpuRows>,
-        positions: &[u32],
+        places: &Places,
         dqkv: &mut CpuRows,
     ) {
         let (width, qw, kw) = (qkv.width, dq.width, dk.width);
         assert_eq!((width, dqkv.width), (qw + 2 * kw, width), "q, k and v must share qkv");
-        let (cpu, all) = (self.cpu, specs::heads(spec, &mut self.ropes, positions));
+        let (cpu, all) = (self.cpu, specs::heads(spec, &mut self.turns, places));
         let out = PerItem::new(dqkv.values_mut(), width);
-        split(&self.pool, positions.len(), 2 * width, out, |rows, dx| {
+        split(&self.pool, places.positions.len(), 2 * width, out, |rows, dx| {
             let x = &qkv.values()[span(&rows, width)];
             let (dq, dk) = (&dq.values()[span(&rows, qw)], &dk.values()[span(&rows, kw)]);
             let dv = &dv.values()[span(&rows, kw)];
             with_values(all.spare(), |spare| {
-                heads::backward(cpu, dq, dk, dv, x, &all, &positions[rows], dx, spare);
+                heads::backward(cpu, dq, dk, dv, x, &all, rows, dx, spare);
             });
         });
     }

@@ -1,26 +1,43 @@
-//! Cosines and sines are the same in every layer and every step: they are computed once.
+//! Cosines and sines are the same in every layer of a step: they are computed once.
 
-use crate::kernels::heads::RopeTable;
+use crate::backend::{Places, Rope};
+use crate::kernels::heads::RopeRows;
 
-/// One table per set of frequencies; a model has one or two.
+/// Those of the last steps; a model has one or two ropes.
 #[derive(Debug, Default)]
-pub(super) struct RopeTables(Vec<RopeTable>);
+pub(super) struct Turns(Vec<Turn>);
 
-/// More tables than any model needs; beyond it the oldest goes.
-const MOST: usize = 8;
+#[derive(Debug)]
+struct Turn {
+    rope: Rope,
+    places: Places,
+    rows: RopeRows,
+}
 
-impl RopeTables {
-    /// The table for these frequencies, filled up to the largest of `positions`.
-    pub fn table(&mut self, frequencies: &[f32], scale: f32, positions: &[u32]) -> &RopeTable {
-        let known = self.0.iter().position(|table| table.fits(frequencies, scale));
+/// Both ropes of a model that serves and trains by turns.
+const MOST: usize = 4;
+
+impl Turns {
+    /// Cosines and sines of the rows at `places`.
+    pub fn rows(&mut self, rope: &Rope, places: &Places) -> &RopeRows {
+        let known = self.0.iter().position(|turn| turn.rope == *rope && turn.places == *places);
         let index = known.unwrap_or_else(|| {
             if self.0.len() == MOST {
                 self.0.remove(0);
             }
-            self.0.push(RopeTable::new(frequencies, scale));
+            let (rope, places) = (rope.clone(), places.clone());
+            self.0.push(Turn { rows: computed(&rope, &places), rope, places });
             self.0.len() - 1
         });
-        self.0[index].reach(positions.iter().copied().max().unwrap_or(0));
-        &self.0[index]
+        &self.0[index].rows
     }
+}
+
+fn computed(rope: &Rope, places: &Places) -> RopeRows {
+    let (sets, of_rows) = rope.sets(places);
+    let mut rows = RopeRows::new(rope.pairs(), rope.scale);
+    for (&position, set) in places.positions.iter().zip(of_rows) {
+        rows.push(position, &sets[set as usize * rope.pairs()..][..rope.pairs()]);
+    }
+    rows
 }

@@ -1,8 +1,8 @@
 //! What the waist calls things, in the words of the kernels.
 
 use super::CpuRows;
-use super::rope::RopeTables;
-use crate::backend::{Activation, AttentionSpec, HeadsSpec, Norm, NormKind, SequenceRows};
+use super::rope::Turns;
+use crate::backend::{Activation, AttentionSpec, HeadsSpec, Norm, NormKind, Places, SequenceRows};
 use crate::kernels::attention::Attention;
 use crate::kernels::heads::Heads;
 use crate::kernels::mlp::Act;
@@ -52,13 +52,12 @@ pub(super) fn attention_cost(sequences: &[SequenceRows], spec: &AttentionSpec) -
     (bytes, operations)
 }
 
-/// The table of angles reaches all `positions`.
+/// With the angles of all `places`.
 pub(super) fn heads<'a>(
     spec: &'a HeadsSpec<CpuRows>,
-    tables: &'a mut RopeTables,
-    positions: &[u32],
+    turns: &'a mut Turns,
+    places: &Places,
 ) -> Heads<'a> {
-    let frequencies = &spec.rope_frequencies;
     Heads {
         heads: spec.heads,
         kv_heads: spec.kv_heads,
@@ -66,7 +65,6 @@ pub(super) fn heads<'a>(
         clip: spec.clip,
         q_norm: spec.q_norm.as_ref().map(norm),
         k_norm: spec.k_norm.as_ref().map(norm),
-        rope: (!frequencies.is_empty())
-            .then(|| tables.table(frequencies, spec.rope_scale, positions)),
+        rope: (spec.rope.pairs() > 0).then(|| turns.rows(&spec.rope, places)),
     }
 }

@@ -10,8 +10,8 @@ use super::source::Module;
 use super::{CudaBackend, CudaCache, CudaLowRank, CudaRows, CudaWeight, done, float};
 use crate::backend::{
     Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostBlocks, HostMoments,
-    HostThreads, HostWeight, LossSum, LowRankPart, LowRankShape, Norm, NormKind, SequenceRows,
-    WeightFormat,
+    HostThreads, HostWeight, LossSum, LowRankPart, LowRankShape, Norm, NormKind, Places,
+    SequenceRows, WeightFormat,
 };
 use crate::domain::IGNORE_INDEX;
 
@@ -253,12 +253,12 @@ impl Backend for CudaBackend {
         &mut self,
         qkv: &CudaRows,
         spec: &HeadsSpec<CudaRows>,
-        positions: &[u32],
+        places: &Places,
         q: &mut CudaRows,
         k: &mut CudaRows,
         v: &mut CudaRows,
     ) {
-        self.split_heads(qkv, spec, positions, [q, k, v]);
+        self.split_heads(qkv, spec, places, [q, k, v]);
     }
 
     fn write_cache(
@@ -410,10 +410,10 @@ impl Backend for CudaBackend {
         dv: &CudaRows,
         qkv: &CudaRows,
         spec: &HeadsSpec<CudaRows>,
-        positions: &[u32],
+        places: &Places,
         dqkv: &mut CudaRows,
     ) {
-        self.join_heads([dq, dk, dv], qkv, spec, positions, dqkv);
+        self.join_heads([dq, dk, dv], qkv, spec, places, dqkv);
     }
 
     fn attention_backward(

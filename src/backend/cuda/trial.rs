@@ -7,7 +7,7 @@ use super::CudaBackend;
 use crate::backend::reference::ReferenceBackend;
 use crate::backend::{
     Activation, AttentionSpec, BLOCK_TOKENS, Backend, CacheShape, HeadsSpec, HostWeight, KvFormat,
-    Norm, NormKind, SequenceRows, WeightFormat,
+    Norm, NormKind, Places, Rope, SequenceRows, WeightFormat,
 };
 
 /// Relative to the largest value: products may round both factors to bf16.
@@ -127,17 +127,16 @@ fn attention<B: Backend>(b: &mut B, format: KvFormat, results: &mut Vec<(&'stati
         clip: None,
         q_norm: None,
         k_norm: None,
-        rope_frequencies: (0..16).map(|i| 0.6f32.powi(i)).collect(),
-        rope_scale: 1.0,
+        rope: Rope::plain((0..16).map(|i| 0.6f32.powi(i)).collect()),
     };
-    let positions: Vec<u32> = (0..TOKENS as u32).collect();
+    let places = Places::whole(TOKENS);
     let qkv = matrix(b, 5, TOKENS, 8 * head_dim);
     let [mut q, mut k, mut v] = [4, 2, 2].map(|heads| b.zeros(TOKENS, heads * head_dim));
-    b.heads(&qkv, &spec, &positions, &mut q, &mut k, &mut v);
+    b.heads(&qkv, &spec, &places, &mut q, &mut k, &mut v);
     let blocks = TOKENS.div_ceil(BLOCK_TOKENS);
     let mut cache = b.cache(&CacheShape { layers: 1, kv_heads, head_dim, blocks, format });
     let blocks = (0..blocks as u32).rev().collect();
-    let sequence = [SequenceRows { rows: 0..TOKENS, start: 0, blocks }];
+    let sequence = [SequenceRows { rows: 0..TOKENS, start: 0, read: TOKENS, blocks }];
     b.write_cache(&mut cache, 0, &sequence, &k, &v);
     let spec = AttentionSpec {
         heads,

@@ -3,7 +3,7 @@
 use super::{Matrix, ReferenceBackend};
 use crate::backend::{
     Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostWeight, KvFormat,
-    Norm, NormKind, SequenceRows, WeightFormat,
+    Norm, NormKind, Places, Rope, SequenceRows, WeightFormat,
 };
 use crate::domain::IGNORE_INDEX;
 
@@ -126,8 +126,7 @@ fn heads_agree_with_differences(kind: NormKind, q_width: usize) {
         clip: Some(0.8),
         q_norm: Some(norm(7, q_width)),
         k_norm: Some(norm(8, 6)),
-        rope_frequencies: vec![1.0, 0.3],
-        rope_scale: 1.1,
+        rope: Rope { frequencies: vec![1.0, 0.3], scale: 1.1, beyond: None },
     };
     // Nothing within a step of the clip, whose derivative jumps there.
     let mut qkv = noise(1, 3, 24);
@@ -135,13 +134,13 @@ fn heads_agree_with_differences(kind: NormKind, q_width: usize) {
         *x = if (x.abs() - 0.8).abs() < 0.05 { 0.5 } else { *x };
     }
     let (dq, dk, dv) = (noise(2, 3, 12), noise(3, 3, 6), noise(4, 3, 6));
-    let positions = [0, 3, 11];
+    let places = Places { positions: vec![0, 3, 11], lengths: vec![12; 3] };
     let mut dqkv = Matrix::zeros(3, 24);
-    ReferenceBackend.heads_backward(&dq, &dk, &dv, &qkv, &spec, &positions, &mut dqkv);
+    ReferenceBackend.heads_backward(&dq, &dk, &dv, &qkv, &spec, &places, &mut dqkv);
     check("dqkv", &qkv, &dqkv, |qkv| {
         let (mut q, mut k, mut v) =
             (Matrix::zeros(3, 12), Matrix::zeros(3, 6), Matrix::zeros(3, 6));
-        ReferenceBackend.heads(qkv, &spec, &positions, &mut q, &mut k, &mut v);
+        ReferenceBackend.heads(qkv, &spec, &places, &mut q, &mut k, &mut v);
         inner(&q, &dq) + inner(&k, &dk) + inner(&v, &dv)
     });
 }
@@ -188,7 +187,8 @@ fn attention_with_groups_window_softcap_and_alibi() {
 #[test]
 fn attention_over_the_cache_is_attention_over_the_span() {
     let b = &mut ReferenceBackend;
-    let (t, sequence) = (20, |rows, start| SequenceRows { rows, start, blocks: vec![2, 0] });
+    let t = 20;
+    let sequence = |rows, start| SequenceRows { rows, start, read: t, blocks: vec![2, 0] };
     for spec in attention_specs() {
         let (q, k, v) = (noise(1, t, 12), noise(2, t, 6), noise(3, t, 6));
         let (mut whole, mut lse) = (Matrix::zeros(t, 12), Matrix::zeros(t, 4));
@@ -201,7 +201,7 @@ fn attention_over_the_cache_is_attention_over_the_span() {
         assert_eq!(o, whole);
         // The last token alone, from a copied block.
         b.copy_block(&mut cache, 0, 1);
-        let last = SequenceRows { rows: 0..1, start: t - 1, blocks: vec![2, 1] };
+        let last = SequenceRows { rows: 0..1, start: t - 1, read: t, blocks: vec![2, 1] };
         let (mut query, mut o) = (Matrix::zeros(1, 12), Matrix::zeros(1, 12));
         b.gather(&q, &[t - 1], &mut query);
         b.attention_cached(&cache, 1, &[last], &spec, &query, &mut o);

@@ -92,8 +92,8 @@ impl Case for Cached {
         let (qw, kw, t) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, 57);
         let mut cache = cache(b, spec, 2, 9, self.1);
         let (k, v) = (seeded(b, 2, t, kw), seeded(b, 3, t, kw));
-        let first = SequenceRows { rows: 0..50, start: 0, blocks: vec![7, 2, 5, 0] };
-        let second = SequenceRows { rows: 50..57, start: 0, blocks: vec![1] };
+        let first = SequenceRows { rows: 0..50, start: 0, read: 50, blocks: vec![7, 2, 5, 0] };
+        let second = SequenceRows { rows: 50..57, start: 0, read: 7, blocks: vec![1] };
         b.write_cache(&mut cache, 1, &[first.clone(), second.clone()], &k, &v);
         b.copy_block(&mut cache, 5, 8);
         let moved = SequenceRows { blocks: vec![7, 2, 8, 0], ..first.clone() };
@@ -135,8 +135,12 @@ fn in_chunks<B: Backend>(
         let rows = end - start;
         let [q, k, v] = [(0, qw), (1, kw), (2, kw)]
             .map(|(i, width)| b.upload(&all[i][start * width..end * width], rows, width));
-        let sequence =
-            [SequenceRows { rows: 0..rows, start, blocks: (0..blocks as u32).collect() }];
+        let sequence = [SequenceRows {
+            rows: 0..rows,
+            start,
+            read: start + rows,
+            blocks: (0..blocks as u32).collect(),
+        }];
         b.write_cache(&mut cache, 0, &sequence, &k, &v);
         let mut o = b.zeros(rows, qw);
         b.attention_cached(&cache, 0, &sequence, spec, &q, &mut o);

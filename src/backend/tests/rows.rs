@@ -1,7 +1,7 @@
 //! What lies between the products: norms, heads, the MLP, the loss, the optimiser.
 
 use super::*;
-use crate::backend::{Activation, AdamStep, HeadsSpec};
+use crate::backend::{Activation, AdamStep, Beyond, HeadsSpec, Places, Rope, Stretch};
 
 struct Norms(NormKind, bool, usize);
 
@@ -35,6 +35,8 @@ struct HeadRows {
     norm: Option<NormKind>,
     /// Over all heads of q, and of k, together.
     whole: bool,
+    /// What holds from 26 tokens on.
+    stretch: Option<Stretch>,
 }
 
 impl Case for HeadRows {
@@ -48,29 +50,45 @@ impl Case for HeadRows {
             clip: self.clip,
             q_norm: self.norm.map(|kind| norm_of(b, kind, if self.whole { qw } else { hd }, false)),
             k_norm: self.norm.map(|kind| norm_of(b, kind, if self.whole { kw } else { hd }, true)),
-            rope_frequencies: (0..self.pairs).map(|i| 0.7f32.powi(i as i32)).collect(),
-            rope_scale: 1.25,
+            rope: Rope {
+                frequencies: (0..self.pairs).map(|i| 0.7f32.powi(i as i32)).collect(),
+                scale: 1.25,
+                beyond: self.stretch.clone().map(|stretch| Beyond { context: 25, stretch }),
+            },
         };
-        let positions: Vec<u32> = (0..t as u32).map(|i| (i * 7) % 40).collect();
+        let mut places = Places::default();
+        (0..t).for_each(|i| places.push(i * 7 % 40..i * 7 % 40 + 1, i));
         let qkv = seeded(b, 1, t, qw + 2 * kw);
         let (mut q, mut k, mut v) = (b.zeros(t, qw), b.zeros(t, kw), b.zeros(t, kw));
-        b.heads(&qkv, &spec, &positions, &mut q, &mut k, &mut v);
+        b.heads(&qkv, &spec, &places, &mut q, &mut k, &mut v);
         let (dq, dk, dv) = (seeded(b, 2, t, qw), seeded(b, 3, t, kw), seeded(b, 4, t, kw));
         let mut dqkv = seeded(b, 5, t, qw + 2 * kw);
-        b.heads_backward(&dq, &dk, &dv, &qkv, &spec, &positions, &mut dqkv);
+        b.heads_backward(&dq, &dk, &dv, &qkv, &spec, &places, &mut dqkv);
         [&q, &k, &v, &dqkv].map(|x| b.download(x)).into()
     }
 }
 
 #[test]
 fn heads_agree() {
-    let plain = HeadRows { head_dim: 32, pairs: 16, clip: None, norm: None, whole: false };
+    let plain = || HeadRows {
+        head_dim: 32,
+        pairs: 16,
+        clip: None,
+        norm: None,
+        whole: false,
+        stretch: None,
+    };
     let (rms, layer) = (Some(NormKind::Rms), Some(NormKind::Layer));
-    agree(3e-6, HeadRows { ..plain });
-    agree(3e-6, HeadRows { head_dim: 8, pairs: 0, clip: Some(0.5), ..plain });
-    agree(1e-5, HeadRows { head_dim: 20, pairs: 6, norm: rms, ..plain });
-    agree(1e-5, HeadRows { head_dim: 64, clip: Some(0.7), norm: layer, ..plain });
-    agree(1e-5, HeadRows { head_dim: 12, pairs: 6, clip: Some(0.9), norm: layer, whole: true });
+    agree(3e-6, plain());
+    agree(3e-6, HeadRows { head_dim: 8, pairs: 0, clip: Some(0.5), ..plain() });
+    agree(1e-5, HeadRows { head_dim: 20, pairs: 6, norm: rms, ..plain() });
+    agree(1e-5, HeadRows { head_dim: 64, clip: Some(0.7), norm: layer, ..plain() });
+    let whole = HeadRows { head_dim: 12, pairs: 6, clip: Some(0.9), norm: layer, ..plain() };
+    agree(1e-5, HeadRows { whole: true, ..whole });
+    let other = (0..16).map(|i| 0.6f32.powi(i)).collect();
+    for stretch in [Stretch::Other(other), Stretch::Growing { theta: 300.0, factor: 3.0 }] {
+        agree(3e-6, HeadRows { stretch: Some(stretch), ..plain() });
+    }
 }
 
 struct Inner(Activation, bool);

@@ -139,6 +139,9 @@ pub(crate) fn round(cpu: Cpu, x: &[f32]) -> Line {
     if cpu.bf16 {
         // SAFETY: `bf16` says that AVX-512 F and BF16 were detected.
         return unsafe { avx512::round(x) };
+    } else if cpu.avx2 {
+        // SAFETY: `avx2` says that AVX2 was detected.
+        return unsafe { super::avx2::round(x) };
     }
     let _ = cpu;
     let mut line = Line::ZERO;

@@ -68,6 +68,9 @@ fn bf16_tile<const MR: usize>(cpu: Cpu, w: &[Line], x: &[Line], y: [&mut [f32]; 
     if cpu.bf16 {
         // SAFETY: `bf16` says that AVX-512 F and BF16 were detected.
         return unsafe { avx512::tile(w, x, y, add) };
+    } else if cpu.avx2 {
+        // SAFETY: `avx2` says that AVX2 and FMA were detected.
+        return unsafe { super::avx2::tile(w, x, y, add) };
     }
     let _ = cpu;
     scalar::tile(w, x, y, add);

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::{Chunk, PANEL, Panels};
 use crate::kernels::cpu::Cpu;
+use crate::kernels::lanes::kernel;
 use crate::kernels::line::{Line, Lines};
 use crate::kernels::pool::Pool;
 use crate::kernels::split::{PerItem, split};
@@ -123,18 +124,32 @@ impl crate::kernels::gemm::Panels for Widened<'_> {
         (self.0.n, self.0.k)
     }
 
-    fn panel<'a>(&'a self, _: Cpu, panel: usize, k: Range<usize>, to: &'a mut [f32]) -> &'a [f32] {
-        for (column, to) in k.clone().zip(to.chunks_exact_mut(PANEL)) {
-            let pair = panel * self.0.k.div_ceil(2) + column / 2;
-            for (line, to) in
-                self.0.lines[pair * 2..pair * 2 + 2].iter().zip(to.chunks_exact_mut(16))
-            {
-                for (word, to) in line.0.iter().zip(to) {
-                    let low_half_up = word << (16 * (1 - column % 2) as u32);
-                    *to = f32::from_bits(low_half_up & 0xffff_0000);
+    fn panel<'a>(
+        &'a self,
+        cpu: Cpu,
+        panel: usize,
+        k: Range<usize>,
+        to: &'a mut [f32],
+    ) -> &'a [f32] {
+        debug_assert!(k.start.is_multiple_of(2), "pieces of `k` start at whole pairs");
+        let to = &mut to[..k.len() * PANEL];
+        widen(cpu, self.0.panel(panel, k), to);
+        to
+    }
+}
+
+kernel! {
+    /// Writes the pairs of columns of one panel as columns of 32 values; the last may be half a pair.
+    fn widen(s, pairs: &[Line], to: &mut [f32]) {
+        let _ = s; // the compiler makes vectors of these loops
+        for (pair, to) in pairs.as_chunks::<2>().0.iter().zip(to.chunks_mut(2 * PANEL)) {
+            let (columns, _) = to.as_chunks_mut::<PANEL>();
+            for (column, high) in columns.iter_mut().zip([0, 16]) {
+                for i in 0..PANEL {
+                    let word = pair[i / 16].0[i % 16];
+                    column[i] = f32::from_bits(word >> high << 16);
                 }
             }
         }
-        &to[..k.len() * PANEL]
     }
 }

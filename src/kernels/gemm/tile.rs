@@ -81,9 +81,11 @@ unsafe fn tiles<S: Simd>(s: S, block: &Block) {
             // SAFETY: a tile is part of its block.
             unsafe {
                 if S::TILE_VECTORS == 2 && part.columns > LANES {
-                    any_rows::<S, 2>(s, &part);
+                    any_rows::<S, 2, false>(s, &part);
+                } else if !S::FREE_MASKS && part.columns == LANES {
+                    any_rows::<S, 1, true>(s, &part);
                 } else {
-                    any_rows::<S, 1>(s, &part);
+                    any_rows::<S, 1, false>(s, &part);
                 }
             }
             column += width;
@@ -91,37 +93,38 @@ unsafe fn tiles<S: Simd>(s: S, block: &Block) {
     }
 }
 
-/// Up to twelve rows where the registers hold them, else up to six.
+/// Up to twelve rows where the registers hold them, else up to six. `WHOLE`: all columns of the tile
+/// exist.
 #[inline(always)]
-unsafe fn any_rows<S: Simd, const NV: usize>(s: S, t: &Block) {
+unsafe fn any_rows<S: Simd, const NV: usize, const WHOLE: bool>(s: S, t: &Block) {
     // SAFETY: by the contract of `multiply`.
     unsafe {
         if S::TILE_ROWS < 12 {
-            return few_rows::<S, NV>(s, t);
+            return few_rows::<S, NV, WHOLE>(s, t);
         }
         match t.rows {
-            7 => tile::<S, 7, NV>(s, t),
-            8 => tile::<S, 8, NV>(s, t),
-            9 => tile::<S, 9, NV>(s, t),
-            10 => tile::<S, 10, NV>(s, t),
-            11 => tile::<S, 11, NV>(s, t),
-            12 => tile::<S, 12, NV>(s, t),
-            _ => few_rows::<S, NV>(s, t),
+            7 => tile::<S, 7, NV, WHOLE>(s, t),
+            8 => tile::<S, 8, NV, WHOLE>(s, t),
+            9 => tile::<S, 9, NV, WHOLE>(s, t),
+            10 => tile::<S, 10, NV, WHOLE>(s, t),
+            11 => tile::<S, 11, NV, WHOLE>(s, t),
+            12 => tile::<S, 12, NV, WHOLE>(s, t),
+            _ => few_rows::<S, NV, WHOLE>(s, t),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn few_rows<S: Simd, const NV: usize>(s: S, t: &Block) {
+unsafe fn few_rows<S: Simd, const NV: usize, const WHOLE: bool>(s: S, t: &Block) {
     // SAFETY: by the contract of `multiply`.
     unsafe {
         match t.rows {
-            1 => tile::<S, 1, NV>(s, t),
-            2 => tile::<S, 2, NV>(s, t),
-            3 => tile::<S, 3, NV>(s, t),
-            4 => tile::<S, 4, NV>(s, t),
-            5 => tile::<S, 5, NV>(s, t),
-            6 => tile::<S, 6, NV>(s, t),
+            1 => tile::<S, 1, NV, WHOLE>(s, t),
+            2 => tile::<S, 2, NV, WHOLE>(s, t),
+            3 => tile::<S, 3, NV, WHOLE>(s, t),
+            4 => tile::<S, 4, NV, WHOLE>(s, t),
+            5 => tile::<S, 5, NV, WHOLE>(s, t),
+            6 => tile::<S, 6, NV, WHOLE>(s, t),
             _ => unreachable!("a tile has one to twelve rows"),
         }
     }
@@ -132,7 +135,19 @@ unsafe fn few_rows<S: Simd, const NV: usize>(s: S, t: &Block) {
 const AHEAD: usize = 8192;
 
 #[inline(always)]
-unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(s: S, t: &Block) {
+unsafe fn load<S: Simd, const WHOLE: bool>(s: S, x: *const f32, mask: S::Mask) -> S::V {
+    // SAFETY: by the contract of `multiply`, `x` has the lanes of the mask, or all of them.
+    unsafe { if WHOLE { s.load(&*x.cast()) } else { s.load_masked(x, mask) } }
+}
+
+#[inline(always)]
+unsafe fn store<S: Simd, const WHOLE: bool>(s: S, y: *mut f32, v: S::V, mask: S::Mask) {
+    // SAFETY: as in `load`.
+    unsafe { if WHOLE { s.store(&mut *y.cast(), v) } else { s.store_masked(y, v, mask) } }
+}
+
+#[inline(always)]
+unsafe fn tile<S: Simd, const MR: usize, const NV: usize, const WHOLE: bool>(s: S, t: &Block) {
     let mut masks = [s.mask(0); NV];
     for v in 0..NV {
         masks[v] = s.mask(t.columns.saturating_sub(v * LANES).min(LANES));
@@ -143,7 +158,7 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(s: S, t: &Block) {
         if t.add {
             for i in 0..MR {
                 for v in 0..NV {
-                    sums[i][v] = s.load_masked(t.c.add(i * t.c_row + v * LANES), masks[v]);
+                    sums[i][v] = load::<S, WHOLE>(s, t.c.add(i * t.c_row + v * LANES), masks[v]);
                 }
             }
         }
@@ -158,7 +173,7 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(s: S, t: &Block) {
             }
             let mut w = [s.splat(0.0); NV];
             for v in 0..NV {
-                w[v] = s.load_masked(b.add(v * LANES), masks[v]);
+                w[v] = load::<S, WHOLE>(s, b.add(v * LANES), masks[v]);
             }
             for i in 0..MR {
                 let x = s.splat(*a.add(i * t.a_row));
@@ -171,7 +186,7 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(s: S, t: &Block) {
         }
         for i in 0..MR {
             for v in 0..NV {
-                s.store_masked(t.c.add(i * t.c_row + v * LANES), sums[i][v], masks[v]);
+                store::<S, WHOLE>(s, t.c.add(i * t.c_row + v * LANES), sums[i][v], masks[v]);
             }
         }
     }

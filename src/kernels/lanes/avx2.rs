@@ -16,6 +16,32 @@ impl Avx2 {
     pub fn detected(cpu: Cpu) -> Option<Self> {
         cpu.avx2.then_some(Self(()))
     }
+
+    /// Exchanges rows and columns of 8 × 8 values: of two, of four, of both halves.
+    #[inline(always)]
+    fn turn_quarter(self, r: [__m256; 8]) -> [__m256; 8] {
+        // SAFETY: the token says that AVX2 was detected.
+        unsafe {
+            let mut pairs = r;
+            for i in [0, 2, 4, 6] {
+                pairs[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+                pairs[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+            }
+            let mut fours = r;
+            for i in [0, 4] {
+                fours[i] = _mm256_shuffle_ps::<0x44>(pairs[i], pairs[i + 2]);
+                fours[i + 1] = _mm256_shuffle_ps::<0xee>(pairs[i], pairs[i + 2]);
+                fours[i + 2] = _mm256_shuffle_ps::<0x44>(pairs[i + 1], pairs[i + 3]);
+                fours[i + 3] = _mm256_shuffle_ps::<0xee>(pairs[i + 1], pairs[i + 3]);
+            }
+            let mut turned = r;
+            for i in 0..4 {
+                turned[i] = _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]);
+                turned[i + 4] = _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);
+            }
+            turned
+        }
+    }
 }
 
 type Pair = [__m256; 2];
@@ -26,6 +52,7 @@ impl Simd for Avx2 {
     type Mask = [__m256i; 2];
     const TILE_ROWS: usize = 6;
     const TILE_VECTORS: usize = 1;
+    const FREE_MASKS: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Pair {
@@ -66,6 +93,23 @@ impl Simd for Avx2 {
         unsafe {
             _mm256_storeu_ps(y.as_mut_ptr(), v[0]);
             _mm256_storeu_ps(y.as_mut_ptr().add(8), v[1]);
+        }
+    }
+    /// Masked loads and stores are slow, stores above all: sixteen values go without.
+    #[inline(always)]
+    fn load_part(self, x: &[f32]) -> Pair {
+        match x.first_chunk() {
+            Some(whole) => self.load(whole),
+            // SAFETY: the mask covers `x.len()` lanes.
+            None => unsafe { self.load_masked(x.as_ptr(), self.mask(x.len())) },
+        }
+    }
+    #[inline(always)]
+    fn store_part(self, y: &mut [f32], v: Pair) {
+        match y.first_chunk_mut() {
+            Some(whole) => self.store(whole, v),
+            // SAFETY: the mask covers `y.len()` lanes.
+            None => unsafe { self.store_masked(y.as_mut_ptr(), v, self.mask(y.len())) },
         }
     }
     #[inline(always)]
@@ -166,19 +210,19 @@ impl Simd for Avx2 {
             [_mm256_blendv_ps(y[0], x[0], less[0]), _mm256_blendv_ps(y[1], x[1], less[1])]
         }
     }
-    /// Through memory: sixteen registers cannot hold 16 × 16 values.
+    /// Quarter by quarter: sixteen registers cannot hold 16 × 16 values.
     #[inline(always)]
     fn transpose(self, v: &mut [Pair; LANES]) {
-        let mut rows = [[0.0; LANES]; LANES];
-        for i in 0..LANES {
-            self.store(&mut rows[i], v[i]);
-        }
-        for i in 0..LANES {
-            let mut column = [0.0; LANES];
-            for j in 0..LANES {
-                column[j] = rows[j][i];
+        let whole = *v;
+        for (row, column) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let mut quarter = [whole[0][0]; 8];
+            for i in 0..8 {
+                quarter[i] = whole[8 * row + i][column];
             }
-            v[i] = self.load(&column);
+            let turned = self.turn_quarter(quarter);
+            for i in 0..8 {
+                v[8 * column + i][row] = turned[i];
+            }
         }
     }
     #[inline(always)]

@@ -43,6 +43,7 @@ impl Simd for Avx512 {
     type Mask = __mmask16;
     const TILE_ROWS: usize = 12;
     const TILE_VECTORS: usize = 2;
+    const FREE_MASKS: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

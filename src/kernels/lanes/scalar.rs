@@ -17,6 +17,7 @@ impl Simd for Scalar {
     type Mask = usize;
     const TILE_ROWS: usize = 6;
     const TILE_VECTORS: usize = 1;
+    const FREE_MASKS: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {

@@ -3,23 +3,39 @@
 
 use std::arch::x86_64::*;
 
-use super::{PART_LINES, PARTS, SCALE_LINES, Weights, scale_and_min};
+use super::{PART_LINES, PARTS, SCALE_LINES, Weights};
 use crate::kernels::activations::Q8Block;
 use crate::kernels::line::Line;
-use crate::kernels::quantized::avx2::{load, store, unpack};
+use crate::kernels::quantized::avx2::{load, load_half, store, unpack};
 
 /// `MR` rows by 16 columns; see [`super::IntegerWeight::tile`].
-#[target_feature(enable = "avx2,fma")]
-pub fn tile<const MR: usize>(w: Weights<'_>, x: &[Q8Block], y: [&mut [f32]; MR], add: bool) {
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn tile<const MR: usize>(w: Weights<'_>, x: &[Q8Block], mut y: [&mut [f32]; MR], add: bool) {
     for half in 0..2 {
-        let mut sums = [_mm256_setzero_ps(); MR];
-        for i in 0..MR {
-            sums[i] = if add { load(y[i], half) } else { sums[i] };
-        }
-        for (at, (codes, x)) in w.codes.chunks_exact(PART_LINES).zip(x.chunks_exact(MR)).enumerate()
-        {
-            let scales = &w.scales[at / PARTS * SCALE_LINES..];
-            let (scale, min) = lanes(scales, at % PARTS, half);
+        half_tile(w, x, &mut y, add, half);
+    }
+}
+
+/// Columns `8 · half` to `8 · half + 8` of the tile.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn half_tile<const MR: usize>(
+    w: Weights<'_>,
+    x: &[Q8Block],
+    y: &mut [&mut [f32]; MR],
+    add: bool,
+    half: usize,
+) {
+    let mut sums = [_mm256_setzero_ps(); MR];
+    for i in 0..MR {
+        sums[i] = if add { load(y[i], half) } else { sums[i] };
+    }
+    let blocks = w.codes.chunks_exact(PARTS * PART_LINES).zip(w.scales.chunks_exact(SCALE_LINES));
+    for ((codes, scales), x) in blocks.zip(x.chunks_exact(PARTS * MR)) {
+        let scales = Scales::read(scales, half);
+        let parts = codes.chunks_exact(PART_LINES).zip(x.chunks_exact(MR));
+        for (part, (codes, x)) in parts.enumerate() {
+            let (scale, min) = scales.part(part);
             let weights = unpack::<4>(codes, half);
             for i in 0..MR {
                 let dot = _mm256_cvtepi32_ps(dot(&weights, &x[i]));
@@ -29,22 +45,70 @@ pub fn tile<const MR: usize>(w: Weights<'_>, x: &[Q8Block], y: [&mut [f32]; MR],
                 sums[i] = _mm256_fmadd_ps(min, offset, sums[i]);
             }
         }
-        for i in 0..MR {
-            store(y[i], half, sums[i]);
-        }
+    }
+    for i in 0..MR {
+        store(y[i], half, sums[i]);
     }
 }
 
-/// `d · scale` and `dmin · min` of eight rows.
+/// The scales and minima of one block of eight rows, a byte each: parts 0 to 3, then 4 to 7.
+struct Scales {
+    scales: [__m256i; 2],
+    mins: [__m256i; 2],
+    d: __m256,
+    dmin: __m256,
+}
+
+impl Scales {
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    fn read(lines: &[Line], half: usize) -> Self {
+        let (a, b) = (load_half(&lines[0], half), load_half(&lines[1], half));
+        let (c, d) = (load_half(&lines[2], half), load_half(&lines[3], half));
+        let (six, four) = (_mm256_set1_epi8(63), _mm256_set1_epi8(15));
+        let low = _mm256_and_si256(c, four);
+        let upper = _mm256_and_si256(_mm256_srli_epi32::<4>(c), four);
+        Self {
+            scales: [_mm256_and_si256(a, six), _mm256_or_si256(low, high_bits(a))],
+            mins: [_mm256_and_si256(b, six), _mm256_or_si256(upper, high_bits(b))],
+            d: low_half(d),
+            dmin: low_half(_mm256_srli_epi32::<16>(d)),
+        }
+    }
+
+    /// `d · scale` and `dmin · min` of one part.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn part(&self, part: usize) -> (__m256, __m256) {
+        let count = _mm_cvtsi32_si128(8 * (part % 4) as i32);
+        let scale = byte_at(self.scales[part / 4], count);
+        let min = byte_at(self.mins[part / 4], count);
+        (_mm256_mul_ps(self.d, scale), _mm256_mul_ps(self.dmin, min))
+    }
+}
+
+/// The two highest bits of each byte, where the upper parts want them.
 #[inline]
 #[target_feature(enable = "avx2")]
-#[allow(unsafe_code)]
-fn lanes(scales: &[Line], part: usize, half: usize) -> (__m256, __m256) {
-    let both: [(f32, f32); 8] =
-        std::array::from_fn(|lane| scale_and_min(scales, part, 8 * half + lane));
-    let (scale, min) = (both.map(|(scale, _)| scale), both.map(|(_, min)| min));
-    // SAFETY: both arrays are 32 readable bytes.
-    unsafe { (_mm256_loadu_ps(scale.as_ptr()), _mm256_loadu_ps(min.as_ptr())) }
+fn high_bits(word: __m256i) -> __m256i {
+    _mm256_and_si256(_mm256_srli_epi32::<2>(word), _mm256_set1_epi8(0x30))
+}
+
+/// The f16 in the low half of each word.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn low_half(words: __m256i) -> __m256 {
+    let words = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
+    let halves = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(words, words));
+    _mm256_cvtph_ps(_mm256_castsi256_si128(halves))
+}
+
+/// The byte `count` bits up in each word.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn byte_at(words: __m256i, count: __m128i) -> __m256 {
+    let byte = _mm256_and_si256(_mm256_srl_epi32(words, count), _mm256_set1_epi32(255));
+    _mm256_cvtepi32_ps(byte)
 }
 
 /// `Σ q_x · code` for each of the eight rows.

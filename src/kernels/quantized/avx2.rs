@@ -44,8 +44,9 @@ fn half_tile<const BITS: usize, const MR: usize>(
     let blocks = w.codes.chunks_exact(BITS).zip(w.scales).zip(x.chunks_exact(MR));
     for ((codes, scales), x) in blocks {
         let (weights, scales) = (unpack::<BITS>(codes, half), widen(scales, half));
+        let sizes = sizes::<BITS>(&weights);
         for i in 0..MR {
-            let dot = _mm256_cvtepi32_ps(dot_block::<BITS>(&weights, &x[i]));
+            let dot = _mm256_cvtepi32_ps(dot_block::<BITS>(&weights, &sizes, &x[i]));
             let scale = _mm256_mul_ps(scales, _mm256_set1_ps(x[i].scale));
             sums[i] = _mm256_fmadd_ps(dot, scale, sums[i]);
         }
@@ -75,16 +76,33 @@ pub fn unpack<const BITS: usize>(codes: &[Line], half: usize) -> [__m256i; 8] {
     weights
 }
 
+/// Bytes without their signs, which `vpmaddubsw` wants on one side.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sizes<const BITS: usize>(weights: &[__m256i; 8]) -> [__m256i; 8] {
+    let mut sizes = *weights;
+    if BITS == 8 {
+        for size in &mut sizes {
+            *size = _mm256_abs_epi8(*size);
+        }
+    }
+    sizes
+}
+
 /// `Σ q_x · (code − 2^(BITS−1))` for each of the eight rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn dot_block<const BITS: usize>(weights: &[__m256i; 8], x: &Q8Block) -> __m256i {
+fn dot_block<const BITS: usize>(
+    weights: &[__m256i; 8],
+    sizes: &[__m256i; 8],
+    x: &Q8Block,
+) -> __m256i {
     let ones = _mm256_set1_epi16(1);
     if BITS == 8 {
         let mut sum = _mm256_setzero_si256();
-        for (&weights, &q) in weights.iter().zip(&x.words) {
+        for ((&weights, &sizes), &q) in weights.iter().zip(sizes).zip(&x.words) {
             let q = _mm256_sign_epi8(_mm256_set1_epi32(q as i32), weights);
-            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), q);
+            let pairs = _mm256_maddubs_epi16(sizes, q);
             sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
         }
         sum
@@ -102,7 +120,7 @@ fn dot_block<const BITS: usize>(weights: &[__m256i; 8], x: &Q8Block) -> __m256i 
 #[inline]
 #[target_feature(enable = "avx2")]
 #[allow(unsafe_code)]
-fn load_half(line: &Line, half: usize) -> __m256i {
+pub fn load_half(line: &Line, half: usize) -> __m256i {
     let words: &[u32; 8] = line.0.as_chunks().0.get(half).expect("half is 0 or 1");
     // SAFETY: `words` is 32 readable bytes.
     unsafe { _mm256_loadu_si256(ptr::from_ref(words).cast()) }

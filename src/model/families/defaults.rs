@@ -170,7 +170,7 @@ mod tests {
 
     /// The base of a layer's frequencies.
     fn theta(config: &DecoderConfig, layer: usize) -> f64 {
-        let frequencies = &config.layers[layer].rope_frequencies;
+        let frequencies = &config.layers[layer].rope.frequencies;
         f64::from(frequencies[1]).powf(-(frequencies.len() as f64)).round()
     }
 

@@ -3,13 +3,13 @@
 //! q and k and two RoPE bases in the other.
 
 use super::*;
-use crate::model::rope::Rope;
+use crate::backend::Rope;
 
 pub fn gemma2(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     let mut config = shared(fields)?;
     config.attention_softcap = fields.optional_positive_f32("attn_logit_softcapping")?;
     let rope = rope::rope(fields, config.head_dim)?;
-    config.context_length = rope.context.unwrap_or(usize::MAX).min(config.context_length);
+    config.context_length = rope::stretched_context(&rope, config.context_length);
     let slides = sliding(fields, config.layers.len(), |layer| layer % 2 == 0)?;
     config.layers = layers(fields, &slides, |_| rope.clone())?;
     Ok(config)
@@ -20,9 +20,7 @@ pub fn gemma3(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     fields.only("attn_logit_softcapping", &[])?;
     config.names.qk_norm = Some(["self_attn.q_norm", "self_attn.k_norm"]);
     let (local, global) = rope::by_layer_type(fields, config.head_dim)?;
-    for context in [local.context, global.context].into_iter().flatten() {
-        config.context_length = config.context_length.min(context);
-    }
+    config.context_length = rope::stretched_context(&global, config.context_length);
     let pattern = fields.optional_usize("sliding_window_pattern")?;
     let pattern = pattern.or(fields.optional_usize("_sliding_window_pattern")?).unwrap_or(6);
     let slides = sliding(fields, config.layers.len(), |layer| (layer + 1) % pattern != 0)?;
@@ -52,10 +50,7 @@ fn layers(
     rope: impl Fn(bool) -> Rope,
 ) -> Result<Vec<LayerConfig>, ModelError> {
     let window = fields.usize("sliding_window")?;
-    let layer = |&slides: &bool| {
-        let Rope { frequencies, scale, .. } = rope(slides);
-        let window = slides.then_some(window);
-        LayerConfig { window, rope_frequencies: frequencies, rope_scale: scale }
-    };
+    let layer =
+        |&slides: &bool| LayerConfig { window: slides.then_some(window), rope: rope(slides) };
     Ok(slides.iter().map(layer).collect())
 }

@@ -29,7 +29,7 @@ pub fn gpt2(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
         clip_qkv: None,
         qk_norm_whole: false,
         alibi: None,
-        layers: alike(fields.small("n_layer")?, None, Vec::new()),
+        layers: alike(fields.small("n_layer")?, None),
         embedding_scale: 1.0,
         logit_scale: 1.0,
         logit_softcap: None,

@@ -61,11 +61,8 @@ pub fn base(
 ) -> Result<DecoderConfig, ModelError> {
     let mut config = without_rope(fields, qkv_bias, o_bias, "hidden_act")?;
     let rope = rope::rope(fields, config.head_dim)?;
-    config.context_length = rope.context.unwrap_or(usize::MAX).min(config.context_length);
-    for layer in &mut config.layers {
-        layer.rope_frequencies.clone_from(&rope.frequencies);
-        layer.rope_scale = rope.scale;
-    }
+    config.context_length = rope::stretched_context(&rope, config.context_length);
+    config.layers.iter_mut().for_each(|layer| layer.rope.clone_from(&rope));
     Ok(config)
 }
 
@@ -99,7 +96,7 @@ pub fn without_rope(
         clip_qkv: None,
         qk_norm_whole: false,
         alibi: None,
-        layers: alike(fields.small("num_hidden_layers")?, None, Vec::new()),
+        layers: alike(fields.small("num_hidden_layers")?, None),
         embedding_scale: 1.0,
         logit_scale: 1.0,
         logit_softcap: None,

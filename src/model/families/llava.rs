@@ -151,7 +151,7 @@ fn clip(fields: &Fields<'_>, layers: usize, tokens: usize) -> Result<DecoderConf
         clip_qkv: None,
         qk_norm_whole: false,
         alibi: None,
-        layers: alike(layers, None, Vec::new()),
+        layers: alike(layers, None),
         embedding_scale: 1.0,
         logit_scale: 1.0,
         logit_softcap: None,

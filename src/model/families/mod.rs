@@ -15,7 +15,7 @@ pub use llava::{PROJECTOR, TOWER, canonical_name, hub_name};
 use super::config::{DecoderConfig, LayerConfig, NormConfig};
 use super::fields::Fields;
 use super::{ModelError, rope};
-use crate::backend::NormKind;
+use crate::backend::{NormKind, Rope};
 
 type Read = fn(&Fields<'_>) -> Result<DecoderConfig, ModelError>;
 
@@ -83,14 +83,15 @@ fn check(fields: &Fields<'_>, config: &DecoderConfig) -> Result<(), ModelError> 
         let expected = "a divisor of the number of heads";
         return Err(fields.bad("num_key_value_heads", expected, config.kv_heads));
     }
-    if config.layers.iter().any(|layer| 2 * layer.rope_frequencies.len() > config.head_dim) {
+    if config.layers.iter().any(|layer| 2 * layer.rope.pairs() > config.head_dim) {
         return Err(fields.unsupported("head_dim", config.head_dim));
     }
     let turns = |frequency: &f32| frequency.is_finite() && *frequency > 0.0;
-    let sound = |layer: &LayerConfig| {
-        layer.rope_scale.is_finite() && layer.rope_frequencies.iter().all(turns)
+    let longest = u32::try_from(config.context_length).unwrap_or(u32::MAX);
+    let sound = |Rope { scale, frequencies, .. }: &Rope, longest: &[f32]| {
+        scale.is_finite() && frequencies.iter().chain(longest).all(turns)
     };
-    match config.layers.iter().all(sound) {
+    match config.layers.iter().all(|layer| sound(&layer.rope, &layer.rope.at(longest))) {
         true => Ok(()),
         false => Err(rope_numbers(fields)),
     }
@@ -123,8 +124,8 @@ fn rms_norm(fields: &Fields<'_>) -> Result<NormConfig, ModelError> {
 }
 
 /// `layers` times the same layer.
-fn alike(layers: usize, window: Option<usize>, rope_frequencies: Vec<f32>) -> Vec<LayerConfig> {
-    vec![LayerConfig { window, rope_frequencies, rope_scale: 1.0 }; layers]
+fn alike(layers: usize, window: Option<usize>) -> Vec<LayerConfig> {
+    vec![LayerConfig { window, rope: Rope::default() }; layers]
 }
 
 /// Whether each layer slides: from `layer_types`, or by the family's rule in older files.

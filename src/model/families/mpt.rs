@@ -30,7 +30,7 @@ pub fn mpt(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
         clip_qkv: attention.clip,
         qk_norm_whole: true,
         alibi: Some(attention.slopes),
-        layers: alike(fields.small("n_layers")?, None, Vec::new()),
+        layers: alike(fields.small("n_layers")?, None),
         embedding_scale: 1.0,
         logit_scale: logit_scale(fields, hidden_size)?,
         logit_softcap: None,

@@ -4,8 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::super::ModelError;
 use super::super::fields::Fields;
-use super::super::rope::{self, Place, Rope};
+use super::super::rope::{self, Place};
 use super::config::Keys;
+use crate::backend::{Rope, frequencies as plain_frequencies};
 
 /// The rope of `keys`, in the older spelling of a `config.json`.
 pub(super) fn read(
@@ -129,7 +130,7 @@ pub(super) fn described(
     };
     let kind = place.optional_str("rope_type")?.or(place.optional_str("type")?);
     let Rope { frequencies, scale, .. } = main;
-    let plain = rope::base(theta, 2 * frequencies.len());
+    let plain = plain_frequencies(theta, 2 * frequencies.len());
     let number = |key: &str, default: f32| -> Result<f32, ModelError> {
         Ok(place.optional_f32(key)?.filter(|&number| number != 0.0).unwrap_or(default))
     };

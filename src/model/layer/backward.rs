@@ -131,14 +131,14 @@ impl<B: Backend> Layer<B> {
             unreachable!("training attends within spans")
         };
         let AttentionParts { qkv, o, .. } = parts;
-        let [q, k, v] = self.turned_heads(b, qkv, pass.positions);
+        let [q, k, v] = self.turned_heads(b, qkv, pass.places);
         let [mut dq, mut dk, mut dv] = self.room_for_heads(b, qkv);
         let spec = &self.attention;
         b.attention_backward(d_o, &q, &k, &v, o, lse, spans, spec, &mut dq, &mut dk, &mut dv);
         [q, k, v].into_iter().for_each(|rows| b.recycle(rows));
         let (t, width) = b.shape(qkv);
         let mut dqkv = b.room(t, width);
-        b.heads_backward(&dq, &dk, &dv, qkv, &self.heads, pass.positions, &mut dqkv);
+        b.heads_backward(&dq, &dk, &dv, qkv, &self.heads, pass.places, &mut dqkv);
         [dq, dk, dv].into_iter().for_each(|rows| b.recycle(rows));
         dqkv
     }

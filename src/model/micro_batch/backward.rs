@@ -98,8 +98,8 @@ impl<B: Backend> MicroBatch<B> {
         if let Some((x, kept)) = self.inputs.pop() {
             return State::Backward { x, kept, dx };
         }
-        let TrainBatch { ids, positions, .. } = &self.batch;
-        let (tokens, pictures) = ((&ids[..], &positions[..]), self.pictures());
+        let TrainBatch { ids, places, .. } = &self.batch;
+        let (tokens, pictures) = ((&ids[..], &places.positions[..]), self.pictures());
         model.embed_backward(b, dx, tokens, worn.as_slice(), &pictures, &mut gradients);
         State::Done
     }

@@ -2,12 +2,12 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::harness::{Answer, BLOCK_BYTES, Bench, Dice, adapter, ask, roomy, tiny};
+use super::harness::{Answer, BLOCK_BYTES, Bench, Dice, adapter, ask, roomy, tiny, tiny_stretched};
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::reference::ReferenceBackend;
 use crate::domain::{GenerationRequest, SamplingParams, Speculation};
-use crate::worker::WorkerSettings;
+use crate::worker::{BaseSource, WorkerSettings};
 
 fn speculating(speculation: Speculation) -> WorkerSettings {
     WorkerSettings { speculation, ..roomy() }
@@ -35,8 +35,9 @@ fn answers<B: Backend>(bench: &mut Bench<B>, asks: &[GenerationRequest]) -> Vec<
     events.iter_mut().map(Answer::heard).collect()
 }
 
-fn assert_drafts_do_not_show<B: Backend>(make: impl Fn() -> B) {
-    let bench = |settings: &WorkerSettings| Bench::with(make(), &[tiny("tiny", 1)], settings);
+fn assert_drafts_do_not_show<B: Backend>(base: &BaseSource, make: impl Fn() -> B) {
+    let bench =
+        |settings: &WorkerSettings| Bench::with(make(), std::slice::from_ref(base), settings);
     let mut plain = bench(&speculating(Speculation::Off));
     let asks = requests(&plain);
     let expected = answers(&mut plain, &asks);
@@ -68,12 +69,19 @@ fn assert_drafts_do_not_show<B: Backend>(make: impl Fn() -> B) {
 
 #[test]
 fn speculative_answers_are_the_plain_ones() {
-    assert_drafts_do_not_show(|| ReferenceBackend);
+    assert_drafts_do_not_show(&tiny("tiny", 1), || ReferenceBackend);
+}
+
+#[test]
+fn speculative_answers_are_the_plain_ones_where_long_texts_are_turned_otherwise() {
+    for base in tiny_stretched() {
+        assert_drafts_do_not_show(&base, || ReferenceBackend);
+    }
 }
 
 #[test]
 fn speculative_answers_are_the_plain_ones_on_the_cpu() {
-    assert_drafts_do_not_show(|| CpuBackend::new(2));
+    assert_drafts_do_not_show(&tiny("tiny", 1), || CpuBackend::new(2));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use crate::backend::reference::ReferenceBackend;
 use crate::backend::{
     Activation, AdamStep, AttentionSpec, Backend, CacheShape, HeadsSpec, HostBlocks, HostMoments,
-    HostWeight, LossSum, Norm, SequenceRows, WeightFormat,
+    HostWeight, LossSum, Norm, Places, SequenceRows, WeightFormat,
 };
 
 /// Where to panic.
@@ -161,12 +161,12 @@ impl Backend for FaultyBackend {
         &mut self,
         qkv: &Self::Rows,
         spec: &HeadsSpec<Self::Rows>,
-        positions: &[u32],
+        places: &Places,
         q: &mut Self::Rows,
         k: &mut Self::Rows,
         v: &mut Self::Rows,
     ) {
-        self.inner.heads(qkv, spec, positions, q, k, v);
+        self.inner.heads(qkv, spec, places, q, k, v);
     }
 
     fn write_cache(
@@ -281,10 +281,10 @@ impl Backend for FaultyBackend {
         dv: &Self::Rows,
         qkv: &Self::Rows,
         spec: &HeadsSpec<Self::Rows>,
-        positions: &[u32],
+        places: &Places,
         dqkv: &mut Self::Rows,
     ) {
-        self.inner.heads_backward(dq, dk, dv, qkv, spec, positions, dqkv);
+        self.inner.heads_backward(dq, dk, dv, qkv, spec, places, dqkv);
     }
 
     fn attention_backward(

@@ -43,6 +43,26 @@ pub fn block_bytes(format: KvFormat) -> usize {
 
 /// Two layers, grouped queries, random weights.
 pub fn tiny(name: &str, seed: u64) -> BaseSource {
+    tiny_with(name, seed, json!({}))
+}
+
+/// Tiny models that turn sequences of more than 50 tokens otherwise: all of them in one other way,
+/// and each length in its own.
+pub fn tiny_stretched() -> [BaseSource; 2] {
+    let long: Vec<f32> = (0..8).map(|i| 1.0 + i as f32 / 2.0).collect();
+    let longrope = json!({
+        "rope_type": "longrope", "original_max_position_embeddings": 50,
+        "short_factor": [1, 1, 1, 1, 1, 1, 1, 1], "long_factor": long,
+    });
+    let dynamic = json!({"rope_type": "dynamic", "factor": 3.0});
+    [
+        tiny_with("tiny", 1, json!({"rope_scaling": longrope})),
+        tiny_with("tiny", 1, json!({"rope_scaling": dynamic, "max_position_embeddings": 50})),
+    ]
+}
+
+/// With other keys in its configuration.
+fn tiny_with(name: &str, seed: u64, more: serde_json::Value) -> BaseSource {
     let (d, ff, kv) = (64, 128, 32);
     let mut tensors = vec![
         ("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, d]),
@@ -63,13 +83,15 @@ pub fn tiny(name: &str, seed: u64) -> BaseSource {
         let name = |module: &str| format!("model.layers.{layer}.{module}.weight");
         tensors.extend(shapes.map(|(module, shape)| (name(module), shape)));
     }
-    let config = json!({
+    let mut config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama",
         "vocab_size": VOCABULARY, "hidden_size": d, "intermediate_size": ff,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
         "max_position_embeddings": CONTEXT, "hidden_act": "silu", "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "tie_word_embeddings": true, "torch_dtype": "float32",
     });
+    let more = more.as_object().cloned().expect("more keys");
+    config.as_object_mut().expect("a map").extend(more);
     let source = ModelSource::Embedded {
         config: Cow::Owned(config.to_string().into_bytes()),
         tensors: Cow::Owned(random_safetensors(&tensors, seed)),

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::harness::{
     Answer, BLOCK_BYTES, Bench, CONTEXT, Dice, adapter, ask, block_bytes, roomy, tiny, tiny_as,
+    tiny_stretched,
 };
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
@@ -117,6 +118,33 @@ fn a_request_in_any_company_answers_as_it_does_alone_on_the_cpu_in_every_format(
         let base = tiny_as(format);
         assert_company_does_not_show(40, &base, kv_format, || CpuBackend::new(2));
     }
+}
+
+#[test]
+fn a_request_in_any_company_answers_as_it_does_alone_where_long_texts_are_turned_otherwise() {
+    for base in tiny_stretched() {
+        assert_company_does_not_show(48, &base, KvFormat::F32, || ReferenceBackend);
+        assert_company_does_not_show(16, &base, KvFormat::F32, || CpuBackend::new(2));
+    }
+}
+
+#[test]
+fn a_text_that_becomes_long_goes_on_as_if_it_had_been_long() {
+    let [longrope, _] = tiny_stretched();
+    let bench = || Bench::with(ReferenceBackend, std::slice::from_ref(&longrope), &roomy());
+    let prompt = Dice::new(9).tokens(45);
+    let of = |prompt: &[u32], max_tokens| GenerationRequest {
+        sampling: SamplingParams { temperature: 0.0, max_tokens, ..Default::default() },
+        ..ask(prompt)
+    };
+    let mut long = bench();
+    let said = long.answer(&of(&prompt, 30)).tokens(0);
+    let [short, longer] = [5, 6].map(|said_before| {
+        let prompt = [&prompt, &said[..said_before]].concat();
+        bench().answer(&of(&prompt, 30 - said_before)).tokens(0)
+    });
+    assert_eq!((&short[..], &longer[..]), (&said[5..], &said[6..]));
+    assert_eq!(long.stats().preemptions.load(Relaxed), 0, "becoming long is no giving way");
 }
 
 #[test]

@@ -11,10 +11,13 @@ typedef struct {
     i64 q_kind, k_kind, q_group, k_group;
     double q_eps, k_eps;
     const float *q_weight, *k_weight, *q_bias, *k_bias;
+    /* Sets of so many frequencies as pairs. */
     const float *frequencies;
     i64 pairs;
     double rope_scale;
     const u32 *positions;
+    /* Whose set each row turns by. */
+    const u32 *sets;
     float *q, *k, *v;
 } HeadsArgs;
 
@@ -58,7 +61,8 @@ DEVICE float clipped(float x, double clip) {
 /* Cosine and sine of the pair that value c of a head belongs to. */
 DEVICE void turn_of(const HeadsArgs *a, i64 row, int c, float *sine, float *cosine) {
     int pair = c < a->pairs ? c : c - (int)a->pairs;
-    sincosf((float)a->positions[row] * a->frequencies[pair], sine, cosine);
+    float frequency = a->frequencies[a->sets[row] * a->pairs + pair];
+    sincosf((float)a->positions[row] * frequency, sine, cosine);
     *sine *= (float)a->rope_scale;
     *cosine *= (float)a->rope_scale;
 }
