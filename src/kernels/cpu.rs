@@ -53,6 +53,11 @@ impl Cpu {
         self.bf16
     }
 
+    /// Whether there are kernels for adapters in bf16.
+    pub(crate) fn has_low_rank(self) -> bool {
+        self.bf16 || self.avx2
+    }
+
     /// What this machine offers.
     pub fn detect() -> Self {
         static CPU: OnceLock<Cpu> = OnceLock::new();

@@ -123,10 +123,11 @@ impl Backend for CpuBackend {
         format: WeightFormat,
     ) -> Option<PackedLowRank> {
         let LowRankShape { rank, in_features, out_features } = shape;
-        // Beside dense `f32` the adapter stays exact; without bf16 products packing gains nothing.
-        let gains = self.cpu.has_bf16() && !matches!(format, WeightFormat::F32 | WeightFormat::F16);
+        // Beside dense `f32` the adapter stays exact.
+        let rounds =
+            self.cpu.has_low_rank() && !matches!(format, WeightFormat::F32 | WeightFormat::F16);
         let shape = (rank, in_features, out_features);
-        gains.then(|| PackedLowRank::pack(self.cpu, &self.pool, a, b, shape))
+        rounds.then(|| PackedLowRank::pack(self.cpu, &self.pool, a, b, shape))
     }
 
     fn low_rank_bytes(&self, weights: &PackedLowRank) -> usize {

@@ -169,17 +169,17 @@ fn segment_of<S: Simd, T: Number>(
     for block in first.max(segment * SEGMENT)..(last + 1).min((segment + 1) * SEGMENT) {
         let meeting = Meeting { spec, block, stored: walk.keys.get::<T>(block) };
         let seeing = walk.that_see(block);
-        let (mut queries, mut states) =
-            (&queries[seeing.clone()], &mut states[seeing.start * size..]);
-        while let Some((four, rest)) = queries.split_first_chunk::<4>() {
-            meeting.with::<S, 4>(s, four, q, states);
-            (queries, states) = (rest, &mut states[4 * size..]);
-        }
-        match *queries {
-            [a] => meeting.with::<S, 1>(s, &[a], q, states),
-            [a, b] => meeting.with::<S, 2>(s, &[a, b], q, states),
-            [a, b, c] => meeting.with::<S, 3>(s, &[a, b, c], q, states),
-            _ => {}
+        let (queries, states) = (&queries[seeing.clone()], &mut states[seeing.start * size..]);
+        // As many as have their sums in registers.
+        let most = if S::TILE_ROWS < 12 { 3 } else { 4 };
+        for (queries, states) in queries.chunks(most).zip(states.chunks_mut(most * size)) {
+            match *queries {
+                [a] => meeting.with::<S, 1>(s, &[a], q, states),
+                [a, b] => meeting.with::<S, 2>(s, &[a, b], q, states),
+                [a, b, c] => meeting.with::<S, 3>(s, &[a, b, c], q, states),
+                [a, b, c, d] => meeting.with::<S, 4>(s, &[a, b, c, d], q, states),
+                _ => unreachable!("a chunk has one to four queries"),
+            }
         }
     }
 }

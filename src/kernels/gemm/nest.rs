@@ -10,8 +10,11 @@ use crate::kernels::pool::Pool;
 use crate::kernels::rows::{piece, pieces};
 use crate::kernels::scratch::with_values;
 
-/// Rows of `B` per pass: a panel of 32 KiB, which stays near while row groups pass by.
-const K_PER_PASS: usize = 256;
+/// Rows of `B` per pass: a panel of 32 KiB, which stays near while row groups pass by; half of that
+/// where there is no AVX-512, on machines with 32 KiB of first-level cache for panel and rows.
+fn rows_per_pass(cpu: Cpu) -> usize {
+    if cpu.avx512 { 256 } else { 128 }
+}
 
 /// Rows of `A` per work item, at most: 576 × 256 values are 576 KiB of L2.
 const ROWS_PER_ITEM: usize = 576;
@@ -92,6 +95,9 @@ impl Cut {
     }
 }
 
+/// Rows that stay near whatever their length; a weight then streams best panel after panel.
+const FEW_ROWS: usize = 16;
+
 /// Fills the outputs of `panels` × `rows`.
 ///
 /// # Safety
@@ -104,38 +110,67 @@ unsafe fn work_item(
     rows: Range<usize>,
     c: &Output<'_>,
 ) {
-    let (n, k) = b.shape();
-    let depth = k.min(K_PER_PASS);
+    let (_, k) = b.shape();
+    let (few, depth) = (rows.len() <= FEW_ROWS, k.min(rows_per_pass(cpu)));
+    let copied = if few { k } else { depth };
     let room =
-        if a.wants_copy(rows.len()) { (rows.len() + 2 * PAD) * (depth + 2 * PAD) } else { 0 };
+        if a.wants_copy(rows.len()) { (rows.len() + 2 * PAD) * (copied + 2 * PAD) } else { 0 };
     with_values(room + depth * PANEL + 1024, |scratch| {
         let (copy, scratch) = scratch.split_at_mut(room);
-        for pass in passes(k) {
+        if few {
+            let a = a.part(&rows, &(0..k), copy);
+            for (panel, pass) in panels.flat_map(|panel| passes(k, depth).map(move |p| (panel, p)))
+            {
+                // SAFETY: by this function's contract.
+                unsafe { piece_of(cpu, a.skipping(pass.start), b, panel, &rows, pass, scratch, c) };
+            }
+            return;
+        }
+        for pass in passes(k, depth) {
             let a = a.part(&rows, &pass, copy);
             for panel in panels.clone() {
-                let columns = panel * PANEL..n.min((panel + 1) * PANEL);
-                let (to, c_row) = c.block(rows.clone(), columns.clone());
-                let chunk = b.panel(cpu, panel, pass.clone(), scratch);
-                assert!(chunk.len() >= pass.len() * PANEL, "a panel has 32 columns");
-                let block = Block {
-                    a: a.values.as_ptr(),
-                    a_row: a.row,
-                    a_step: a.step,
-                    b: chunk.as_ptr(),
-                    b_row: PANEL,
-                    k: pass.len(),
-                    c: to,
-                    c_row,
-                    rows: rows.len(),
-                    columns: columns.len(),
-                    add: c.add || pass.start > 0,
-                };
-                // SAFETY: `A` by this function's contract, the chunk was measured, and the
-                // outputs are checked by `block` and this item's own.
-                unsafe { multiply(cpu, &block) };
+                // SAFETY: by this function's contract.
+                unsafe { piece_of(cpu, a, b, panel, &rows, pass.clone(), scratch, c) };
             }
         }
     });
+}
+
+/// Adds what one pass gives to the outputs of one panel and `rows`; `a` begins with both.
+///
+/// # Safety
+/// As of [`work_item`].
+#[allow(clippy::too_many_arguments)]
+unsafe fn piece_of(
+    cpu: Cpu,
+    a: Left<'_>,
+    b: &impl Panels,
+    panel: usize,
+    rows: &Range<usize>,
+    pass: Range<usize>,
+    scratch: &mut [f32],
+    c: &Output<'_>,
+) {
+    let columns = panel * PANEL..b.shape().0.min((panel + 1) * PANEL);
+    let (to, c_row) = c.block(rows.clone(), columns.clone());
+    let chunk = b.panel(cpu, panel, pass.clone(), scratch);
+    assert!(chunk.len() >= pass.len() * PANEL, "a panel has 32 columns");
+    let block = Block {
+        a: a.values.as_ptr(),
+        a_row: a.row,
+        a_step: a.step,
+        b: chunk.as_ptr(),
+        b_row: PANEL,
+        k: pass.len(),
+        c: to,
+        c_row,
+        rows: rows.len(),
+        columns: columns.len(),
+        add: c.add || pass.start > 0,
+    };
+    // SAFETY: `A` by this function's contract, the chunk was measured, and the outputs are checked by
+    // `block` and this item's own.
+    unsafe { multiply(cpu, &block) };
 }
 
 /// Values between copied rows, so that they do not share cache sets.
@@ -146,6 +181,11 @@ impl<'a> Left<'a> {
     /// or rows a multiple of 4 KiB apart.
     fn wants_copy(&self, rows: usize) -> bool {
         rows > 4 && if self.step == 1 { self.row.is_multiple_of(1024) } else { self.step > 64 }
+    }
+
+    /// What begins with column `k`.
+    fn skipping(self, k: usize) -> Self {
+        Self { values: &self.values[(k * self.step).min(self.values.len())..], ..self }
     }
 
     /// The elements `rows` × `pass`, copied into `copy` if need be.
@@ -174,7 +214,7 @@ impl<'a> Left<'a> {
 }
 
 /// The passes along `k`; an empty sum still writes its zeros.
-fn passes(k: usize) -> impl Iterator<Item = Range<usize>> {
+fn passes(k: usize, depth: usize) -> impl Iterator<Item = Range<usize>> {
     let empty = (k == 0).then_some(0..0);
-    empty.into_iter().chain(pieces(0..k, K_PER_PASS))
+    empty.into_iter().chain(pieces(0..k, depth.max(1)))
 }

@@ -226,6 +226,16 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn largest(self, v: Pair) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let eight = _mm256_max_ps(v[0], v[1]);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+    #[inline(always)]
     fn sum(self, v: Pair) -> f32 {
         // SAFETY: see above.
         unsafe {
