@@ -170,7 +170,7 @@ fn longrope(
     let (short, long) = (short?, long?);
     // A file may say in this way what holds for every length.
     let beyond = (short != long)
-        .then(|| Beyond { context: original as usize, stretch: Stretch::Other(long) });
+        .then_some(Beyond { context: original as usize, stretch: Stretch::Other(long) });
     Ok(Rope { frequencies: short, scale, beyond })
 }
 
