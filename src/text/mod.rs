@@ -17,6 +17,7 @@ pub mod tokenizer;
 mod bare;
 mod decoding;
 pub mod gguf;
+mod growth;
 mod source;
 
 pub use detokenizer::{Detokenizer, Start};

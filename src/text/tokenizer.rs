@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::bare;
 use super::decoding::{Decoding, Piece};
+use super::growth::{self, growth};
 use super::special::SpecialTokens;
 
 /// The longest text that is tokenised in one piece.
@@ -28,6 +29,11 @@ pub enum TokenizerError {
     Load { reason: String },
     #[error("the decoder of tokenizer.json is not supported: {reason}")]
     Decoder { reason: String },
+    #[error(
+        "the {part} of tokenizer.json turns each byte of a text into up to {times:.0} by its \
+         replacements; at most {most:.0} are allowed"
+    )]
+    Growth { part: &'static str, times: f64, most: f64 },
     #[error("tokenizer_config.json names the {role} token `{token}`, which tokenizer.json lacks")]
     UnknownSpecial { role: &'static str, token: String },
     #[error("the text has {size_bytes} bytes; at most {limit} are tokenised at once")]
@@ -93,6 +99,7 @@ impl Tokenizer {
     /// [`TokenizerError`] if it is malformed, its decoder cannot stream, or a special token is unknown.
     pub fn from_bytes(json: &[u8], special: SpecialTokens) -> Result<Self, TokenizerError> {
         let mut parsed: Value = parse(json, "tokenizer.json")?;
+        check_growth(&parsed)?;
         let whole = match parsed.get_mut("post_processor").is_some_and(keep_offsets) {
             true => load(parsed.to_string().as_bytes())?,
             false => load(json)?,
@@ -336,6 +343,16 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, 
         let said = said.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
         Err(format!("the tokenizer cannot do this: {said}").into())
     })
+}
+
+fn check_growth(parsed: &Value) -> Result<(), TokenizerError> {
+    for part in ["normalizer", "decoder"] {
+        let (times, most) = (growth(&parsed[part]), growth::MOST);
+        if times > most {
+            return Err(TokenizerError::Growth { part, times, most });
+        }
+    }
+    Ok(())
 }
 
 /// Loads without truncation and padding, which belong to batches of a training script, not to us.

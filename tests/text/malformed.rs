@@ -50,6 +50,24 @@ fn damaged_tokenizers_are_refused_and_never_panic() {
 }
 
 #[test]
+fn a_tokenizer_that_multiplies_texts_is_refused() {
+    let json = std::fs::read(golden("tokenizers/bytelevel/tokenizer.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let tenfold = serde_json::json!({
+        "type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaa",
+    });
+    let mut load = |times: usize| {
+        json["normalizer"] =
+            serde_json::json!({"type": "Sequence", "normalizers": vec![&tenfold; times]});
+        Tokenizer::from_bytes(json.to_string().as_bytes(), SpecialTokens::default())
+    };
+    assert!(load(1).is_ok());
+    let Err(error) = load(9) else { panic!("a letter would become a gigabyte") };
+    let error = error.to_string();
+    assert!(error.contains("normalizer") && error.contains("1000000000"), "{error}");
+}
+
+#[test]
 fn a_missing_folder_or_template_is_named() {
     let error = TextModel::from_folder(&golden("nowhere"), None).unwrap_err().to_string();
     assert!(error.contains("nowhere") && error.contains("tokenizer.json"), "{error}");
