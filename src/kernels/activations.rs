@@ -105,9 +105,9 @@ fn quantize_block(cpu: Cpu, x: &[f32; BLOCK]) -> Q8Block {
     if cpu.vnni {
         // SAFETY: `vnni` says that AVX-512 F, BW and VL were detected.
         return unsafe { avx512::quantize_block(x) };
-    } else if cpu.avx2 {
-        // SAFETY: `avx2` says that AVX2 was detected.
-        return unsafe { avx2::quantize_block(x) };
+    } else if let Some(s) = crate::kernels::lanes::Avx2::detected(cpu) {
+        // SAFETY: the token says that AVX2 was detected.
+        return unsafe { avx2::quantize_block(s, x) };
     }
     let _ = cpu;
     scalar::quantize_block(x)
@@ -133,24 +133,20 @@ mod scalar {
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use super::*;
+    use crate::kernels::lanes::{Avx2, Simd};
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx2")]
-    pub fn quantize_block(x: &[f32; BLOCK]) -> Q8Block {
-        let (eights, _) = x.as_chunks::<8>();
-        let sign = _mm256_set1_ps(-0.0);
-        let mut values = [_mm256_setzero_ps(); 4];
-        let mut largest = _mm256_setzero_ps();
-        for i in 0..4 {
-            // SAFETY: eight values are read from an array of eight.
-            values[i] = unsafe { _mm256_loadu_ps(eights[i].as_ptr()) };
-            largest = _mm256_max_ps(largest, _mm256_andnot_ps(sign, values[i]));
-        }
-        let max = largest_of(largest);
-        let inverse = _mm256_set1_ps(if max > 0.0 { 127.0 / max } else { 0.0 });
+    pub fn quantize_block(s: Avx2, x: &[f32; BLOCK]) -> Q8Block {
+        let (halves, _) = x.as_chunks();
+        let (low, high) = (s.load(&halves[0]), s.load(&halves[1]));
+        let max = s.largest(s.max(s.abs(low), s.abs(high)));
+        let inverse = s.splat(if max > 0.0 { 127.0 / max } else { 0.0 });
+        let (low, high) = (s.mul(low, inverse), s.mul(high, inverse));
+        let values = [low[0], low[1], high[0], high[1]];
         let (mut q, mut sum) = ([_mm256_setzero_si256(); 4], _mm256_setzero_si256());
         for i in 0..4 {
-            q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(values[i], inverse));
+            q[i] = _mm256_cvtps_epi32(values[i]);
             sum = _mm256_add_epi32(sum, q[i]);
         }
         let minus_sum = -sum_of(sum);
@@ -165,14 +161,6 @@ mod avx2 {
         // SAFETY: `words` is 32 writable bytes.
         unsafe { _mm256_storeu_si256(block.words.as_mut_ptr().cast(), words) };
         block
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn largest_of(x: __m256) -> f32 {
-        let four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-        let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-        _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
     }
 
     #[inline]

@@ -271,10 +271,10 @@ fn dots<const MR: usize>(
         return dots.into_iter().enumerate().for_each(|(row, dots)| keep(row, dots));
     }
     #[cfg(target_arch = "x86_64")]
-    if cpu.avx2 {
+    if let Some(s) = crate::kernels::lanes::Avx2::detected(cpu) {
         for row in 0..MR {
-            // SAFETY: `avx2` says that AVX2 and FMA were detected.
-            keep(row, unsafe { avx2::dots::<MR>(x, a, row) });
+            // SAFETY: the token says that AVX2 and FMA were detected.
+            keep(row, unsafe { avx2::dots::<MR>(s, x, a, row) });
         }
         return;
     }
@@ -302,11 +302,12 @@ mod scalar {
 mod avx2 {
     use super::*;
     use crate::kernels::bf16::avx2::{halves, load_eight};
+    use crate::kernels::lanes::{Avx2, Simd};
     use std::arch::x86_64::*;
 
     /// The dot products of row `row` of `MR` with four ranks.
     #[target_feature(enable = "avx2,fma")]
-    pub fn dots<const MR: usize>(x: &[Line], a: &[Line], row: usize) -> [f32; RANKS] {
+    pub fn dots<const MR: usize>(s: Avx2, x: &[Line], a: &[Line], row: usize) -> [f32; RANKS] {
         let mut sums = [[_mm256_setzero_ps(); 2]; RANKS];
         for (x, a) in x.chunks_exact(MR).zip(a.as_chunks::<RANKS>().0) {
             for half in 0..2 {
@@ -320,17 +321,9 @@ mod avx2 {
         }
         let mut dots = [0.0; RANKS];
         for rank in 0..RANKS {
-            dots[rank] = sum(_mm256_add_ps(sums[rank][0], sums[rank][1]));
+            dots[rank] = s.sum(sums[rank]);
         }
         dots
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn sum(v: __m256) -> f32 {
-        let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
     }
 }
 

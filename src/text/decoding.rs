@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use serde_json::Value;
+use tokenizers::{Decoder, DecoderWrapper};
 
 /// What one token contributes to the text.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,12 +30,43 @@ pub(super) enum Decoding {
 
 #[derive(Debug, Default)]
 pub(super) struct PieceRules {
-    replace: Vec<(String, String)>,
+    /// Applied to each token in turn.
+    steps: Vec<Step>,
     byte_fallback: bool,
-    /// The metaspace character, and whether the first token loses it.
-    metaspace: Option<(char, bool)>,
     /// A character to drop from the start of the text, and how often.
-    pub strip: Option<(char, usize)>,
+    strip: Option<(char, usize)>,
+}
+
+/// What is done to the text of one token.
+#[derive(Debug)]
+enum Step {
+    Replace(String, String),
+    /// The metaspace character, and whether the first token loses it.
+    Metaspace(char, bool),
+    /// What ends a word, and becomes a space but at the end of the text.
+    WordEnd(String),
+    /// What the tokenizer's own library does to a token and whether it is the first.
+    Own(DecoderWrapper),
+}
+
+impl Step {
+    fn apply(&self, token: String, first: bool) -> String {
+        match self {
+            Self::Replace(from, to) => token.replace(from, to),
+            Self::Metaspace(mark, true) if first => token.replace(*mark, ""),
+            Self::Metaspace(mark, _) => token.replace(*mark, " "),
+            Self::WordEnd(suffix) => token.replace(suffix, " "),
+            Self::Own(decoder) => {
+                let before = (!first).then(|| "x".to_owned());
+                let tokens = before.into_iter().chain([token.clone()]).collect();
+                decoder
+                    .decode_chain(tokens)
+                    .ok()
+                    .and_then(|mut tokens| tokens.pop())
+                    .unwrap_or(token)
+            }
+        }
+    }
 }
 
 impl Decoding {
@@ -76,6 +108,12 @@ impl Decoding {
         }
     }
 
+    /// Whether a text loses the space it ends with.
+    pub fn drops_last_space(&self) -> bool {
+        let Self::Pieces(rules) = self else { return false };
+        rules.steps.iter().any(|step| matches!(step, Step::WordEnd(_)))
+    }
+
     /// The character dropped from the start of a text, and how often.
     pub fn strip(&self) -> Option<(char, usize)> {
         match self {
@@ -88,19 +126,12 @@ impl Decoding {
 impl PieceRules {
     fn add(&mut self, step: &Value, fused: &mut bool) -> Result<(), String> {
         match kind(step) {
-            "Replace" if !*fused && !self.byte_fallback => {
-                let from = step["pattern"]["String"].as_str();
-                let to = step["content"].as_str();
-                let (from, to) = from.zip(to).ok_or("`Replace` with a regular expression")?;
-                self.replace.push((from.into(), to.into()));
+            "Replace" | "Metaspace" | "WordPiece" | "BPEDecoder" | "Strip"
+                if !*fused && !self.byte_fallback =>
+            {
+                self.steps.push(token_step(step)?);
             }
             "ByteFallback" if !*fused => self.byte_fallback = true,
-            "Metaspace" if !*fused && !self.byte_fallback => {
-                let mark = step["replacement"].as_str().and_then(|text| text.chars().next());
-                let never = step["prepend_scheme"] == "never"
-                    || (step["prepend_scheme"].is_null() && step["add_prefix_space"] == false);
-                self.metaspace = Some((mark.unwrap_or('▁'), !never));
-            }
             "Fuse" => *fused = true,
             "Strip" if *fused && step["stop"].as_u64().unwrap_or(0) == 0 => {
                 let content = step["content"].as_str().and_then(|text| text.chars().next());
@@ -113,21 +144,31 @@ impl PieceRules {
     }
 
     fn piece(&self, token: &str, first: bool) -> Piece {
-        let mut text = token.to_owned();
-        for (from, to) in &self.replace {
-            text = text.replace(from, to);
-        }
-        if let Some((mark, drop_first)) = self.metaspace {
-            text = match first && drop_first {
-                true => text.replace(mark, ""),
-                false => text.replace(mark, " "),
-            };
-        }
+        let text = self.steps.iter().fold(token.to_owned(), |text, step| step.apply(text, first));
         match self.byte_fallback.then(|| fallback_byte(&text)).flatten() {
             Some(byte) => Piece::Fallback(byte),
             None => Piece::Bytes(text.into_bytes()),
         }
     }
+}
+
+/// What a decoder does to each token by itself.
+fn token_step(step: &Value) -> Result<Step, String> {
+    let text = |key: &str| step[key].as_str().map(str::to_owned);
+    Ok(match (kind(step), step["pattern"]["String"].as_str(), text("content")) {
+        ("Replace", Some(from), Some(to)) => Step::Replace(from.into(), to),
+        ("Metaspace", ..) => {
+            let mark = text("replacement").and_then(|text| text.chars().next());
+            let never = step["prepend_scheme"] == "never"
+                || (step["prepend_scheme"].is_null() && step["add_prefix_space"] == false);
+            Step::Metaspace(mark.unwrap_or('▁'), !never)
+        }
+        ("BPEDecoder", ..) => Step::WordEnd(text("suffix").unwrap_or_else(|| "</w>".into())),
+        (kind, ..) => {
+            let own = serde_json::from_value(step.clone());
+            Step::Own(own.map_err(|error| format!("`{kind}`: {error}"))?)
+        }
+    })
 }
 
 /// The byte named by `<0xNN>`.
@@ -185,6 +226,34 @@ mod tests {
         assert_eq!(decoding.piece("<0xE2>", false), Piece::Fallback(0xE2));
         assert_eq!(decoding.piece("<0xÉ>", false), Piece::Bytes("<0xÉ>".into()));
         assert_eq!(decoding.strip(), Some((' ', 1)));
+    }
+
+    /// Token by token as the library that wrote the decoders does it at once.
+    #[test]
+    fn decoders_of_words_and_expressions_go_token_by_token() {
+        let pieces = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
+        let ends = json!({"type": "BPEDecoder", "suffix": "</w>"});
+        let expression = json!({"type": "Replace", "pattern": {"Regex": "_+"}, "content": " "});
+        let strip = json!({"type": "Strip", "content": "_", "start": 1, "stop": 1});
+        let sequence =
+            json!({"type": "Sequence", "decoders": [strip, expression, {"type": "Fuse"}]});
+        let tokens = ["a__", "##b", "_c</w>", ".", "do", "n't", "__", "</w>", "e</w>"];
+        for decoder in [pieces, ends, expression, strip, sequence] {
+            let decoding = Decoding::from_json(&decoder).unwrap();
+            let own: DecoderWrapper = serde_json::from_value(decoder.clone()).unwrap();
+            for count in 1..=tokens.len() {
+                let piece = |(i, token): (usize, &&str)| match decoding.piece(token, i == 0) {
+                    Piece::Bytes(bytes) => String::from_utf8(bytes).unwrap(),
+                    Piece::Fallback(_) => unreachable!("there are no bytes"),
+                };
+                let mut text: String = tokens[..count].iter().enumerate().map(piece).collect();
+                if decoding.drops_last_space() {
+                    text.truncate(text.strip_suffix(' ').map_or(text.len(), str::len));
+                }
+                let all = tokens[..count].iter().map(|token| (*token).to_owned()).collect();
+                assert_eq!(text, own.decode(all).unwrap(), "{decoder} {count}");
+            }
+        }
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub struct Detokenizer {
     partial: Vec<u8>,
     /// The current run of byte tokens.
     fallback: Vec<u8>,
+    /// Whether a space is held that the end of the text would drop.
+    space: bool,
 }
 
 impl Detokenizer {
@@ -43,6 +45,7 @@ impl Detokenizer {
             tokenizer,
             partial: Vec::new(),
             fallback: Vec::new(),
+            space: false,
         }
     }
 
@@ -62,7 +65,8 @@ impl Detokenizer {
                 self.take_whole_characters(&mut text);
             }
         }
-        self.stripped(text)
+        let text = self.stripped(text);
+        self.without_last_space(text)
     }
 
     /// The rest: what was held becomes U+FFFD where it never became a character.
@@ -71,7 +75,8 @@ impl Detokenizer {
         self.end_fallback(&mut text);
         text.push_str(&String::from_utf8_lossy(&self.partial));
         self.partial.clear();
-        self.stripped(text)
+        let text = self.stripped(text);
+        self.without_last_space(text)
     }
 
     fn end_fallback(&mut self, text: &mut String) {
@@ -98,6 +103,20 @@ impl Detokenizer {
             done += invalid.len();
         }
         self.partial.drain(..done);
+    }
+
+    /// Holds the space that `text` ends with, after the one that was held.
+    fn without_last_space(&mut self, mut text: String) -> String {
+        if !self.tokenizer.drops_last_space() || text.is_empty() {
+            return text;
+        }
+        if std::mem::replace(&mut self.space, text.ends_with(' ')) {
+            text.insert(0, ' ');
+        }
+        if self.space {
+            text.pop();
+        }
+        text
     }
 
     fn stripped(&mut self, mut text: String) -> String {

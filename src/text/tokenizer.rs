@@ -174,6 +174,13 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Encode`] if the decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
+        // Some decoders panic where there is nothing to decode.
+        let says = |&id: &u32| {
+            self.whole.id_to_token(id).is_some() && !(skip_special_tokens && self.is_special(id))
+        };
+        if !ids.iter().any(says) {
+            return Ok(String::new());
+        }
         self.whole
             .decode(ids, skip_special_tokens)
             .map_err(|error| TokenizerError::Encode { reason: error.to_string() })
@@ -280,6 +287,10 @@ impl Tokenizer {
         let added = self.whole.get_added_vocabulary().simple_id_to_token(id);
         let token = added.or_else(|| self.whole.id_to_token(id))?;
         Some(self.decoding.piece(&token, first))
+    }
+
+    pub(super) fn drops_last_space(&self) -> bool {
+        self.decoding.drops_last_space()
     }
 
     pub(super) fn strip(&self) -> Option<(char, usize)> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tandem::gguf::{Metadata, Writer};
+use tandem::text::special::SpecialTokens;
 use tandem::text::stop::StopMatcher;
 use tandem::text::{Detokenizer, Rendering, Start, TextModel, TextSource, Tokenizer, gguf};
 
@@ -84,15 +85,42 @@ fn stream(tokenizer: &Arc<Tokenizer>, ids: &[u32], start: Start) -> String {
 #[test]
 fn streamed_text_is_the_text_decoded_at_once_whatever_the_ids() {
     for name in TOKENIZERS {
-        let tokenizer = tokenizer(name);
-        let mut random = StdRng::seed_from_u64(11);
-        for _ in 0..2000 {
-            let length = random.random_range(0..24);
-            let top = tokenizer.vocab_size() as u32 + 3; // ids outside decode to nothing
-            let ids: Vec<u32> = (0..length).map(|_| random.random_range(0..top)).collect();
-            let whole = tokenizer.decode(&ids, false).unwrap();
-            assert_eq!(stream(&tokenizer, &ids, Start::Text), whole, "{name}: {ids:?}");
-        }
+        assert_streams_as_it_decodes(&tokenizer(name), name);
+    }
+}
+
+#[test]
+fn text_of_whole_words_streams_as_it_is_decoded_at_once() {
+    let vocabulary = serde_json::json!({
+        "[UNK]": 0, "a": 1, "##b": 2, ".": 3, "do": 4, "n't": 5, "c</w>": 6, "</w>": 7, "_d__": 8,
+    });
+    let decoders = [
+        serde_json::json!({"type": "WordPiece", "prefix": "##", "cleanup": true}),
+        serde_json::json!({"type": "BPEDecoder", "suffix": "</w>"}),
+        serde_json::json!({"type": "Replace", "pattern": {"Regex": "_+"}, "content": " "}),
+    ];
+    for decoder in decoders {
+        let json = serde_json::json!({
+            "version": "1.0", "added_tokens": [], "decoder": decoder, "normalizer": null,
+            "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
+            "model": {"type": "WordPiece", "unk_token": "[UNK]", "vocab": vocabulary,
+                "continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
+        });
+        let json = json.to_string();
+        let tokenizer = Tokenizer::from_bytes(json.as_bytes(), SpecialTokens::default()).unwrap();
+        assert_eq!(tokenizer.encode("ab do.", false).unwrap(), [1, 2, 4, 3]);
+        assert_streams_as_it_decodes(&Arc::new(tokenizer), &decoder.to_string());
+    }
+}
+
+fn assert_streams_as_it_decodes(tokenizer: &Arc<Tokenizer>, name: &str) {
+    let mut random = StdRng::seed_from_u64(11);
+    for _ in 0..2000 {
+        let length = random.random_range(0..24);
+        let top = tokenizer.vocab_size() as u32 + 3; // ids outside decode to nothing
+        let ids: Vec<u32> = (0..length).map(|_| random.random_range(0..top)).collect();
+        let whole = tokenizer.decode(&ids, false).unwrap();
+        assert_eq!(stream(tokenizer, &ids, Start::Text), whole, "{name}: {ids:?}");
     }
 }
 
