@@ -156,8 +156,9 @@ impl<B: Backend> Device<B> {
             let _gone_is_fine = events.try_send(GenerationEvent::Failed(error));
             return self.stats.leave(cost);
         };
+        let context = lane.model.info.context_length;
         let border = lane.model.beyond().map(Into::into);
-        if !lane.accept(Request::new(ask, stops, events, &lane.model.info, border)) {
+        if !lane.accept(Request::new(ask, stops, events, context, border)) {
             self.stats.leave(cost);
         }
     }

@@ -14,7 +14,7 @@ use super::pictures::SeenPicture;
 use super::prefix::Namespace;
 use super::resident::AdapterPin;
 use super::{GenerationEvent, WorkerError};
-use crate::domain::{BaseInfo, FinishReason, GenerationRequest, PromptToken};
+use crate::domain::{FinishReason, GenerationRequest, PromptToken};
 use crate::sample::{Draw, Seen};
 
 /// One request, shared by the sequences of its choices.
@@ -43,13 +43,13 @@ impl Request {
         ask: GenerationRequest,
         stops: Arc<[AtomicBool]>,
         events: mpsc::Sender<GenerationEvent>,
-        info: &BaseInfo,
+        context_length: usize,
         border: Option<Border>,
     ) -> Self {
         let adapter = ask.adapter.as_ref().map(|a| (a.key.clone(), ask.adapter_scale.to_bits()));
         let space = Arc::new(Namespace { tenant: Arc::clone(&ask.tenant), adapter, kind: 0 });
         let max_answer =
-            ask.sampling.max_tokens.min(info.context_length.saturating_sub(ask.prompt.len()));
+            ask.sampling.max_tokens.min(context_length.saturating_sub(ask.prompt.len()));
         let (alone, retried) = (Cell::new(false), Cell::new(false));
         let (emitted, failed) = (Cell::new(false), Cell::new(false));
         let pictures = OnceCell::new();

@@ -9,7 +9,7 @@ use super::super::config::DecoderConfig;
 use super::super::families;
 use super::super::fields::Fields;
 use super::rope::{self, yarn_growth};
-use crate::backend::{Activation, NormKind};
+use crate::backend::{Activation, Beyond, NormKind, Stretch};
 use crate::gguf::Value as Meta;
 
 /// What a file says of a decoder.
@@ -60,7 +60,7 @@ pub fn described(config: &DecoderConfig, json: &Value) -> Result<Described, Mode
     let mut keys = Keys { architecture, described: Described::default() };
     let general = Meta::Text(architecture.to_owned());
     keys.described.metadata.insert("general.architecture".to_owned(), general);
-    keys.count("context_length", config.context_length);
+    keys.count("context_length", context(config, architecture));
     keys.count("embedding_length", config.hidden_size);
     keys.count("block_count", config.layers.len());
     keys.count("feed_forward_length", config.intermediate_size);
@@ -142,6 +142,18 @@ fn windows(keys: &mut Keys, config: &DecoderConfig) {
     }
 }
 
+/// How far the frequencies go that a file holds: it has others for longer texts with Phi-3 alone, and
+/// none that grow.
+fn context(config: &DecoderConfig, architecture: &str) -> usize {
+    match config.beyond() {
+        Some(Beyond { stretch: Stretch::Other(_), .. }) if architecture == "phi3" => {
+            config.context_length
+        }
+        Some(beyond) => beyond.context.min(config.context_length),
+        None => config.context_length,
+    }
+}
+
 fn positions(
     keys: &mut Keys,
     config: &DecoderConfig,
@@ -176,7 +188,6 @@ fn positions(
             keys.described.vectors.push(("rope_freqs.weight", rope.factors))
         }
         "longrope" if phi => {
-            keys.count("context_length", fields.usize("max_position_embeddings")?);
             keys.number("rope.scaling.attn_factor", rope.scale);
             keys.described.vectors.push(("rope_factors_short.weight", rope.factors));
             keys.described.vectors.push(("rope_factors_long.weight", rope.long_factors));
@@ -192,4 +203,41 @@ fn positions(
 
 pub(super) fn not_exportable(key: &str, value: impl ToString) -> ModelError {
     ModelError::NotExportable { key: key.to_owned(), value: value.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// The context and the factors of frequencies in the file of a model of `family` with this rope.
+    fn written(family: &str, rope: Value) -> (Meta, usize) {
+        let json = json!({
+            "model_type": family, "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+            "max_position_embeddings": 100, "rms_norm_eps": 1e-5, "rope_scaling": rope,
+            "pad_token_id": null,
+        });
+        let config = families::read(&json).expect("a configuration");
+        let Described { metadata, vectors } = described(&config, &json).expect("its metadata");
+        let architecture = if family == "phi3" { family } else { "llama" };
+        (metadata[&format!("{architecture}.context_length")].clone(), vectors.len())
+    }
+
+    #[test]
+    fn a_file_promises_no_context_that_its_frequencies_do_not_reach() {
+        let factors = |long: f32| {
+            json!({
+                "rope_type": "longrope", "short_factor": [1, 1, 1, 1], "attention_factor": 1.0,
+                "long_factor": [long, long, long, long], "original_max_position_embeddings": 40,
+            })
+        };
+        assert_eq!(
+            written("llama", json!({"rope_type": "dynamic", "factor": 4.0})),
+            (Meta::Int(100), 0)
+        );
+        assert_eq!(written("llama", factors(2.0)), (Meta::Int(40), 1));
+        assert_eq!(written("llama", factors(1.0)), (Meta::Int(100), 1));
+        assert_eq!(written("phi3", factors(2.0)), (Meta::Int(100), 2));
+    }
 }
