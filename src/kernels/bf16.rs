@@ -6,7 +6,8 @@
 //!   source may hand out its own memory, or write the chunk into scratch on the way. That one
 //!   seam serves bf16, NF4 and the transposed product of either.
 //! - `rounded`: `f32` matrices rounded on the way, for adapters and gradients of weights.
-//! - `tile`: twelve rows by 32 columns in registers; `amx`: 32 by 32 in matrix tiles.
+//! - `tile`: twelve rows by 32 columns in registers; `amx`: 32 by 32 in matrix tiles; `avx2`: for
+//!   adapters alone, as weights are widened to `f32` there.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

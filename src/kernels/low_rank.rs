@@ -301,7 +301,8 @@ mod scalar {
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use super::*;
-    use crate::kernels::bf16::avx2::{halves, load_eight};
+    use crate::kernels::bf16::avx2::halves;
+    use crate::kernels::eights::load_words;
     use crate::kernels::lanes::{Avx2, Simd};
     use std::arch::x86_64::*;
 
@@ -311,9 +312,9 @@ mod avx2 {
         let mut sums = [[_mm256_setzero_ps(); 2]; RANKS];
         for (x, a) in x.chunks_exact(MR).zip(a.as_chunks::<RANKS>().0) {
             for half in 0..2 {
-                let [x_even, x_odd] = halves(load_eight(&x[row], half));
+                let [x_even, x_odd] = halves(load_words(&x[row], half));
                 for rank in 0..RANKS {
-                    let [a_even, a_odd] = halves(load_eight(&a[rank], half));
+                    let [a_even, a_odd] = halves(load_words(&a[rank], half));
                     sums[rank][0] = _mm256_fmadd_ps(x_even, a_even, sums[rank][0]);
                     sums[rank][1] = _mm256_fmadd_ps(x_odd, a_odd, sums[rank][1]);
                 }

@@ -30,6 +30,8 @@ pub mod attention;
 pub mod bf16;
 pub mod cpu;
 pub mod dynamic;
+#[cfg(target_arch = "x86_64")]
+mod eights;
 pub mod elementwise;
 pub mod f16;
 pub mod gemm;

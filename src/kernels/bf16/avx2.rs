@@ -1,8 +1,8 @@
 //! bf16 values where no instruction multiplies them: widened in registers, summed in `f32`.
 
 use std::arch::x86_64::*;
-use std::ptr;
 
+use crate::kernels::eights::{load_ps, load_words, store_ps, store_words};
 use crate::kernels::line::Line;
 
 /// The first values of eight pairs, and the second ones.
@@ -14,16 +14,6 @@ pub fn halves(pairs: __m256i) -> [__m256; 2] {
     [_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)]
 }
 
-/// Eight of the sixteen words of a line.
-#[inline]
-#[target_feature(enable = "avx2")]
-#[allow(unsafe_code)]
-pub fn load_eight(line: &Line, half: usize) -> __m256i {
-    let words: &[u32; 8] = line.0.as_chunks().0.get(half).expect("half is 0 or 1");
-    // SAFETY: `words` is 32 readable bytes.
-    unsafe { _mm256_loadu_si256(ptr::from_ref(words).cast()) }
-}
-
 /// Up to twelve rows by 32 columns; see [`super::tile`]. Rows and columns are summed along `k`, as
 /// the plain twin does.
 #[target_feature(enable = "avx2,fma")]
@@ -32,12 +22,12 @@ pub fn tile<const MR: usize>(w: &[Line], x: &[Line], y: [&mut [f32]; MR], add: b
         let mut sums = [_mm256_setzero_ps(); MR];
         if add {
             for i in 0..MR {
-                sums[i] = load(y[i], eight);
+                sums[i] = load_ps(y[i], eight);
             }
         }
         for (w, x) in w.chunks(32).zip(x.chunks_exact(MR)) {
             for (p, pair) in w.as_chunks::<2>().0.iter().enumerate() {
-                let [even, odd] = halves(load_eight(&pair[eight / 2], eight % 2));
+                let [even, odd] = halves(load_words(&pair[eight / 2], eight % 2));
                 for i in 0..MR {
                     let [x_even, x_odd] = halves(_mm256_set1_epi32(x[i].0[p % 16] as i32));
                     sums[i] = _mm256_fmadd_ps(x_even, even, sums[i]);
@@ -46,7 +36,7 @@ pub fn tile<const MR: usize>(w: &[Line], x: &[Line], y: [&mut [f32]; MR], add: b
             }
         }
         for i in 0..MR {
-            store(y[i], eight, sums[i]);
+            store_ps(y[i], eight, sums[i]);
         }
     }
 }
@@ -58,12 +48,7 @@ pub fn round(x: &[f32]) -> Line {
     for half in 0..2 {
         let (low, high) = (round_eight(x, 2 * half), round_eight(x, 2 * half + 1));
         let words = _mm256_permute4x64_epi64::<0b1101_1000>(_mm256_packus_epi32(low, high));
-        let to: &mut [u32; 8] = (&mut line.0[8 * half..8 * half + 8]).try_into().expect("eight");
-        // SAFETY: `to` is 32 writable bytes.
-        #[allow(unsafe_code)]
-        unsafe {
-            _mm256_storeu_si256(ptr::from_mut(to).cast(), words);
-        }
+        store_words(&mut line, half, words);
     }
     line
 }
@@ -71,42 +56,8 @@ pub fn round(x: &[f32]) -> Line {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn round_eight(x: &[f32], eight: usize) -> __m256i {
-    let bits = _mm256_castps_si256(load(x, eight));
+    let bits = _mm256_castps_si256(load_ps(x, eight));
     let last = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
     let half = _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff));
     _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half))
-}
-
-/// Values `8 · eight ..` as far as they exist, zeros after them.
-#[inline]
-#[target_feature(enable = "avx2")]
-#[allow(unsafe_code)]
-fn load(values: &[f32], eight: usize) -> __m256 {
-    let part = values.get(8 * eight..).unwrap_or_default();
-    // SAFETY: eight values are read from arrays of eight.
-    match part.first_chunk::<8>() {
-        Some(whole) => unsafe { _mm256_loadu_ps(whole.as_ptr()) },
-        None => {
-            let mut lanes = [0.0; 8];
-            lanes[..part.len()].copy_from_slice(part);
-            unsafe { _mm256_loadu_ps(lanes.as_ptr()) }
-        }
-    }
-}
-
-/// Writes values `8 · eight ..` as far as they exist.
-#[inline]
-#[target_feature(enable = "avx2")]
-#[allow(unsafe_code)]
-fn store(values: &mut [f32], eight: usize, sums: __m256) {
-    let part = values.get_mut(8 * eight..).unwrap_or_default();
-    // SAFETY: eight values are written to arrays of eight.
-    match part.first_chunk_mut::<8>() {
-        Some(whole) => unsafe { _mm256_storeu_ps(whole.as_mut_ptr(), sums) },
-        None => {
-            let mut lanes = [0.0; 8];
-            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums) };
-            part.copy_from_slice(&lanes[..part.len()]);
-        }
-    }
 }

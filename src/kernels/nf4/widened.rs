@@ -103,6 +103,7 @@ mod avx512 {
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use super::*;
+    use crate::kernels::eights::{load_ps, load_words, store_ps};
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx2")]
@@ -113,45 +114,24 @@ mod avx2 {
         first: usize,
         to: &mut [f32],
     ) {
-        let [low, high] = [0, 8].map(|at| load(levels[at..at + 8].try_into().expect("eight")));
+        let (low, high) = (load_ps(levels, 0), load_ps(levels, 1));
         let absmax = absmax.map(|line| line.0.map(f32::from_bits));
         for (column, to) in (first..).zip(to.chunks_exact_mut(PANEL)) {
             let (line, shift) = place(BLOCK, 0, column);
             let shift = _mm_cvtsi32_si128(shift as i32);
             for (eight, to) in to.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-                let (half, at) = (eight / 2, eight % 2 * 8);
-                let words = load_words(&codes[line + half], at);
-                let scale = load(absmax[half][at..at + 8].try_into().expect("eight"));
+                let half = eight / 2;
+                let words = load_words(&codes[line + half], eight % 2);
+                let scale = load_ps(&absmax[half], eight % 2);
                 let index = _mm256_srl_epi32(words, shift);
                 // Three bits choose among eight levels, the fourth between both halves of them.
                 let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
-                let [low, high] = [low, high].map(|half| _mm256_permutevar8x32_ps(half, index));
+                let low = _mm256_permutevar8x32_ps(low, index);
+                let high = _mm256_permutevar8x32_ps(high, index);
                 let values = _mm256_blendv_ps(low, high, upper);
-                store(to, _mm256_mul_ps(values, scale));
+                store_ps(to, 0, _mm256_mul_ps(values, scale));
             }
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn load(values: &[f32; 8]) -> __m256 {
-        // SAFETY: eight values are read from an array of eight.
-        unsafe { _mm256_loadu_ps(values.as_ptr()) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn load_words(line: &Line, at: usize) -> __m256i {
-        let words: &[u32; 8] = line.0[at..at + 8].try_into().expect("eight");
-        // SAFETY: eight words are read from an array of eight.
-        unsafe { _mm256_loadu_si256(words.as_ptr().cast()) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn store(to: &mut [f32; 8], values: __m256) {
-        // SAFETY: eight values are written to an array of eight.
-        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), values) }
     }
 }
 

@@ -5,8 +5,9 @@ use std::arch::x86_64::*;
 
 use super::{PART_LINES, PARTS, SCALE_LINES, Weights};
 use crate::kernels::activations::Q8Block;
+use crate::kernels::eights::{load_ps, load_words, store_ps};
 use crate::kernels::line::Line;
-use crate::kernels::quantized::avx2::{load, load_half, store, unpack};
+use crate::kernels::quantized::avx2::unpack;
 
 /// `MR` rows by 16 columns; see [`super::IntegerWeight::tile`].
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -28,7 +29,7 @@ fn half_tile<const MR: usize>(
 ) {
     let mut sums = [_mm256_setzero_ps(); MR];
     for i in 0..MR {
-        sums[i] = if add { load(y[i], half) } else { sums[i] };
+        sums[i] = if add { load_ps(y[i], half) } else { sums[i] };
     }
     let blocks = w.codes.chunks_exact(PARTS * PART_LINES).zip(w.scales.chunks_exact(SCALE_LINES));
     for ((codes, scales), x) in blocks.zip(x.chunks_exact(PARTS * MR)) {
@@ -47,7 +48,7 @@ fn half_tile<const MR: usize>(
         }
     }
     for i in 0..MR {
-        store(y[i], half, sums[i]);
+        store_ps(y[i], half, sums[i]);
     }
 }
 
@@ -63,8 +64,8 @@ impl Scales {
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
     fn read(lines: &[Line], half: usize) -> Self {
-        let (a, b) = (load_half(&lines[0], half), load_half(&lines[1], half));
-        let (c, d) = (load_half(&lines[2], half), load_half(&lines[3], half));
+        let (a, b) = (load_words(&lines[0], half), load_words(&lines[1], half));
+        let (c, d) = (load_words(&lines[2], half), load_words(&lines[3], half));
         let (six, four) = (_mm256_set1_epi8(63), _mm256_set1_epi8(15));
         let low = _mm256_and_si256(c, four);
         let upper = _mm256_and_si256(_mm256_srli_epi32::<4>(c), four);

@@ -5,12 +5,12 @@
 //! whole block; for bytes the sign moves from weight to activation, |w| ≤ 128 gives 32 512.
 
 use std::arch::x86_64::*;
-use std::ptr;
 
 use half::f16;
 
 use super::{TILE, Weights};
 use crate::kernels::activations::Q8Block;
+use crate::kernels::eights::{load_ps, load_words, store_ps};
 use crate::kernels::line::Line;
 
 /// `MR` rows by 16 columns; see [`super::tile`].
@@ -38,7 +38,7 @@ fn half_tile<const BITS: usize, const MR: usize>(
     let mut sums = [_mm256_setzero_ps(); MR];
     if add {
         for i in 0..MR {
-            sums[i] = load(y[i], half);
+            sums[i] = load_ps(y[i], half);
         }
     }
     let blocks = w.codes.chunks_exact(BITS).zip(w.scales).zip(x.chunks_exact(MR));
@@ -52,7 +52,7 @@ fn half_tile<const BITS: usize, const MR: usize>(
         }
     }
     for i in 0..MR {
-        store(y[i], half, sums[i]);
+        store_ps(y[i], half, sums[i]);
     }
 }
 
@@ -63,12 +63,12 @@ pub fn unpack<const BITS: usize>(codes: &[Line], half: usize) -> [__m256i; 8] {
     let mut weights = [_mm256_setzero_si256(); 8];
     if BITS == 8 {
         for (weights, codes) in weights.iter_mut().zip(codes) {
-            *weights = _mm256_xor_si256(load_half(codes, half), _mm256_set1_epi8(-128));
+            *weights = _mm256_xor_si256(load_words(codes, half), _mm256_set1_epi8(-128));
         }
     } else {
         let nibble = _mm256_set1_epi8(15);
         for i in 0..4 {
-            let both = load_half(&codes[i], half);
+            let both = load_words(&codes[i], half);
             weights[i] = _mm256_and_si256(both, nibble);
             weights[i + 4] = _mm256_and_si256(_mm256_srli_epi16::<4>(both), nibble);
         }
@@ -118,45 +118,10 @@ fn dot_block<const BITS: usize>(
 }
 
 #[inline]
-#[target_feature(enable = "avx2")]
-#[allow(unsafe_code)]
-pub fn load_half(line: &Line, half: usize) -> __m256i {
-    let words: &[u32; 8] = line.0.as_chunks().0.get(half).expect("half is 0 or 1");
-    // SAFETY: `words` is 32 readable bytes.
-    unsafe { _mm256_loadu_si256(ptr::from_ref(words).cast()) }
-}
-
-#[inline]
 #[target_feature(enable = "avx2,f16c")]
 #[allow(unsafe_code)]
 fn widen(scales: &[f16; TILE], half: usize) -> __m256 {
     let scales: &[f16; 8] = scales.as_chunks().0.get(half).expect("half is 0 or 1");
     // SAFETY: `scales` is 16 readable bytes.
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(scales.as_ptr().cast()) })
-}
-
-/// The columns of this half that exist, zeros after them.
-#[inline]
-#[target_feature(enable = "avx2")]
-#[allow(unsafe_code)]
-pub fn load(y: &[f32], half: usize) -> __m256 {
-    let mut lanes = [0.0; 8];
-    let part = y.get(8 * half..).unwrap_or_default();
-    let count = part.len().min(8);
-    lanes[..count].copy_from_slice(&part[..count]);
-    // SAFETY: `lanes` is 32 readable bytes.
-    unsafe { _mm256_loadu_ps(lanes.as_ptr()) }
-}
-
-/// Writes the columns of this half that exist.
-#[inline]
-#[target_feature(enable = "avx2")]
-#[allow(unsafe_code)]
-pub fn store(y: &mut [f32], half: usize, values: __m256) {
-    let mut lanes = [0.0; 8];
-    // SAFETY: `lanes` is 32 writable bytes.
-    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), values) };
-    let part = y.get_mut(8 * half..).unwrap_or_default();
-    let count = part.len().min(8);
-    part[..count].copy_from_slice(&lanes[..count]);
 }
