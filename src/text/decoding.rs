@@ -1,7 +1,7 @@
 //! From the text of a token to the bytes it stands for, as the `decoder` of a `tokenizer.json` says.
 //!
-//! The rules are read once at load; a decoder whose rules cannot be applied token by token is
-//! refused there, so that streaming never has to guess.
+//! The rules are read once at load. Where they cannot be applied token by token, a text is decoded
+//! at its end and streams in one piece, so that streaming never has to guess.
 
 use std::collections::HashMap;
 
@@ -15,6 +15,8 @@ pub(super) enum Piece {
     Bytes(Vec<u8>),
     /// One byte of a character that the vocabulary lacks (`<0xE2>`).
     Fallback(u8),
+    /// What ends a word: as it stands before another token, and as the last one of a text.
+    WordEnd { inside: String, last: String },
 }
 
 /// How the texts of tokens join.
@@ -26,12 +28,16 @@ pub(super) enum Decoding {
     Pieces(PieceRules),
     /// No decoder: whole words, a space between.
     Words,
+    /// Only all tokens together are a text.
+    Whole,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct PieceRules {
     /// Applied to each token in turn.
     steps: Vec<Step>,
+    /// What ends a word, and becomes a space but at the end of the text.
+    word_end: Option<String>,
     byte_fallback: bool,
     /// A character to drop from the start of the text, and how often.
     strip: Option<(char, usize)>,
@@ -43,8 +49,8 @@ enum Step {
     Replace(String, String),
     /// The metaspace character, and whether the first token loses it.
     Metaspace(char, bool),
-    /// What ends a word, and becomes a space but at the end of the text.
-    WordEnd(String),
+    /// As many of a character as are dropped from the start and from the end, at most.
+    Strip(char, [usize; 2]),
     /// What the tokenizer's own library does to a token and whether it is the first.
     Own(DecoderWrapper),
 }
@@ -55,7 +61,7 @@ impl Step {
             Self::Replace(from, to) => token.replace(from, to),
             Self::Metaspace(mark, true) if first => token.replace(*mark, ""),
             Self::Metaspace(mark, _) => token.replace(*mark, " "),
-            Self::WordEnd(suffix) => token.replace(suffix, " "),
+            Self::Strip(content, [start, end]) => strip(&token, *content, *start, *end),
             Self::Own(decoder) => {
                 let before = (!first).then(|| "x".to_owned());
                 let tokens = before.into_iter().chain([token.clone()]).collect();
@@ -71,27 +77,23 @@ impl Step {
 
 impl Decoding {
     /// Reads the `decoder` entry of a `tokenizer.json`.
-    ///
-    /// # Errors
-    /// A sentence fragment naming the step that is not supported.
-    pub fn from_json(decoder: &Value) -> Result<Self, String> {
+    pub fn from_json(decoder: &Value) -> Self {
         if decoder.is_null() {
-            return Ok(Self::Words);
+            return Self::Words;
         }
         let mut steps = Vec::new();
         flatten(decoder, &mut steps);
-        if steps.iter().any(|step| kind(step) == "ByteLevel") {
-            if steps.iter().all(|step| matches!(kind(step), "ByteLevel" | "Fuse")) {
-                return Ok(Self::ByteLevel { bytes: byte_level_alphabet() });
-            }
-            return Err("`ByteLevel` combined with other steps".into());
+        if steps.iter().any(|step| kind(step) == "ByteLevel")
+            && steps.iter().all(|step| matches!(kind(step), "ByteLevel" | "Fuse"))
+        {
+            return Self::ByteLevel { bytes: byte_level_alphabet() };
         }
         let mut rules = PieceRules::default();
         let mut fused = false;
-        for step in steps {
-            rules.add(step, &mut fused)?;
+        match steps.into_iter().all(|step| rules.add(step, &mut fused)) {
+            true => Self::Pieces(rules),
+            false => Self::Whole,
         }
-        Ok(Self::Pieces(rules))
     }
 
     /// What `token` stands for; `first` if it begins the text.
@@ -105,13 +107,13 @@ impl Decoding {
             Self::Pieces(rules) => rules.piece(token, first),
             Self::Words if first => Piece::Bytes(token.as_bytes().to_vec()),
             Self::Words => Piece::Bytes(format!(" {token}").into_bytes()),
+            Self::Whole => Piece::Bytes(token.as_bytes().to_vec()),
         }
     }
 
-    /// Whether a text loses the space it ends with.
-    pub fn drops_last_space(&self) -> bool {
-        let Self::Pieces(rules) = self else { return false };
-        rules.steps.iter().any(|step| matches!(step, Step::WordEnd(_)))
+    /// Whether tokens by themselves have no text.
+    pub fn is_whole(&self) -> bool {
+        matches!(self, Self::Whole)
     }
 
     /// The character dropped from the start of a text, and how often.
@@ -124,27 +126,42 @@ impl Decoding {
 }
 
 impl PieceRules {
-    fn add(&mut self, step: &Value, fused: &mut bool) -> Result<(), String> {
+    /// Whether `step` can follow those added before, token by token.
+    fn add(&mut self, step: &Value, fused: &mut bool) -> bool {
+        // What ends a word is read with the tokens joined, so that only joining may follow.
+        let open = !*fused && self.word_end.is_none() && !self.byte_fallback;
         match kind(step) {
-            "Replace" | "Metaspace" | "WordPiece" | "BPEDecoder" | "Strip"
-                if !*fused && !self.byte_fallback =>
-            {
-                self.steps.push(token_step(step)?);
+            "Replace" | "Metaspace" | "WordPiece" | "Strip" if open => {
+                let read = token_step(step);
+                let known = read.is_some();
+                self.steps.extend(read);
+                return known;
             }
-            "ByteFallback" if !*fused => self.byte_fallback = true,
+            "BPEDecoder" if open => {
+                self.word_end = Some(step["suffix"].as_str().unwrap_or("</w>").to_owned());
+            }
+            "ByteFallback" if !*fused && self.word_end.is_none() => self.byte_fallback = true,
             "Fuse" => *fused = true,
-            "Strip" if *fused && step["stop"].as_u64().unwrap_or(0) == 0 => {
+            "Strip"
+                if *fused
+                    && self.strip.is_none()
+                    && self.word_end.is_none()
+                    && step["stop"].as_u64().unwrap_or(0) == 0 =>
+            {
                 let content = step["content"].as_str().and_then(|text| text.chars().next());
                 let count = step["start"].as_u64().unwrap_or(0) as usize;
                 self.strip = content.map(|content| (content, count));
             }
-            other => return Err(format!("`{other}` at this place")),
+            _ => return false,
         }
-        Ok(())
+        true
     }
 
     fn piece(&self, token: &str, first: bool) -> Piece {
         let text = self.steps.iter().fold(token.to_owned(), |text, step| step.apply(text, first));
+        if let Some(end) = self.word_end.as_ref().filter(|end| text.contains(*end)) {
+            return Piece::WordEnd { inside: text.replace(end, " "), last: text.replace(end, "") };
+        }
         match self.byte_fallback.then(|| fallback_byte(&text)).flatten() {
             Some(byte) => Piece::Fallback(byte),
             None => Piece::Bytes(text.into_bytes()),
@@ -153,9 +170,9 @@ impl PieceRules {
 }
 
 /// What a decoder does to each token by itself.
-fn token_step(step: &Value) -> Result<Step, String> {
+fn token_step(step: &Value) -> Option<Step> {
     let text = |key: &str| step[key].as_str().map(str::to_owned);
-    Ok(match (kind(step), step["pattern"]["String"].as_str(), text("content")) {
+    Some(match (kind(step), step["pattern"]["String"].as_str(), text("content")) {
         ("Replace", Some(from), Some(to)) => Step::Replace(from.into(), to),
         ("Metaspace", ..) => {
             let mark = text("replacement").and_then(|text| text.chars().next());
@@ -163,12 +180,20 @@ fn token_step(step: &Value) -> Result<Step, String> {
                 || (step["prepend_scheme"].is_null() && step["add_prefix_space"] == false);
             Step::Metaspace(mark.unwrap_or('▁'), !never)
         }
-        ("BPEDecoder", ..) => Step::WordEnd(text("suffix").unwrap_or_else(|| "</w>".into())),
-        (kind, ..) => {
-            let own = serde_json::from_value(step.clone());
-            Step::Own(own.map_err(|error| format!("`{kind}`: {error}"))?)
+        ("Strip", _, Some(content)) => {
+            let times = |key: &str| step[key].as_u64().unwrap_or(0) as usize;
+            Step::Strip(content.chars().next()?, [times("start"), times("stop")])
         }
+        _ => Step::Own(serde_json::from_value(step.clone()).ok()?),
     })
+}
+
+/// A token all of whose characters are dropped makes the tokenizer's own library panic.
+fn strip(token: &str, content: char, start: usize, end: usize) -> String {
+    let leading = token.chars().take(start).take_while(|c| *c == content).count();
+    let rest = &token[leading * content.len_utf8()..];
+    let trailing = rest.chars().rev().take(end).take_while(|c| *c == content).count();
+    rest[..rest.len() - trailing * content.len_utf8()].to_owned()
 }
 
 /// The byte named by `<0xNN>`.
@@ -221,7 +246,7 @@ mod tests {
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
             {"type": "ByteFallback"}, {"type": "Fuse"},
             {"type": "Strip", "content": " ", "start": 1, "stop": 0}]});
-        let decoding = Decoding::from_json(&decoder).unwrap();
+        let decoding = Decoding::from_json(&decoder);
         assert_eq!(decoding.piece("▁a", true), Piece::Bytes(b" a".to_vec()));
         assert_eq!(decoding.piece("<0xE2>", false), Piece::Fallback(0xE2));
         assert_eq!(decoding.piece("<0xÉ>", false), Piece::Bytes("<0xÉ>".into()));
@@ -237,19 +262,18 @@ mod tests {
         let strip = json!({"type": "Strip", "content": "_", "start": 1, "stop": 1});
         let sequence =
             json!({"type": "Sequence", "decoders": [strip, expression, {"type": "Fuse"}]});
-        let tokens = ["a__", "##b", "_c</w>", ".", "do", "n't", "__", "</w>", "e</w>"];
+        let tokens = ["a__", "##b", "_c</w>", ".", "do ", "n't", "a</w>b", "__", "</w>", "e</w>"];
         for decoder in [pieces, ends, expression, strip, sequence] {
-            let decoding = Decoding::from_json(&decoder).unwrap();
+            let decoding = Decoding::from_json(&decoder);
             let own: DecoderWrapper = serde_json::from_value(decoder.clone()).unwrap();
             for count in 1..=tokens.len() {
                 let piece = |(i, token): (usize, &&str)| match decoding.piece(token, i == 0) {
                     Piece::Bytes(bytes) => String::from_utf8(bytes).unwrap(),
+                    Piece::WordEnd { last, .. } if i + 1 == count => last,
+                    Piece::WordEnd { inside, .. } => inside,
                     Piece::Fallback(_) => unreachable!("there are no bytes"),
                 };
-                let mut text: String = tokens[..count].iter().enumerate().map(piece).collect();
-                if decoding.drops_last_space() {
-                    text.truncate(text.strip_suffix(' ').map_or(text.len(), str::len));
-                }
+                let text: String = tokens[..count].iter().enumerate().map(piece).collect();
                 let all = tokens[..count].iter().map(|token| (*token).to_owned()).collect();
                 assert_eq!(text, own.decode(all).unwrap(), "{decoder} {count}");
             }
@@ -257,8 +281,29 @@ mod tests {
     }
 
     #[test]
-    fn a_decoder_that_cannot_stream_is_refused_by_name() {
-        let error = Decoding::from_json(&json!({"type": "CTC"})).unwrap_err();
-        assert!(error.contains("CTC"), "{error}");
+    fn a_token_may_be_stripped_to_nothing() {
+        let decoder = json!({"type": "Strip", "content": "é", "start": 1, "stop": 2});
+        let decoding = Decoding::from_json(&decoder);
+        for (token, left) in [("é", ""), ("éé", ""), ("éaéé", "a"), ("ééaéa", "éaéa")] {
+            assert_eq!(decoding.piece(token, false), Piece::Bytes(left.into()), "{token}");
+        }
+    }
+
+    #[test]
+    fn a_decoder_of_all_tokens_together_is_known_as_one() {
+        let spaces = json!({"type": "Replace", "pattern": {"String": "_"}, "content": " "});
+        let ends = json!({"type": "BPEDecoder", "suffix": "</w>"});
+        let strip = |stop: u32| json!({"type": "Strip", "content": " ", "start": 1, "stop": stop});
+        let fuse = json!({"type": "Fuse"});
+        let sequence =
+            |steps: &[&Value]| Decoding::from_json(&json!({"type": "Sequence", "decoders": steps}));
+        let bytes = json!({"type": "ByteLevel"});
+        assert!(Decoding::from_json(&json!({"type": "CTC"})).is_whole());
+        assert!(sequence(&[&bytes, &spaces]).is_whole());
+        assert!(sequence(&[&fuse, &spaces]).is_whole());
+        assert!(sequence(&[&ends, &spaces]).is_whole());
+        assert!(sequence(&[&fuse, &strip(1)]).is_whole());
+        assert!(sequence(&[&fuse, &strip(0), &strip(0)]).is_whole());
+        assert!(!sequence(&[&spaces, &fuse, &strip(0)]).is_whole());
     }
 }

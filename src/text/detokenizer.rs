@@ -19,7 +19,8 @@ pub enum Start {
 ///
 /// A character whose bytes are spread over several tokens is held until it is whole. A run of
 /// byte tokens (`<0xE2>`) is held until it ends, because an invalid one decodes to nothing but
-/// U+FFFD. Memory stays in proportion to what is held.
+/// U+FFFD. Memory stays in proportion to what is held. Where only all tokens together are a text,
+/// all of it is held.
 #[derive(Debug)]
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
@@ -31,8 +32,10 @@ pub struct Detokenizer {
     partial: Vec<u8>,
     /// The current run of byte tokens.
     fallback: Vec<u8>,
-    /// Whether a space is held that the end of the text would drop.
-    space: bool,
+    /// The end of a word, as it stands before another token and as the last one.
+    word_end: Option<(String, String)>,
+    /// All tokens, where none has a text by itself.
+    whole: Vec<u32>,
 }
 
 impl Detokenizer {
@@ -45,7 +48,8 @@ impl Detokenizer {
             tokenizer,
             partial: Vec::new(),
             fallback: Vec::new(),
-            space: false,
+            word_end: None,
+            whole: Vec::new(),
         }
     }
 
@@ -54,9 +58,13 @@ impl Detokenizer {
         if self.skip_special_tokens && self.tokenizer.is_special(id) {
             return String::new();
         }
+        if self.tokenizer.decodes_whole() {
+            self.whole.push(id);
+            return String::new();
+        }
         let Some(piece) = self.tokenizer.piece(id, self.first) else { return String::new() };
         self.first = false;
-        let mut text = String::new();
+        let mut text = self.word_end.take().map_or(String::new(), |(inside, _)| inside);
         match piece {
             Piece::Fallback(byte) => self.fallback.push(byte),
             Piece::Bytes(bytes) => {
@@ -64,19 +72,22 @@ impl Detokenizer {
                 self.partial.extend(bytes);
                 self.take_whole_characters(&mut text);
             }
+            Piece::WordEnd { inside, last } => self.word_end = Some((inside, last)),
         }
-        let text = self.stripped(text);
-        self.without_last_space(text)
+        self.stripped(text)
     }
 
     /// The rest: what was held becomes U+FFFD where it never became a character.
     pub fn finish(&mut self) -> String {
-        let mut text = String::new();
+        let ids = std::mem::take(&mut self.whole);
+        if !ids.is_empty() {
+            return self.tokenizer.whole_text(&ids, self.skip_special_tokens);
+        }
+        let mut text = self.word_end.take().map_or(String::new(), |(_, last)| last);
         self.end_fallback(&mut text);
         text.push_str(&String::from_utf8_lossy(&self.partial));
         self.partial.clear();
-        let text = self.stripped(text);
-        self.without_last_space(text)
+        self.stripped(text)
     }
 
     fn end_fallback(&mut self, text: &mut String) {
@@ -103,20 +114,6 @@ impl Detokenizer {
             done += invalid.len();
         }
         self.partial.drain(..done);
-    }
-
-    /// Holds the space that `text` ends with, after the one that was held.
-    fn without_last_space(&mut self, mut text: String) -> String {
-        if !self.tokenizer.drops_last_space() || text.is_empty() {
-            return text;
-        }
-        if std::mem::replace(&mut self.space, text.ends_with(' ')) {
-            text.insert(0, ' ');
-        }
-        if self.space {
-            text.pop();
-        }
-        text
     }
 
     fn stripped(&mut self, mut text: String) -> String {

@@ -27,8 +27,6 @@ pub enum TokenizerError {
     Json { file: &'static str, reason: String },
     #[error("tokenizer.json could not be loaded: {reason}")]
     Load { reason: String },
-    #[error("the decoder of tokenizer.json is not supported: {reason}")]
-    Decoder { reason: String },
     #[error(
         "the {part} of tokenizer.json turns each byte of a text into up to {times:.0} by its \
          replacements; at most {most:.0} are allowed"
@@ -96,7 +94,7 @@ impl Tokenizer {
     /// Loads from the bytes of a `tokenizer.json`.
     ///
     /// # Errors
-    /// [`TokenizerError`] if it is malformed, its decoder cannot stream, or a special token is unknown.
+    /// [`TokenizerError`] if it is malformed, or a special token is unknown.
     pub fn from_bytes(json: &[u8], special: SpecialTokens) -> Result<Self, TokenizerError> {
         let mut parsed: Value = parse(json, "tokenizer.json")?;
         check_growth(&parsed)?;
@@ -104,8 +102,7 @@ impl Tokenizer {
             true => load(parsed.to_string().as_bytes())?,
             false => load(json)?,
         };
-        let decoding = Decoding::from_json(&parsed["decoder"])
-            .map_err(|reason| TokenizerError::Decoder { reason })?;
+        let decoding = Decoding::from_json(&parsed["decoder"]);
         let continuing = without_prefix_space(parsed)
             .map(|value| load(value.to_string().as_bytes()).map(Box::new))
             .transpose()?;
@@ -181,15 +178,18 @@ impl Tokenizer {
         if !ids.iter().any(says) {
             return Ok(String::new());
         }
-        self.whole
-            .decode(ids, skip_special_tokens)
+        guarded(|| self.whole.decode(ids, skip_special_tokens))
             .map_err(|error| TokenizerError::Encode { reason: error.to_string() })
     }
 
     /// The bytes token `id` stands for inside a text; empty outside the vocabulary.
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        if self.decodes_whole() {
+            return self.whole_text(&[id], false).into_bytes();
+        }
         match self.piece(id, false) {
             Some(Piece::Bytes(bytes)) => bytes,
+            Some(Piece::WordEnd { inside, .. }) => inside.into_bytes(),
             Some(Piece::Fallback(byte)) => vec![byte],
             None => Vec::new(),
         }
@@ -289,8 +289,15 @@ impl Tokenizer {
         Some(self.decoding.piece(&token, first))
     }
 
-    pub(super) fn drops_last_space(&self) -> bool {
-        self.decoding.drops_last_space()
+    /// As [`Tokenizer::decode`]; tokens as the vocabulary has them where the decoder fails.
+    pub(super) fn whole_text(&self, ids: &[u32], skip_special_tokens: bool) -> String {
+        self.decode(ids, skip_special_tokens)
+            .unwrap_or_else(|_| ids.iter().filter_map(|&id| self.whole.id_to_token(id)).collect())
+    }
+
+    /// Whether only all tokens together are a text.
+    pub(super) fn decodes_whole(&self) -> bool {
+        self.decoding.is_whole()
     }
 
     pub(super) fn strip(&self) -> Option<(char, usize)> {

@@ -94,10 +94,24 @@ fn text_of_whole_words_streams_as_it_is_decoded_at_once() {
     let vocabulary = serde_json::json!({
         "[UNK]": 0, "a": 1, "##b": 2, ".": 3, "do": 4, "n't": 5, "c</w>": 6, "</w>": 7, "_d__": 8,
     });
+    let expression =
+        serde_json::json!({"type": "Replace", "pattern": {"Regex": "_+"}, "content": " "});
+    let ends = serde_json::json!({"type": "BPEDecoder", "suffix": "</w>"});
+    let fuse = serde_json::json!({"type": "Fuse"});
+    let bytes = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false,
+        "trim_offsets": false});
+    let strip = serde_json::json!({"type": "Strip", "content": "a", "start": 0, "stop": 1});
+    let sequence =
+        |steps: &[&serde_json::Value]| serde_json::json!({"type": "Sequence", "decoders": steps});
     let decoders = [
         serde_json::json!({"type": "WordPiece", "prefix": "##", "cleanup": true}),
-        serde_json::json!({"type": "BPEDecoder", "suffix": "</w>"}),
-        serde_json::json!({"type": "Replace", "pattern": {"Regex": "_+"}, "content": " "}),
+        serde_json::json!({"type": "CTC", "pad_token": "do", "word_delimiter_token": "_d__",
+            "cleanup": true}),
+        sequence(&[&ends, &expression, &fuse]),
+        sequence(&[&fuse, &expression, &strip]),
+        sequence(&[&bytes, &strip]),
+        expression,
+        ends,
     ];
     for decoder in decoders {
         let json = serde_json::json!({
