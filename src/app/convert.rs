@@ -11,9 +11,11 @@ use super::error::ConvertError;
 use super::gguf_adapter::{self, is_gguf};
 use crate::backend::cpu::CpuBackend;
 use crate::config::{ModelOption, Source};
+use crate::domain::AdapterWeights;
 use crate::gguf::TensorType;
-use crate::model::{LoadOptions, Model, ModelSource, Written, write_adapter};
+use crate::model::{LoadOptions, Model, ModelSource, Normalisation, Written, write_adapter};
 use crate::peft::{self, AdapterFiles, Fingerprints};
+use crate::pictures::PictureConfig;
 use crate::text::{TextModel, TextSource};
 
 /// What to convert, and into what.
@@ -33,6 +35,8 @@ pub struct Conversion {
 #[derive(Clone, Debug)]
 pub struct Converted {
     pub written: Written,
+    /// The tower and the projector of a model that sees, which have a GGUF file of their own.
+    pub eyes: Option<(PathBuf, Written)>,
     pub kind: TensorType,
     pub comparison: Comparison,
 }
@@ -46,15 +50,12 @@ pub fn convert(
     compared: impl FnOnce(&Comparison),
 ) -> Result<Converted, ConvertError> {
     let out = &conversion.out;
-    if out.exists() {
-        return Err(ConvertError::Exists(out.clone()));
-    }
     let kind = kind_of(conversion)?;
-    let aside = aside(out);
-    let result = write_and_compare(conversion, kind, &aside);
-    let converted = result.inspect_err(|_| remove(&aside))?;
+    let targets = Targets::new(out);
+    let result = write_and_compare(conversion, kind, &targets);
+    let converted = result.inspect_err(|_| targets.remove())?;
     compared(&converted.comparison);
-    std::fs::rename(&aside, out).map_err(|source| write_error(out, source))?;
+    targets.put_in_place().map_err(|source| write_error(out, source))?;
     Ok(converted)
 }
 
@@ -106,6 +107,35 @@ fn kind_of(conversion: &Conversion) -> Result<TensorType, ConvertError> {
         .ok_or_else(|| ConvertError::Kind { name: name.to_owned(), gguf })
 }
 
+/// What is written, each file or folder first aside.
+struct Targets {
+    out: PathBuf,
+    aside: PathBuf,
+    eyes: PathBuf,
+    eyes_aside: PathBuf,
+}
+
+impl Targets {
+    fn new(out: &Path) -> Self {
+        let mut eyes = std::ffi::OsString::from("mmproj-");
+        eyes.push(out.file_name().unwrap_or_default());
+        let eyes = out.with_file_name(eyes);
+        Self { aside: aside(out), out: out.to_owned(), eyes_aside: aside(&eyes), eyes }
+    }
+
+    fn remove(&self) {
+        remove(&self.aside);
+        remove(&self.eyes_aside);
+    }
+
+    fn put_in_place(&self) -> std::io::Result<()> {
+        if self.eyes_aside.exists() {
+            std::fs::rename(&self.eyes_aside, &self.eyes)?;
+        }
+        std::fs::rename(&self.aside, &self.out)
+    }
+}
+
 /// Beside the target, so that the last step is a rename.
 fn aside(out: &Path) -> PathBuf {
     let mut name = out.file_name().unwrap_or_default().to_owned();
@@ -127,16 +157,17 @@ fn write_error(path: &Path, source: std::io::Error) -> ConvertError {
 fn write_and_compare(
     conversion: &Conversion,
     kind: TensorType,
-    aside: &Path,
+    targets: &Targets,
 ) -> Result<Converted, ConvertError> {
-    let option = &conversion.source;
+    let (option, aside) = (&conversion.source, targets.aside.as_path());
     let source = bases::model_source(&option.source);
     let text = text_of(&option.source)?;
     let mut b = CpuBackend::new(conversion.threads);
     let options = LoadOptions { name: option.name.clone(), format: option.format() };
     let model = Model::load(&mut b, &source, &options)?;
-    if is_gguf(&conversion.out) && model.info.vision.is_some() {
-        return Err(ConvertError::Seeing);
+    let sees = is_gguf(&conversion.out) && model.info.vision.is_some();
+    if sees && targets.eyes.exists() {
+        return Err(ConvertError::Exists(targets.eyes.clone()));
     }
     let adapter = match &conversion.adapter {
         Some(adapter) => {
@@ -148,7 +179,9 @@ fn write_and_compare(
     let rows: Vec<Row> = rows(text.as_ref().map(|(_, text)| text), &model.info);
     let before = logits(&mut b, &model, &rows, adapter.as_ref())?;
     let weights = model.weights(&source, adapter.as_ref())?;
-    remove(aside);
+    targets.remove();
+    let eyes = sees.then(|| write_eyes(conversion, &model, kind, adapter.as_ref(), targets));
+    let eyes = eyes.transpose()?.map(|written| (targets.eyes.clone(), written));
     let written = if is_gguf(&conversion.out) {
         let vocab_size = model.info.vocab_size;
         let text =
@@ -173,7 +206,25 @@ fn write_and_compare(
     if !comparison.kl.is_finite() {
         return Err(ConvertError::NotFinite);
     }
-    Ok(Converted { written, kind, comparison })
+    Ok(Converted { written, eyes, kind, comparison })
+}
+
+/// Tower and projector to a GGUF file of their own.
+fn write_eyes(
+    conversion: &Conversion,
+    model: &Model<CpuBackend>,
+    kind: TensorType,
+    adapter: Option<&AdapterWeights>,
+    targets: &Targets,
+) -> Result<Written, ConvertError> {
+    let option = &conversion.source;
+    let (Source::Folder(folder), Some(vision)) = (&option.source, &model.info.vision) else {
+        unreachable!("models that see are read from folders");
+    };
+    let pictures = PictureConfig::from_folder(folder, vision.image_size)?;
+    let weights = model.weights(&bases::model_source(&option.source), adapter)?;
+    let normalisation = Normalisation { mean: pictures.mean, std: pictures.std };
+    Ok(weights.write_mmproj(&targets.eyes_aside, &option.name, kind, &normalisation)?)
 }
 
 /// The text side, if the source has one: a bare checkpoint can be converted too.

@@ -76,10 +76,8 @@ pub enum ConvertError {
     Kind { name: String, gguf: bool },
     #[error("cannot write {path}: {source}")]
     Write { path: PathBuf, source: std::io::Error },
-    #[error(
-        "a GGUF file has no place for the vision tower of a model that sees; name a folder as `--out`"
-    )]
-    Seeing,
+    #[error(transparent)]
+    Pictures(#[from] PictureConfigError),
     #[error(
         "the model gives logits that are no numbers, before or after the conversion; nothing was \
          written: look for a wrong number in its configuration"
@@ -101,12 +99,13 @@ impl ConvertError {
     /// 2 for a request that makes no sense, 78 for files that cannot be used, 1 for the rest.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Exists(_) | Self::Kind { .. } | Self::Seeing | Self::NoAdapter => 2,
+            Self::Exists(_) | Self::Kind { .. } | Self::NoAdapter => 2,
             Self::Write { .. } | Self::Model(ModelError::Write { .. }) => 1,
             Self::Adapter { .. }
             | Self::Peft(_)
             | Self::Model(_)
             | Self::Text(_)
+            | Self::Pictures(_)
             | Self::NotFinite => 78,
         }
     }

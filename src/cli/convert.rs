@@ -21,7 +21,8 @@ pub struct ConvertOptions {
     /// Write the adapter by itself, as a GGUF file or a PEFT folder.
     #[arg(long)]
     adapter_only: bool,
-    /// What to write: a file that ends in .gguf, or a folder for safetensors.
+    /// What to write: a file that ends in .gguf, or a folder for safetensors. Of a model that sees, a
+    /// second file beside it, `mmproj-` before its name, gets the vision tower.
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
     /// Type of the matrices: f32, f16 or bf16, and for GGUF also q8_0, q4_0, q4_1, q5_0, q5_1 and
@@ -70,11 +71,14 @@ pub(super) fn run(options: ConvertOptions) -> Result<(), Failure> {
     for (tensor, kind) in &converted.written.fallbacks {
         println!("{tensor}: rows are no whole {} blocks; {}", converted.kind.name(), kind.name());
     }
-    println!(
-        "wrote {}: {} tensors, {:.1} MB",
-        conversion.out.display(),
-        converted.written.tensors,
-        converted.written.bytes as f64 / 1e6
-    );
+    let eyes = converted.eyes.iter().map(|(path, written)| (path, written));
+    for (path, written) in eyes.chain([(&conversion.out, &converted.written)]) {
+        println!(
+            "wrote {}: {} tensors, {:.1} MB",
+            path.display(),
+            written.tensors,
+            written.bytes as f64 / 1e6
+        );
+    }
     Ok(())
 }

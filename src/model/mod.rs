@@ -43,7 +43,7 @@ pub use adapter::{Adapter, AdapterRows};
 pub use batch::TrainBatch;
 pub use decoder::{Model, Step};
 pub use error::ModelError;
-pub use export::{Weights, Written};
+pub use export::{Normalisation, Weights, Written};
 pub use gguf::{read_adapter, write_adapter};
 pub use micro_batch::{LoraDropout, MicroBatch, MicroBatchOptions};
 pub use source::{LoadOptions, ModelSource};

@@ -4,6 +4,7 @@
 mod encode;
 mod gguf;
 mod merge;
+mod mmproj;
 mod safetensors;
 mod tower;
 
@@ -24,6 +25,7 @@ use super::{Model, ModelError, ModelSource};
 use crate::backend::{Backend, HostThreads};
 use crate::domain::AdapterWeights;
 use crate::gguf::{TensorType, Value as Meta};
+pub use mmproj::Normalisation;
 
 /// The tensors of a model as its source holds them.
 pub struct Weights<'a> {
@@ -104,7 +106,8 @@ impl<B: Backend> Model<B> {
 }
 
 impl Weights<'_> {
-    /// Writes a GGUF file whose matrices are of `kind`; `text` are the metadata of the tokenizer.
+    /// Writes the decoder as a GGUF file whose matrices are of `kind`; `text` are the metadata of the
+    /// tokenizer.
     ///
     /// # Errors
     /// [`ModelError`], also for a model whose mathematics GGUF has no words for.
@@ -116,6 +119,20 @@ impl Weights<'_> {
         text: Vec<(String, Meta)>,
     ) -> Result<Written, ModelError> {
         gguf::write(&mut self, path, name, kind, text)
+    }
+
+    /// Writes the vision tower and the projector as a GGUF file, in f16 where `kind` is quantised.
+    ///
+    /// # Errors
+    /// As [`Weights::write_gguf`], and for a model that sees nothing.
+    pub fn write_mmproj(
+        mut self,
+        path: &Path,
+        name: &str,
+        kind: TensorType,
+        normalisation: &Normalisation,
+    ) -> Result<Written, ModelError> {
+        mmproj::write(&mut self, path, name, kind, normalisation)
     }
 
     /// Writes `config.json` and `model.safetensors` into a folder, in f32, f16 or bf16.

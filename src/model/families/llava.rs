@@ -23,6 +23,21 @@ pub fn llava(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     Ok(config)
 }
 
+/// The decoder of a model that sees, as its family has it, and its part of the configuration; any other
+/// model as it is.
+pub fn decoder_alone(
+    config: &DecoderConfig,
+    json: &Value,
+) -> Result<(DecoderConfig, Value), ModelError> {
+    let mut alone = config.clone();
+    if alone.vision.take().is_none() {
+        return Ok((alone, json.clone()));
+    }
+    let text = text_config(&Fields::new(json)?)?;
+    alone.family = read_fields(&Fields::inside(&text, "text_config"))?.family;
+    Ok((alone, Value::Object(text)))
+}
+
 /// The name that transformers writes today for a tensor of any layout in circulation: that of the
 /// hub (`language_model.model.…`, `vision_tower.…`), or its own (`model.language_model.…`).
 pub fn canonical_name(name: &str) -> String {

@@ -10,7 +10,7 @@ mod phi3;
 
 use serde_json::{Map, Value, json};
 
-pub use llava::{PROJECTOR, TOWER, canonical_name, hub_name};
+pub use llava::{PROJECTOR, TOWER, canonical_name, decoder_alone, hub_name};
 
 use super::config::{DecoderConfig, LayerConfig, NormConfig};
 use super::fields::Fields;

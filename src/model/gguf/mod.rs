@@ -8,5 +8,5 @@ mod rope;
 
 pub use adapter::{read_adapter, write_adapter};
 pub use config::config;
-pub use describe::described;
+pub use describe::{Described, described};
 pub use names::{interleave_halves, interleaved_heads, split_halves, stored_name};
