@@ -32,7 +32,7 @@ pub struct Comparison {
 pub(super) struct Row {
     ids: Vec<u32>,
     /// Where a picture is shown; nothing is asked there.
-    shown: Range<usize>,
+    pub(super) shown: Range<usize>,
 }
 
 /// The texts as tokens; without a tokenizer, some of the vocabulary. A model that sees is shown a

@@ -50,6 +50,9 @@ pub fn convert(
     compared: impl FnOnce(&Comparison),
 ) -> Result<Converted, ConvertError> {
     let out = &conversion.out;
+    if out.exists() {
+        return Err(ConvertError::Exists(out.clone()));
+    }
     let kind = kind_of(conversion)?;
     let targets = Targets::new(out);
     let result = write_and_compare(conversion, kind, &targets);
@@ -176,7 +179,9 @@ fn write_and_compare(
         }
         None => None,
     };
-    let rows: Vec<Row> = rows(text.as_ref().map(|(_, text)| text), &model.info);
+    let mut rows: Vec<Row> = rows(text.as_ref().map(|(_, text)| text), &model.info);
+    // Of a GGUF file the decoder alone is read back.
+    rows.retain(|row| !sees || row.shown.is_empty());
     let before = logits(&mut b, &model, &rows, adapter.as_ref())?;
     let weights = model.weights(&source, adapter.as_ref())?;
     targets.remove();

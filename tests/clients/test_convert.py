@@ -111,6 +111,33 @@ def test_a_llava_keeps_its_eyes():
             assert (folder / "small" / file).read_bytes() == (source / file).read_bytes()
 
 
+def test_the_eyes_of_a_llava_have_a_file_of_their_own():
+    source = pathlib.Path(__file__).resolve().parents[1] / "golden" / "llava" / "clip_default" / "model"
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        assert "top-1 agreement 100.0 %" in convert(source, "--out", folder / "l.gguf", "--type", "f32")
+        eyes, decoder = (gguf.GGUFReader(folder / name) for name in ["mmproj-l.gguf", "l.gguf"])
+        assert decoder.fields["general.architecture"].contents() == "llama"
+        told = {key: field.contents() for key, field in eyes.fields.items()}
+        assert (told["general.architecture"], told["clip.projector_type"]) == ("clip", "mlp"), told
+        assert (told["clip.vision.block_count"], told["clip.vision.patch_size"]) == (3, 8), told
+        assert "clip.vision.feature_layer" not in told and not told["clip.use_gelu"], told
+
+        before = safetensors.numpy.load_file(source / "model.safetensors")
+        after = {tensor.name: tensor.data for tensor in eyes.tensors}
+        for name, stored in {
+            "v.class_embd": "vision_tower.embeddings.class_embedding",
+            "v.patch_embd.weight": "vision_tower.embeddings.patch_embedding.weight",
+            "v.blk.2.ffn_down.weight": "vision_tower.encoder.layers.2.mlp.fc2.weight",
+            "v.blk.0.attn_out.bias": "vision_tower.encoder.layers.0.self_attn.out_proj.bias",
+            "mm.2.weight": "multi_modal_projector.linear_2.weight",
+        }.items():
+            assert numpy.array_equal(after[name], before[stored]), name
+        # Readers would apply it.
+        assert not any("post_ln" in name for name in after), after.keys()
+        assert "exists already" in convert(source, "--out", folder / "l.gguf", code=2)
+
+
 def test_what_cannot_be_converted_is_said():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
