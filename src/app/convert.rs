@@ -9,6 +9,7 @@ use super::bases;
 use super::comparison::{Comparison, Row, compare, logits, rows};
 use super::error::ConvertError;
 use super::gguf_adapter::{self, is_gguf};
+use super::targets::{Targets, aside, remove};
 use crate::backend::cpu::CpuBackend;
 use crate::config::{ModelOption, Source};
 use crate::domain::AdapterWeights;
@@ -108,49 +109,6 @@ fn kind_of(conversion: &Conversion) -> Result<TensorType, ConvertError> {
     known
         .filter(|kind| gguf || matches!(kind, TensorType::F32 | TensorType::F16 | TensorType::BF16))
         .ok_or_else(|| ConvertError::Kind { name: name.to_owned(), gguf })
-}
-
-/// What is written, each file or folder first aside.
-struct Targets {
-    out: PathBuf,
-    aside: PathBuf,
-    eyes: PathBuf,
-    eyes_aside: PathBuf,
-}
-
-impl Targets {
-    fn new(out: &Path) -> Self {
-        let mut eyes = std::ffi::OsString::from("mmproj-");
-        eyes.push(out.file_name().unwrap_or_default());
-        let eyes = out.with_file_name(eyes);
-        Self { aside: aside(out), out: out.to_owned(), eyes_aside: aside(&eyes), eyes }
-    }
-
-    fn remove(&self) {
-        remove(&self.aside);
-        remove(&self.eyes_aside);
-    }
-
-    fn put_in_place(&self) -> std::io::Result<()> {
-        if self.eyes_aside.exists() {
-            std::fs::rename(&self.eyes_aside, &self.eyes)?;
-        }
-        std::fs::rename(&self.aside, &self.out)
-    }
-}
-
-/// Beside the target, so that the last step is a rename.
-fn aside(out: &Path) -> PathBuf {
-    let mut name = out.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    out.with_file_name(name)
-}
-
-fn remove(aside: &Path) {
-    let _nothing_there = match aside.is_dir() {
-        true => std::fs::remove_dir_all(aside),
-        false => std::fs::remove_file(aside),
-    };
 }
 
 fn write_error(path: &Path, source: std::io::Error) -> ConvertError {

@@ -28,6 +28,7 @@ mod error;
 mod export;
 mod gguf_adapter;
 mod signals;
+mod targets;
 
 pub use crate::text::template::{COMMAND as RENDER_TEMPLATES, answer_parent as render_templates};
 pub use bases::source as base_source;

@@ -139,7 +139,7 @@ fn stored_name(name: &str) -> Option<String> {
         let index = if linear == "linear_1" { 0 } else { 2 };
         return Some(format!("mm.{index}.{kind}"));
     }
-    let Some(rest) = stem.strip_prefix(TOWER) else { return None };
+    let rest = stem.strip_prefix(TOWER)?;
     if let Some(block) = rest.strip_prefix("encoder.layers.") {
         let (index, part) = block.split_once('.')?;
         let role = match part {

@@ -24,7 +24,7 @@ use super::tensors::TensorSpec;
 use super::{Model, ModelError, ModelSource};
 use crate::backend::{Backend, HostThreads};
 use crate::domain::AdapterWeights;
-use crate::gguf::{TensorType, Value as Meta};
+use crate::gguf::{Gguf, TensorType, Value as Meta};
 pub use mmproj::Normalisation;
 
 /// The tensors of a model as its source holds them.
@@ -132,7 +132,10 @@ impl Weights<'_> {
         kind: TensorType,
         normalisation: &Normalisation,
     ) -> Result<Written, ModelError> {
-        mmproj::write(&mut self, path, name, kind, normalisation)
+        let written = mmproj::write(&mut self, path, name, kind, normalisation)?;
+        // Nothing here computes with the file; its header at least is read back.
+        Gguf::open(path)?;
+        Ok(written)
     }
 
     /// Writes `config.json` and `model.safetensors` into a folder, in f32, f16 or bf16.
