@@ -136,6 +136,9 @@ def test_the_eyes_of_a_llava_have_a_file_of_their_own():
         # Readers would apply it.
         assert not any("post_ln" in name for name in after), after.keys()
         assert "exists already" in convert(source, "--out", folder / "l.gguf", code=2)
+        (folder / "l.gguf").unlink()
+        refused = convert(source, "--out", folder / "l.gguf", code=2)
+        assert "mmproj-l.gguf exists already" in refused and len(list(folder.iterdir())) == 1, refused
 
 
 def test_what_cannot_be_converted_is_said():

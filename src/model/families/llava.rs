@@ -25,6 +25,9 @@ pub fn llava(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
 
 /// The decoder of a model that sees, as its family has it, and its part of the configuration; any other
 /// model as it is.
+///
+/// # Errors
+/// As [`super::read`].
 pub fn decoder_alone(
     config: &DecoderConfig,
     json: &Value,
