@@ -13,8 +13,14 @@ use crate::kernels::shared::SharedSlice;
 /// Values per block, in activations and in weights.
 pub const BLOCK: usize = 32;
 
-/// Rows one integer tile holds.
+/// Rows one tile of registers holds.
 pub const LARGEST_GROUP: usize = 8;
+
+/// Rows one matrix tile holds.
+pub(crate) const LARGEST_TILED_GROUP: usize = 16;
+
+/// Rows up to which tiles of registers are as fast: matrix tiles need weights spread out for them.
+const FEW_ROWS: usize = 32;
 
 /// Thirty-two quantised values of one row.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -38,6 +44,8 @@ pub struct Q8Block {
 pub struct Q8Rows {
     rows: usize,
     k: usize,
+    /// Whether groups are those of matrix tiles.
+    tiled: bool,
     blocks: Vec<Q8Block>,
 }
 
@@ -55,6 +63,7 @@ impl Q8Rows {
         assert_eq!(k % BLOCK, 0, "k must be a multiple of {BLOCK}");
         assert_eq!(x.len(), m * k, "x must hold m · k values");
         (self.rows, self.k) = (m, k);
+        self.tiled = cpu.amx && m > FEW_ROWS;
         if self.blocks.len() < m * k / BLOCK {
             self.blocks.resize(m * k / BLOCK, Q8Block::default());
         }
@@ -81,9 +90,15 @@ impl Q8Rows {
         self.k
     }
 
+    /// Whether there are matrix tiles, and rows enough for them.
+    pub(crate) fn tiled(&self) -> bool {
+        self.tiled
+    }
+
     /// How the rows are grouped.
     pub fn groups(&self) -> RowGroups {
-        RowGroups::new(self.rows, LARGEST_GROUP)
+        let largest = if self.tiled { LARGEST_TILED_GROUP } else { LARGEST_GROUP };
+        RowGroups::new(self.rows, largest)
     }
 
     /// The blocks `blocks` of the rows `group`: per block, one entry for each row.

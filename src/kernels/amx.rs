@@ -22,10 +22,10 @@ pub(super) const ROWS: usize = 16;
 /// Rows that two tiles of `A` hold: so many share what is read of `B`.
 pub(super) const PAIR_ROWS: usize = 2 * ROWS;
 
-/// Whether the processor has tiles for bf16, and the system lets this process use them.
+/// Whether the processor has tiles for bf16 and int8, and the system lets this process use them.
 pub(super) fn granted() -> bool {
-    /// Leaf 7, register `edx`: AMX-BF16, AMX-TILE.
-    const ALL: u32 = 1 << 22 | 1 << 24;
+    /// Leaf 7, register `edx`: AMX-BF16, AMX-TILE, AMX-INT8.
+    const ALL: u32 = 1 << 22 | 1 << 24 | 1 << 25;
     __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & ALL == ALL && ask()
 }
 
@@ -143,6 +143,16 @@ impl Tiles {
         // SAFETY: tiles have shapes once there is a `self`.
         unsafe {
             asm!("tdpbf16ps tmm{}, tmm{}, tmm{}", const C, const A, const B,
+                options(nostack, nomem, preserves_flags));
+        }
+    }
+
+    /// `C += A · B` of signed bytes, four of a column side by side in a word, with sums in `i32`.
+    #[inline(always)]
+    pub fn int8<const C: u8, const A: u8, const B: u8>(&self) {
+        // SAFETY: tiles have shapes once there is a `self`.
+        unsafe {
+            asm!("tdpbssd tmm{}, tmm{}, tmm{}", const C, const A, const B,
                 options(nostack, nomem, preserves_flags));
         }
     }

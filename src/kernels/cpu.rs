@@ -15,7 +15,7 @@ pub struct Cpu {
     pub(crate) vnni: bool,
     /// AVX-512 F, BW, VL and BF16: bf16 and NF4 products (`vdpbf16ps`).
     pub(crate) bf16: bool,
-    /// AMX tiles for bf16, granted by the system, and all of the above.
+    /// AMX tiles for bf16 and int8, granted by the system, and all of the above.
     pub(crate) amx: bool,
 }
 

@@ -27,6 +27,8 @@ use crate::kernels::gemm::{PANEL, Panels};
 use crate::kernels::lanes::kernel;
 use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::pool::Pool;
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::quantized::tiles::Spread;
 use crate::kernels::quantized::{IntegerWeight, TILE};
 use crate::kernels::split::{PerItem, split};
 use crate::kernels::values::Values;
@@ -210,6 +212,8 @@ fn scale_and_min(scales: &[Line], part: usize, lane: usize) -> (f32, f32) {
 impl IntegerWeight for PackedQ4K {
     type Chunk<'a> = Weights<'a>;
 
+    const HAS_MINS: bool = true;
+
     fn shape(&self) -> (usize, usize) {
         (self.n, self.k)
     }
@@ -241,6 +245,12 @@ impl IntegerWeight for PackedQ4K {
         }
         let _ = cpu;
         scalar::tile(w, x, y, add);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn spread(w: Weights<'_>, to: &mut Spread<'_>) {
+        // SAFETY: there are tiles, and so AVX-512 F, BW and VL.
+        unsafe { avx512::spread(w, to) };
     }
 }
 
@@ -314,7 +324,7 @@ mod tests {
     fn every_instruction_set_and_thread_count_gives_the_same_bits() {
         let (n, k) = (37, 768);
         let w = PackedQ4K::quantize(&Pool::new(1), (&Seeded(8).values(n * k)).into(), n, k);
-        for m in [1, 2, 5, 8, 9, 17] {
+        for m in [1, 2, 5, 8, 9, 17, 33, 75] {
             let x = Seeded(9).values(m * k);
             let mut all = Vec::new();
             for (cpu, threads) in every_cpu().into_iter().flat_map(|cpu| [(cpu, 1), (cpu, 2)]) {

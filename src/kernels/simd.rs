@@ -90,6 +90,7 @@ pub fn prefetch<T>(item: &T, ahead: usize) {
     _mm_prefetch::<_MM_HINT_T0>(address.cast()); // a hint: it never faults
 }
 
+#[inline(always)]
 fn mask(lanes: usize) -> __mmask16 {
     if lanes >= 16 { !0 } else { (1 << lanes) - 1 }
 }

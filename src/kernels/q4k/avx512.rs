@@ -6,7 +6,8 @@ use super::{PART_LINES, PARTS, SCALE_LINES, Weights};
 use crate::kernels::activations::Q8Block;
 use crate::kernels::line::Line;
 use crate::kernels::quantized::avx512::unpack;
-use crate::kernels::simd::{load_line, load_ps, prefetch, store_ps};
+use crate::kernels::quantized::tiles::Spread;
+use crate::kernels::simd::{load_line, load_ps, prefetch, store_line, store_ps};
 
 /// Lines ahead of the stream: 4 KiB, about the latency of memory at its bandwidth.
 const AHEAD: usize = 64;
@@ -43,6 +44,27 @@ pub fn tile<const MR: usize>(w: Weights<'_>, x: &[Q8Block], y: [&mut [f32]; MR],
     }
     for i in 0..MR {
         store_ps(y[i], sums[i]);
+    }
+}
+
+/// Writes parts for matrix tiles; see [`super::IntegerWeight::spread`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub fn spread(w: Weights<'_>, to: &mut Spread<'_>) {
+    let blocks = w.codes.chunks_exact(PARTS * PART_LINES).zip(w.scales.chunks_exact(SCALE_LINES));
+    for (block, (codes, scales)) in blocks.enumerate() {
+        scales.iter().for_each(|line| prefetch(line, 2 * SCALE_LINES));
+        let scales = Scales::read(scales);
+        for (part, codes) in codes.chunks_exact(PART_LINES).enumerate() {
+            codes.iter().for_each(|line| prefetch(line, AHEAD));
+            let (weights, (lines, scale, min)) =
+                (unpack::<4>(codes), to.block(PARTS * block + part));
+            for (line, weights) in lines.iter_mut().zip(weights) {
+                store_line(line, weights);
+            }
+            let (scales, mins) = scales.part(part);
+            store_line(scale, _mm512_castps_si512(scales));
+            store_line(min, _mm512_castps_si512(mins));
+        }
     }
 }
 

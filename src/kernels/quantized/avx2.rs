@@ -8,7 +8,8 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{TILE, Weights};
+use super::TILE;
+use super::packed::Weights;
 use crate::kernels::activations::Q8Block;
 use crate::kernels::eights::{load_ps, load_words, store_ps};
 use crate::kernels::line::Line;

@@ -7,10 +7,12 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{TILE, Weights};
+use super::TILE;
+use super::packed::Weights;
+use super::tiles::Spread;
 use crate::kernels::activations::Q8Block;
 use crate::kernels::line::Line;
-use crate::kernels::simd::{load_line, load_ps, prefetch, store_ps};
+use crate::kernels::simd::{load_line, load_ps, prefetch, store_line, store_ps};
 
 /// Lines ahead of the stream: 4 KiB, about the latency of memory at its bandwidth. The hardware stops
 /// at the end of a page: at eight rows asking ahead gave 646 Gop/s where 506 had been, at 128 nothing.
@@ -43,6 +45,20 @@ pub fn tile<const BITS: usize, const MR: usize>(
     }
     for i in 0..MR {
         store_ps(y[i], sums[i]);
+    }
+}
+
+/// Writes blocks for matrix tiles; see [`super::IntegerWeight::spread`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub fn spread<const BITS: usize>(w: Weights<'_, BITS>, to: &mut Spread<'_>) {
+    let offset = _mm512_set1_epi8((1u8 << (BITS - 1)) as i8);
+    for (i, (codes, scales)) in w.codes.chunks_exact(BITS).zip(w.scales).enumerate() {
+        codes.iter().for_each(|line| prefetch(line, AHEAD));
+        let (weights, (lines, scale, _)) = (unpack::<BITS>(codes), to.block(i));
+        for (line, weights) in lines.iter_mut().zip(weights) {
+            store_line(line, _mm512_sub_epi8(weights, offset));
+        }
+        store_line(scale, _mm512_castps_si512(widen(scales)));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The plain twin of the integer kernels, and their specification.
 
-use super::{Weights, place};
+use super::packed::{Weights, place};
 use crate::kernels::activations::{BLOCK, Q8Block};
 
 /// `MR` rows by 16 columns; see [`super::tile`].

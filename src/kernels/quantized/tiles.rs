@@ -1,0 +1,213 @@
+//! The integer kernel with matrix tiles: up to sixteen rows by sixteen columns at a time.
+//!
+//! A block of 32 columns has scales of its own, so its sums leave the tiles and are scaled in
+//! registers: per block one product of tiles (16 cycles), 24 lines read into tiles, 16 lines stored
+//! and read again, and a conversion, a product and a fused multiply-add for each row. A read of what
+//! a tile has just stored waits until that has left the core, so a block is stored after the next one
+//! is multiplied and scaled two blocks later.
+//!
+//! Blocks are added in the order of the other kernels, and inner sums are exact, so the bits are equal.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+use std::array;
+use std::ops::Range;
+
+use super::{BLOCKS_PER_PASS, GROUPS_PER_ITEM, IntegerWeight, TILE};
+use crate::kernels::activations::{BLOCK, LARGEST_TILED_GROUP, Q8Block, Q8Rows};
+use crate::kernels::amx::{ROWS, Session, Tiles, bytes};
+use crate::kernels::line::Line;
+use crate::kernels::output::Output;
+use crate::kernels::rows::pieces;
+use crate::kernels::scratch::with_lines;
+use crate::kernels::simd::{load_line, load_line_ps, load_ps, store_ps};
+
+const _: () = assert!(LARGEST_TILED_GROUP == ROWS && TILE == ROWS);
+
+/// Lines of a block of sixteen rows of a weight, a byte per value.
+const BLOCK_LINES: usize = 8;
+
+/// Blocks whose sums are on their way from tiles to registers, a power of two.
+const DOTS: usize = 4;
+
+/// Blocks between a product and the adding of its sums.
+const LAG: usize = 3;
+
+/// Bytes of activations per work item, at most: with what else is read they stay in an L2 of 2 MiB.
+const ITEM_BYTES: usize = 1 << 20;
+
+/// Some blocks of sixteen rows of a weight as tiles multiply them.
+pub struct Spread<'a> {
+    /// Word `r` of line `i` of a block holds columns `4 · i ..` of row `r` as signed bytes.
+    codes: &'a mut [[Line; BLOCK_LINES]],
+    /// A factor per row.
+    scales: &'a mut [Line],
+    /// What a row adds per unit of a block's offset, if the weight has such.
+    mins: &'a mut [Line],
+}
+
+impl<'a> Spread<'a> {
+    /// Lines it takes.
+    const LINES: usize = (BLOCK_LINES + 2) * BLOCKS_PER_PASS;
+
+    fn new(lines: &'a mut [Line]) -> Self {
+        let (codes, rest) = lines.split_at_mut(BLOCK_LINES * BLOCKS_PER_PASS);
+        let (scales, mins) = rest.split_at_mut(BLOCKS_PER_PASS);
+        Self { codes: codes.as_chunks_mut().0, scales, mins }
+    }
+
+    /// Block `i`: its codes, its scales, its minima.
+    #[inline(always)]
+    pub fn block(&mut self, i: usize) -> (&mut [Line; BLOCK_LINES], &mut Line, &mut Line) {
+        (&mut self.codes[i], &mut self.scales[i], &mut self.mins[i])
+    }
+}
+
+/// Row groups per work item, at most.
+pub fn groups_per_item(x: &Q8Rows) -> usize {
+    let group = LARGEST_TILED_GROUP * x.k() / BLOCK * size_of::<Q8Block>();
+    (ITEM_BYTES / group.max(1)).clamp(2, GROUPS_PER_ITEM)
+}
+
+/// Fills the outputs of `tiles` × `groups`.
+///
+/// # Safety
+/// The processor must have AMX, and no other thread may touch those outputs meanwhile.
+pub unsafe fn work_item<W: IntegerWeight>(
+    x: &Q8Rows,
+    w: &W,
+    tiles: Range<usize>,
+    groups: Range<usize>,
+    y: &Output<'_>,
+) {
+    let _session = Session::new();
+    with_lines(DOTS * ROWS + Spread::LINES, |scratch| {
+        let (dots, lines) = scratch.split_at_mut(DOTS * ROWS);
+        let (dots, mut spread) = (dots.as_chunks_mut().0, Spread::new(lines));
+        for tile in tiles {
+            for blocks in pieces(0..w.shape().1 / BLOCK, BLOCKS_PER_PASS) {
+                W::spread(w.chunk(tile, &blocks), &mut spread);
+                for group in groups.clone().map(|g| x.groups().get(g)) {
+                    // SAFETY: by this function's contract.
+                    unsafe { fill::<W>((x, &group, &blocks), &spread, tile, w.shape().0, dots, y) };
+                }
+            }
+        }
+    });
+}
+
+/// Adds some blocks to the outputs of one tile and one group, or begins them with these.
+///
+/// # Safety
+/// As in [`work_item`].
+unsafe fn fill<W: IntegerWeight>(
+    (x, group, blocks): (&Q8Rows, &Range<usize>, &Range<usize>),
+    w: &Spread<'_>,
+    tile: usize,
+    n: usize,
+    dots: &mut [[Line; ROWS]],
+    y: &Output<'_>,
+) {
+    let columns = tile * TILE..n.min((tile + 1) * TILE);
+    let (x, add) = (x.chunk(group, blocks), y.add || blocks.start > 0);
+    // SAFETY: by this function's contract, and each row is taken once.
+    let row_of = |i: usize| unsafe { y.row(group.start + i, columns.clone()) };
+    // SAFETY: by this function's contract.
+    unsafe {
+        match group.len() {
+            11 => tile_of::<W, 11>(w, x, array::from_fn(row_of), dots, add),
+            12 => tile_of::<W, 12>(w, x, array::from_fn(row_of), dots, add),
+            13 => tile_of::<W, 13>(w, x, array::from_fn(row_of), dots, add),
+            14 => tile_of::<W, 14>(w, x, array::from_fn(row_of), dots, add),
+            15 => tile_of::<W, 15>(w, x, array::from_fn(row_of), dots, add),
+            16 => tile_of::<W, 16>(w, x, array::from_fn(row_of), dots, add),
+            _ => unreachable!("more than 32 rows make groups of eleven to sixteen"),
+        }
+    }
+}
+
+/// `MR` rows by 16 columns, added to `y` if `add`.
+///
+/// # Safety
+/// The processor must have AMX.
+#[target_feature(enable = "avx512f")]
+unsafe fn tile_of<W: IntegerWeight, const MR: usize>(
+    w: &Spread<'_>,
+    x: &[Q8Block],
+    y: [&mut [f32]; MR],
+    dots: &mut [[Line; ROWS]],
+    add: bool,
+) {
+    let (c, a, b) = ((MR as u8, 64), (MR as u8, BLOCK as u8), (BLOCK_LINES as u8, 64));
+    // SAFETY: by this function's contract.
+    let tiles = unsafe { Tiles::shaped([c, c, a, b, c, c, a, b]) };
+    let mut sums = [_mm512_setzero_ps(); MR];
+    if add {
+        for i in 0..MR {
+            sums[i] = load_ps(y[i]);
+        }
+    }
+    let work = Work { tiles, w, x: x.as_chunks().0 };
+    for i in 0..work.x.len() + LAG {
+        work.multiply(i, dots);
+        if i >= LAG {
+            work.add_scaled::<W>(i - LAG, &dots[(i - LAG) % DOTS], &mut sums);
+        }
+    }
+    for i in 0..MR {
+        store_ps(y[i], sums[i]);
+    }
+}
+
+/// What one tile of outputs is made of.
+struct Work<'a, const MR: usize> {
+    tiles: Tiles,
+    w: &'a Spread<'a>,
+    x: &'a [[Q8Block; MR]],
+}
+
+impl<const MR: usize> Work<'_, MR> {
+    /// Multiplies block `i`, if there is one, and stores the sums of the block before it.
+    #[inline(always)]
+    fn multiply(&self, i: usize, dots: &mut [[Line; ROWS]]) {
+        match i % 2 {
+            0 => self.multiply_into::<0, 1>(i, dots),
+            _ => self.multiply_into::<1, 0>(i, dots),
+        }
+    }
+
+    /// [`Work::multiply`] into tile `C`, with the block before in tile `BEFORE`.
+    #[inline(always)]
+    fn multiply_into<const C: u8, const BEFORE: u8>(&self, i: usize, dots: &mut [[Line; ROWS]]) {
+        if let (Some(w), Some(x)) = (self.w.codes.get(i), self.x.get(i)) {
+            self.tiles.zero::<C>();
+            // SAFETY: the words of a row begin its block, `MR` rows; a block of a weight has its lines.
+            unsafe {
+                self.tiles.load::<2>(x.as_ptr().cast(), size_of::<Q8Block>());
+                self.tiles.load::<3>(bytes(w), size_of::<Line>());
+            }
+            self.tiles.int8::<C, 2, 3>();
+        }
+        if let Some(before) = i.checked_sub(1).filter(|&before| before < self.x.len()) {
+            let dots: *mut Line = dots[before % DOTS].as_mut_ptr();
+            // SAFETY: a tile has at most sixteen lines.
+            unsafe { self.tiles.store::<BEFORE>(dots.cast(), size_of::<Line>()) };
+        }
+    }
+
+    /// Adds the inner sums of block `i`, scaled, and what its minima take back.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn add_scaled<W: IntegerWeight>(&self, i: usize, dots: &[Line; ROWS], sums: &mut [__m512; MR]) {
+        let (scales, mins) = (load_line_ps(&self.w.scales[i]), load_line_ps(&self.w.mins[i]));
+        let x = &self.x[i];
+        for row in 0..MR {
+            let scale = _mm512_mul_ps(scales, _mm512_set1_ps(x[row].scale));
+            let dot = _mm512_cvtepi32_ps(load_line(&dots[row]));
+            sums[row] = _mm512_fmadd_ps(dot, scale, sums[row]);
+            if W::HAS_MINS {
+                sums[row] = _mm512_fmadd_ps(mins, _mm512_set1_ps(x[row].offset), sums[row]);
+            }
+        }
+    }
+}
