@@ -48,6 +48,26 @@ pub fn store_ps(target: &mut [f32], values: __m512) {
     unsafe { _mm512_mask_storeu_ps(target.as_mut_ptr(), mask(target.len()), values) }
 }
 
+/// [`store_ps`] past the caches where a whole line is written. A store that misses them waits for its
+/// line, and stores behind it wait too; [`stored`] must follow before another thread reads.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn stream_ps(target: &mut [f32], values: __m512) {
+    let whole = target.len() >= 16 && target.as_ptr().cast::<Line>().is_aligned();
+    if !whole {
+        return store_ps(target, values);
+    }
+    // SAFETY: `target` is 64 writable bytes aligned to 64.
+    unsafe { _mm512_stream_ps(target.as_mut_ptr(), values) }
+}
+
+/// What [`stream_ps`] wrote is there for other threads once they hear of it.
+#[inline]
+pub fn stored() {
+    // SAFETY: the instruction exists wherever AVX-512 does.
+    unsafe { _mm_sfence() }
+}
+
 /// The bits of `words` as thirty-two bf16 values.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]

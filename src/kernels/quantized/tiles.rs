@@ -20,7 +20,7 @@ use crate::kernels::line::Line;
 use crate::kernels::output::Output;
 use crate::kernels::rows::pieces;
 use crate::kernels::scratch::with_lines;
-use crate::kernels::simd::{load_line, load_line_ps, load_ps, store_ps};
+use crate::kernels::simd::{load_line, load_line_ps, load_ps, store_ps, stored, stream_ps};
 
 const _: () = assert!(LARGEST_TILED_GROUP == ROWS && TILE == ROWS);
 
@@ -94,6 +94,7 @@ pub unsafe fn work_item<W: IntegerWeight>(
             }
         }
     });
+    stored();
 }
 
 /// Adds some blocks to the outputs of one tile and one group, or begins them with these.
@@ -109,24 +110,25 @@ unsafe fn fill<W: IntegerWeight>(
     y: &Output<'_>,
 ) {
     let columns = tile * TILE..n.min((tile + 1) * TILE);
-    let (x, add) = (x.chunk(group, blocks), y.add || blocks.start > 0);
+    let when = (y.add || blocks.start > 0, blocks.end == x.k() / BLOCK);
+    let x = x.chunk(group, blocks);
     // SAFETY: by this function's contract, and each row is taken once.
     let row_of = |i: usize| unsafe { y.row(group.start + i, columns.clone()) };
     // SAFETY: by this function's contract.
     unsafe {
         match group.len() {
-            11 => tile_of::<W, 11>(w, x, array::from_fn(row_of), dots, add),
-            12 => tile_of::<W, 12>(w, x, array::from_fn(row_of), dots, add),
-            13 => tile_of::<W, 13>(w, x, array::from_fn(row_of), dots, add),
-            14 => tile_of::<W, 14>(w, x, array::from_fn(row_of), dots, add),
-            15 => tile_of::<W, 15>(w, x, array::from_fn(row_of), dots, add),
-            16 => tile_of::<W, 16>(w, x, array::from_fn(row_of), dots, add),
+            11 => tile_of::<W, 11>(w, x, array::from_fn(row_of), dots, when),
+            12 => tile_of::<W, 12>(w, x, array::from_fn(row_of), dots, when),
+            13 => tile_of::<W, 13>(w, x, array::from_fn(row_of), dots, when),
+            14 => tile_of::<W, 14>(w, x, array::from_fn(row_of), dots, when),
+            15 => tile_of::<W, 15>(w, x, array::from_fn(row_of), dots, when),
+            16 => tile_of::<W, 16>(w, x, array::from_fn(row_of), dots, when),
             _ => unreachable!("more than 32 rows make groups of eleven to sixteen"),
         }
     }
 }
 
-/// `MR` rows by 16 columns, added to `y` if `add`.
+/// `MR` rows by 16 columns, added to `y` if `add`; nothing more is added to them if `last`.
 ///
 /// # Safety
 /// The processor must have AMX.
@@ -136,7 +138,7 @@ unsafe fn tile_of<W: IntegerWeight, const MR: usize>(
     x: &[Q8Block],
     y: [&mut [f32]; MR],
     dots: &mut [[Line; ROWS]],
-    add: bool,
+    (add, last): (bool, bool),
 ) {
     let (c, a, b) = ((MR as u8, 64), (MR as u8, BLOCK as u8), (BLOCK_LINES as u8, 64));
     // SAFETY: by this function's contract.
@@ -155,7 +157,10 @@ unsafe fn tile_of<W: IntegerWeight, const MR: usize>(
         }
     }
     for i in 0..MR {
-        store_ps(y[i], sums[i]);
+        match last {
+            true => stream_ps(y[i], sums[i]),
+            false => store_ps(y[i], sums[i]),
+        }
     }
 }
 
