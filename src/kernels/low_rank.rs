@@ -164,13 +164,6 @@ impl LowRankWork {
         let stretches = segments.chunk_by(|a, b| a.rows == b.rows).map(|same| &same[0].rows);
         self.x.pack_groups(cpu, pool, x, (m, k), (k, 0), stretches.flat_map(groups));
     }
-
-    /// The row groups of one segment.
-    fn tasks_of(&self, segment: usize) -> &[Task] {
-        let start = self.tasks.partition_point(|task| task.segment < segment);
-        let len = self.tasks[start..].partition_point(|task| task.segment == segment);
-        &self.tasks[start..start + len]
-    }
 }
 
 /// The row groups of a stretch of rows.
@@ -227,34 +220,44 @@ fn down_item(cpu: Cpu, segment: &Segment<'_>, x: &[Line], line: usize, h: &mut [
     }
 }
 
-/// `y += h Bᵀ`; a work item is some panels of outputs of one segment, whose rows take them in turn.
+/// `y += h Bᵀ`; a work item is some panels of outputs of one task, in order: rows of `y` that lie far
+/// apart are read and written forward, as memory gives them fastest.
 fn up(cpu: Cpu, pool: &Pool, segments: &[Segment<'_>], work: &LowRankWork, y: &Output<'_>) {
     let most = segments.iter().map(|segment| segment.weights.b.n()).max().unwrap_or(0);
     let panels = most.div_ceil(PANEL);
-    let grain = pool.grain(panels * segments.len(), 8);
+    let grain = pool.grain(panels * work.tasks.len(), panels.max(1));
     let pieces = panels.div_ceil(grain);
-    pool.run(segments.len() * pieces, &|item| {
-        let (index, panels) = (item / pieces, piece(panels, grain, item % pieces));
-        let Segment { weights, at, .. } = &segments[index];
-        let (n, r) = (weights.b.n(), weights.r);
-        let panels = panels.start..panels.end.min(n.div_ceil(PANEL));
-        #[cfg(target_arch = "x86_64")]
-        let _session = crate::kernels::amx::Session::new();
-        for task in work.tasks_of(index) {
-            let h = &work.h[task.h..][..weights.lines() * task.rows.len()];
-            for panel in panels.clone() {
-                let columns = at + panel * PANEL..at + n.min((panel + 1) * PANEL);
-                let b = Chunk::Bf16(weights.b.panel(panel, 0..r));
-                let row_of = |i: usize| {
-                    // SAFETY: items differ in their panels or in their segments, segments of one
-                    // product in their rows, and products in their columns; a row is dropped
-                    // before the next is taken.
-                    unsafe { y.row(task.rows.start + i, columns.clone()) }
-                };
-                multiply(cpu, &b, h, task.rows.len(), row_of, true);
-            }
-        }
+    pool.run(work.tasks.len() * pieces, &|item| {
+        let (task, panels) = (&work.tasks[item / pieces], piece(panels, grain, item % pieces));
+        // SAFETY: items differ in their panels or in their tasks; tasks of one product differ in their
+        // rows, and products in their columns.
+        unsafe { up_item(cpu, &segments[task.segment], task, panels, &work.h, y) };
     });
+}
+
+/// The panels `panels` of one task, as far as there are such.
+///
+/// # Safety
+/// No other thread may touch the outputs meanwhile.
+unsafe fn up_item(
+    cpu: Cpu,
+    Segment { weights, at, .. }: &Segment<'_>,
+    task: &Task,
+    panels: Range<usize>,
+    h: &[Line],
+    y: &Output<'_>,
+) {
+    let (n, r) = (weights.b.n(), weights.r);
+    let h = &h[task.h..][..weights.lines() * task.rows.len()];
+    #[cfg(target_arch = "x86_64")]
+    let _session = crate::kernels::amx::Session::new();
+    for panel in panels.start..panels.end.min(n.div_ceil(PANEL)) {
+        let columns = at + panel * PANEL..at + n.min((panel + 1) * PANEL);
+        let b = Chunk::Bf16(weights.b.panel(panel, 0..r));
+        // SAFETY: by this function's contract; a row is dropped before the next is taken.
+        let row_of = |i: usize| unsafe { y.row(task.rows.start + i, columns.clone()) };
+        multiply(cpu, &b, h, task.rows.len(), row_of, true);
+    }
 }
 
 /// The dot products of `MR` rows with four ranks, handed to `keep` row by row.

@@ -20,7 +20,7 @@ use crate::kernels::line::Line;
 use crate::kernels::output::Output;
 use crate::kernels::rows::pieces;
 use crate::kernels::scratch::with_lines;
-use crate::kernels::simd::{load_line, load_line_ps, load_ps, store_ps, stored, stream_ps};
+use crate::kernels::simd::{load_line, load_line_ps, load_ps, store_line, stored, stream_ps};
 
 const _: () = assert!(LARGEST_TILED_GROUP == ROWS && TILE == ROWS);
 
@@ -81,15 +81,18 @@ pub unsafe fn work_item<W: IntegerWeight>(
     y: &Output<'_>,
 ) {
     let _session = Session::new();
-    with_lines(DOTS * ROWS + Spread::LINES, |scratch| {
-        let (dots, lines) = scratch.split_at_mut(DOTS * ROWS);
-        let (dots, mut spread) = (dots.as_chunks_mut().0, Spread::new(lines));
+    with_lines((DOTS + GROUPS_PER_ITEM) * ROWS + Spread::LINES, |scratch| {
+        let (dots, rest) = scratch.split_at_mut(DOTS * ROWS);
+        let (sums, lines) = rest.split_at_mut(GROUPS_PER_ITEM * ROWS);
+        let (dots, sums) = (dots.as_chunks_mut().0, sums.as_chunks_mut().0);
+        let mut spread = Spread::new(lines);
         for tile in tiles {
             for blocks in pieces(0..w.shape().1 / BLOCK, BLOCKS_PER_PASS) {
                 W::spread(w.chunk(tile, &blocks), &mut spread);
-                for group in groups.clone().map(|g| x.groups().get(g)) {
+                for (group, sums) in groups.clone().zip(&mut *sums) {
+                    let (group, on_way) = (x.groups().get(group), OnWay { dots, sums });
                     // SAFETY: by this function's contract.
-                    unsafe { fill::<W>((x, &group, &blocks), &spread, tile, w.shape().0, dots, y) };
+                    unsafe { fill((x, &group, &blocks), (w, &spread), tile, on_way, y) };
                 }
             }
         }
@@ -97,38 +100,57 @@ pub unsafe fn work_item<W: IntegerWeight>(
     stored();
 }
 
-/// Adds some blocks to the outputs of one tile and one group, or begins them with these.
+/// What leaves the tiles.
+struct OnWay<'a> {
+    /// Sums of some blocks.
+    dots: &'a mut [[Line; ROWS]],
+    /// Sums of passes before. An output is written once: what misses the caches holds up the stores
+    /// of tiles behind it.
+    sums: &'a mut [Line; ROWS],
+}
+
+/// Adds some blocks to the sums of one tile and one group, or begins them with these, and writes the
+/// outputs after the last.
 ///
 /// # Safety
 /// As in [`work_item`].
 unsafe fn fill<W: IntegerWeight>(
     (x, group, blocks): (&Q8Rows, &Range<usize>, &Range<usize>),
-    w: &Spread<'_>,
+    (w, spread): (&W, &Spread<'_>),
     tile: usize,
-    n: usize,
-    dots: &mut [[Line; ROWS]],
+    on_way: OnWay<'_>,
     y: &Output<'_>,
 ) {
-    let columns = tile * TILE..n.min((tile + 1) * TILE);
-    let when = (y.add || blocks.start > 0, blocks.end == x.k() / BLOCK);
-    let x = x.chunk(group, blocks);
+    let columns = tile * TILE..w.shape().0.min((tile + 1) * TILE);
     // SAFETY: by this function's contract, and each row is taken once.
     let row_of = |i: usize| unsafe { y.row(group.start + i, columns.clone()) };
+    let (add, last) = (y.add, blocks.end == x.k() / BLOCK);
+    let pass = Pass { add, first: blocks.start == 0, last };
+    let x = x.chunk(group, blocks);
     // SAFETY: by this function's contract.
     unsafe {
         match group.len() {
-            11 => tile_of::<W, 11>(w, x, array::from_fn(row_of), dots, when),
-            12 => tile_of::<W, 12>(w, x, array::from_fn(row_of), dots, when),
-            13 => tile_of::<W, 13>(w, x, array::from_fn(row_of), dots, when),
-            14 => tile_of::<W, 14>(w, x, array::from_fn(row_of), dots, when),
-            15 => tile_of::<W, 15>(w, x, array::from_fn(row_of), dots, when),
-            16 => tile_of::<W, 16>(w, x, array::from_fn(row_of), dots, when),
+            11 => tile_of::<W, 11>(spread, x, array::from_fn(row_of), on_way, pass),
+            12 => tile_of::<W, 12>(spread, x, array::from_fn(row_of), on_way, pass),
+            13 => tile_of::<W, 13>(spread, x, array::from_fn(row_of), on_way, pass),
+            14 => tile_of::<W, 14>(spread, x, array::from_fn(row_of), on_way, pass),
+            15 => tile_of::<W, 15>(spread, x, array::from_fn(row_of), on_way, pass),
+            16 => tile_of::<W, 16>(spread, x, array::from_fn(row_of), on_way, pass),
             _ => unreachable!("more than 32 rows make groups of eleven to sixteen"),
         }
     }
 }
 
-/// `MR` rows by 16 columns, added to `y` if `add`; nothing more is added to them if `last`.
+/// Which of the passes along `k` this is.
+#[derive(Clone, Copy)]
+struct Pass {
+    /// Whether the sums begin with what the outputs hold.
+    add: bool,
+    first: bool,
+    last: bool,
+}
+
+/// One pass over `MR` rows by 16 columns.
 ///
 /// # Safety
 /// The processor must have AMX.
@@ -137,15 +159,17 @@ unsafe fn tile_of<W: IntegerWeight, const MR: usize>(
     w: &Spread<'_>,
     x: &[Q8Block],
     y: [&mut [f32]; MR],
-    dots: &mut [[Line; ROWS]],
-    (add, last): (bool, bool),
+    OnWay { dots, sums: kept }: OnWay<'_>,
+    pass: Pass,
 ) {
     let (c, a, b) = ((MR as u8, 64), (MR as u8, BLOCK as u8), (BLOCK_LINES as u8, 64));
     // SAFETY: by this function's contract.
     let tiles = unsafe { Tiles::shaped([c, c, a, b, c, c, a, b]) };
     let mut sums = [_mm512_setzero_ps(); MR];
-    if add {
-        for i in 0..MR {
+    for i in 0..MR {
+        if !pass.first {
+            sums[i] = load_line_ps(&kept[i]);
+        } else if pass.add {
             sums[i] = load_ps(y[i]);
         }
     }
@@ -157,9 +181,9 @@ unsafe fn tile_of<W: IntegerWeight, const MR: usize>(
         }
     }
     for i in 0..MR {
-        match last {
+        match pass.last {
             true => stream_ps(y[i], sums[i]),
-            false => store_ps(y[i], sums[i]),
+            false => store_line(&mut kept[i], _mm512_castps_si512(sums[i])),
         }
     }
 }
