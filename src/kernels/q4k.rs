@@ -213,6 +213,7 @@ impl IntegerWeight for PackedQ4K {
     type Chunk<'a> = Weights<'a>;
 
     const HAS_MINS: bool = true;
+    const LINES: usize = PART_LINES;
 
     fn shape(&self) -> (usize, usize) {
         (self.n, self.k)
@@ -226,6 +227,10 @@ impl IntegerWeight for PackedQ4K {
             codes: &self.codes[blocks.start * lines..blocks.end * lines],
             scales: &self.scales[blocks.start * SCALE_LINES..blocks.end * SCALE_LINES],
         }
+    }
+
+    fn codes(&self, tile: usize, blocks: &Range<usize>) -> &[Line] {
+        self.chunk(tile, blocks).codes
     }
 
     fn tile<const MR: usize>(

@@ -24,6 +24,7 @@ use std::ops::Range;
 
 use crate::kernels::activations::{BLOCK, Q8Block, Q8Rows};
 use crate::kernels::cpu::Cpu;
+use crate::kernels::line::Line;
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use crate::kernels::rows::{piece, pieces};
@@ -55,11 +56,17 @@ pub trait IntegerWeight: Sync {
     /// Whether a block of a row adds something per unit of its activations' offset.
     const HAS_MINS: bool;
 
+    /// Lines of codes per block of sixteen rows.
+    const LINES: usize;
+
     /// `(n, k)`.
     fn shape(&self) -> (usize, usize);
 
     /// The blocks `blocks` of 32 columns, starting and ending at a multiple of eight or at the end.
     fn chunk(&self, tile: usize, blocks: &Range<usize>) -> Self::Chunk<'_>;
+
+    /// The codes of [`IntegerWeight::chunk`].
+    fn codes(&self, tile: usize, blocks: &Range<usize>) -> &[Line];
 
     /// One register tile: `MR` rows by 16 columns, added to `y` if `add`.
     fn tile<const MR: usize>(

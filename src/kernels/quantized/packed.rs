@@ -156,6 +156,7 @@ impl<const BITS: usize> IntegerWeight for PackedQ<BITS> {
     type Chunk<'a> = Weights<'a, BITS>;
 
     const HAS_MINS: bool = false;
+    const LINES: usize = BITS;
 
     fn shape(&self) -> (usize, usize) {
         (self.n, self.k)
@@ -166,6 +167,10 @@ impl<const BITS: usize> IntegerWeight for PackedQ<BITS> {
         let blocks = start + blocks.start..start + blocks.end;
         let codes = &self.codes[blocks.start * BITS..blocks.end * BITS];
         Weights { codes, scales: &self.scales()[blocks] }
+    }
+
+    fn codes(&self, tile: usize, blocks: &Range<usize>) -> &[Line] {
+        self.chunk(tile, blocks).codes
     }
 
     fn tile<const MR: usize>(

@@ -12,6 +12,7 @@
 use std::arch::x86_64::*;
 use std::array;
 use std::ops::Range;
+use std::ptr;
 
 use super::{BLOCKS_PER_PASS, GROUPS_PER_ITEM, IntegerWeight, TILE};
 use crate::kernels::activations::{BLOCK, LARGEST_TILED_GROUP, Q8Block, Q8Rows};
@@ -89,8 +90,10 @@ pub unsafe fn work_item<W: IntegerWeight>(
         for tile in tiles {
             for blocks in pieces(0..w.shape().1 / BLOCK, BLOCKS_PER_PASS) {
                 W::spread(w.chunk(tile, &blocks), &mut spread);
+                let mut next = next_codes(w, tile, &blocks);
                 for (group, sums) in groups.clone().zip(&mut *sums) {
-                    let (group, on_way) = (x.groups().get(group), OnWay { dots, sums });
+                    let group = x.groups().get(group);
+                    let on_way = OnWay { dots, sums, next: std::mem::take(&mut next) };
                     // SAFETY: by this function's contract.
                     unsafe { fill((x, &group, &blocks), (w, &spread), tile, on_way, y) };
                 }
@@ -107,6 +110,20 @@ struct OnWay<'a> {
     /// Sums of passes before. An output is written once: what misses the caches holds up the stores
     /// of tiles behind it.
     sums: &'a mut [Line; ROWS],
+    /// What is spread next, to be asked for meanwhile.
+    next: &'a [Line],
+}
+
+/// The codes that are spread after those of `blocks`.
+fn next_codes<'a, W: IntegerWeight>(w: &'a W, tile: usize, blocks: &Range<usize>) -> &'a [Line] {
+    let (n, k) = w.shape();
+    let all = k / BLOCK;
+    let piece = |start: usize| start..all.min(start + BLOCKS_PER_PASS);
+    match blocks.end < all {
+        true => w.codes(tile, &piece(blocks.end)),
+        false if (tile + 1) * TILE < n => w.codes(tile + 1, &piece(0)),
+        false => &[],
+    }
 }
 
 /// Adds some blocks to the sums of one tile and one group, or begins them with these, and writes the
@@ -159,7 +176,7 @@ unsafe fn tile_of<W: IntegerWeight, const MR: usize>(
     w: &Spread<'_>,
     x: &[Q8Block],
     y: [&mut [f32]; MR],
-    OnWay { dots, sums: kept }: OnWay<'_>,
+    OnWay { dots, sums: kept, next }: OnWay<'_>,
     pass: Pass,
 ) {
     let (c, a, b) = ((MR as u8, 64), (MR as u8, BLOCK as u8), (BLOCK_LINES as u8, 64));
@@ -175,6 +192,9 @@ unsafe fn tile_of<W: IntegerWeight, const MR: usize>(
     }
     let work = Work { tiles, w, x: x.as_chunks().0 };
     for i in 0..work.x.len() + LAG {
+        for line in next.iter().skip(W::LINES * i).take(W::LINES) {
+            _mm_prefetch::<_MM_HINT_T1>(ptr::from_ref(line).cast()); // a hint: it never faults
+        }
         work.multiply(i, dots);
         if i >= LAG {
             work.add_scaled::<W>(i - LAG, &dots[(i - LAG) % DOTS], &mut sums);
