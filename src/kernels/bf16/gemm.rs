@@ -25,7 +25,8 @@ const K_PER_TILED_PASS: usize = 2048;
 /// Row groups per work item: 24 × 12 rows × 1024 columns are 576 KiB of a 1 MiB L2.
 const GROUPS_PER_ITEM: usize = 24;
 
-/// Values of the rows of an item with matrix tiles: half of a 2 MiB L2, as every panel reads them all.
+/// Values of a pass of the rows of an item with matrix tiles: half of a 2 MiB L2, as every panel reads
+/// them all.
 const VALUES_PER_TILED_ITEM: usize = 512 << 10;
 
 /// Lines for one chunk: the levels of its codes, and what a source may write, its pairs, and the absmax of its blocks or, where it turns
@@ -134,7 +135,8 @@ pub(crate) fn gemms<W: Panels>(cpu: Cpu, pool: &Pool, x: &Bf16Rows, parts: &[(&W
 /// Row groups per work item, at most, for sums over `k` columns.
 fn largest_item(cpu: Cpu, k: usize) -> usize {
     if cpu.amx {
-        (VALUES_PER_TILED_ITEM / (LARGEST_TILED_GROUP * k.max(1))).clamp(2, GROUPS_PER_ITEM)
+        let values = LARGEST_TILED_GROUP * k.clamp(1, K_PER_TILED_PASS);
+        (VALUES_PER_TILED_ITEM / values).clamp(2, GROUPS_PER_ITEM)
     } else {
         GROUPS_PER_ITEM
     }
@@ -159,34 +161,25 @@ unsafe fn work_item(
 ) {
     #[cfg(target_arch = "x86_64")]
     let _session = crate::kernels::amx::Session::new();
+    let per_pass = if cpu.amx { K_PER_TILED_PASS } else { K_PER_PASS };
+    let passes = || {
+        let all = terms
+            .iter()
+            .flat_map(|&(x, w)| pieces(0..w.shape().1, per_pass).map(move |pass| ((x, w), pass)));
+        all.enumerate().map(|(i, (term, pass))| (term, pass, y.add || i > 0))
+    };
     with_lines(SCRATCH, |scratch| {
-        for panel in panels {
+        let mut fill = |panel, (term, pass, add): (Term<'_>, Range<usize>, bool)| {
             // SAFETY: by this function's contract.
-            unsafe { fill_panel(cpu, terms, panel, groups, y, scratch) };
+            unsafe { fill(cpu, term, (panel, pass), groups, (y, add), scratch) };
+        };
+        if cpu.amx && groups.len() > 1 {
+            // The rows of a pass stay near, and the outputs of all panels beside them.
+            passes().for_each(|pass| panels.clone().for_each(|panel| fill(panel, pass.clone())));
+        } else {
+            panels.for_each(|panel| passes().for_each(|pass| fill(panel, pass)));
         }
     });
-}
-
-/// [`work_item`] for one panel.
-///
-/// # Safety
-/// As there.
-unsafe fn fill_panel(
-    cpu: Cpu,
-    terms: &[Term<'_>],
-    panel: usize,
-    groups: &[Range<usize>],
-    y: &Output<'_>,
-    scratch: &mut [Line],
-) {
-    let (mut add, per_pass) = (y.add, if cpu.amx { K_PER_TILED_PASS } else { K_PER_PASS });
-    for &(x, w) in terms {
-        for pass in pieces(0..w.shape().1, per_pass) {
-            // SAFETY: by this function's contract.
-            unsafe { fill(cpu, (x, w), (panel, pass), groups, (y, add), scratch) };
-            add = true;
-        }
-    }
 }
 
 /// Adds one pass of one term to one panel's outputs, or begins them with it unless `add`.
