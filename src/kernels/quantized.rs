@@ -193,7 +193,7 @@ mod tests {
 
     /// Products on every instruction set and with two threads, as bits, and against `f64`.
     fn check<const BITS: usize>(w: &PackedQ<BITS>, m: usize) {
-        let (n, k) = (w.n, w.k);
+        let (n, k) = (w.n(), w.k());
         let x = Seeded(9).values(m * k);
         let mut all = Vec::new();
         for (cpu, threads) in every_cpu().into_iter().flat_map(|cpu| [(cpu, 1), (cpu, 2)]) {

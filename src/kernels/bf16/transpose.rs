@@ -95,11 +95,15 @@ mod avx512 {
     }
 
     /// Before: line `c3 c2 c1` holds at 16-bit position `r3 r2 r1 r0 c0` the value of row `r`,
-    /// column `c`. Three exchanges of one line bit with one position bit put it into line
-    /// `r3 r2 r1` at position `c3 c2 c1 r0 c0`; the last also swaps the two lowest bits.
+    /// column `c`. The two lowest bits change places within each pair of words; then pairs go from
+    /// position `r3 r2 r1` of line `c3 c2 c1` to position `c3 c2 c1` of line `r3 r2 r1`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    fn turn_quarter(lines: [__m512i; 8]) -> [__m512i; 8] {
+    fn turn_quarter(mut lines: [__m512i; 8]) -> [__m512i; 8] {
+        let swapped = load_line(&SWAPPED);
+        for line in &mut lines {
+            *line = _mm512_shuffle_epi8(*line, swapped);
+        }
         let lines = exchange(lines, 1, &EXCHANGE[0]);
         let lines = exchange(lines, 2, &EXCHANGE[1]);
         exchange(lines, 4, &EXCHANGE[2])
@@ -113,34 +117,38 @@ mod avx512 {
         for a in 0..8 {
             if a & step == 0 {
                 let (x, y) = (lines[a], lines[a + step]);
-                lines[a] = _mm512_permutex2var_epi16(x, clear, y);
-                lines[a + step] = _mm512_permutex2var_epi16(x, set, y);
+                lines[a] = _mm512_permutex2var_epi64(x, clear, y);
+                lines[a + step] = _mm512_permutex2var_epi64(x, set, y);
             }
         }
         lines
     }
 
+    /// The bytes of each half of sixteen: in both pairs of words, the inner values exchanged.
+    static SWAPPED: Line = {
+        let (pairs, mut words, mut word) = ([0x0504_0100, 0x0706_0302], [0; 16], 0);
+        while word < 16 {
+            words[word] = pairs[word % 2] + 0x0808_0808 * (word as u32 / 2 % 2);
+            word += 1;
+        }
+        Line(words)
+    };
+
     /// Selectors of the three exchanges, for the line whose bit is clear and the one set.
     static EXCHANGE: [[Line; 2]; 3] = [
-        [selector(2, false, false), selector(2, true, false)],
-        [selector(3, false, false), selector(3, true, false)],
-        [selector(4, false, true), selector(4, true, true)],
+        [selector(0, false), selector(0, true)],
+        [selector(1, false), selector(1, true)],
+        [selector(2, false), selector(2, true)],
     ];
 
-    /// Position `e` of the new line takes its position bit from the line (bit 5 of a selector
-    /// picks the second), and the new line's own bit becomes the old position bit.
-    const fn selector(bit: u32, line_bit: bool, swap_lowest: bool) -> Line {
-        let (mut words, mut target) = ([0; 16], 0);
-        while target < 32 {
-            let e = if swap_lowest {
-                target & !3 | (target & 1) << 1 | (target & 2) >> 1
-            } else {
-                target
-            };
-            let second_line = (e >> bit & 1) << 5;
-            let position = e & !(1 << bit) | (line_bit as u32) << bit;
-            words[target as usize / 2] |= (second_line | position) << (16 * (target & 1));
-            target += 1;
+    /// Position `e` of the new line takes its position bit from the line (bit 3 of a selector picks
+    /// the second), and the new line's own bit becomes the old position bit.
+    const fn selector(bit: u32, line_bit: bool) -> Line {
+        let (mut words, mut e) = ([0; 16], 0);
+        while e < 8 {
+            let second_line = (e >> bit & 1) << 3;
+            words[2 * e as usize] = second_line | e & !(1 << bit) | (line_bit as u32) << bit;
+            e += 1;
         }
         Line(words)
     }

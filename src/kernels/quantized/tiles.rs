@@ -260,3 +260,39 @@ impl<const MR: usize> Work<'_, MR> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::cpu::Cpu;
+    use crate::kernels::pool::Pool;
+    use crate::kernels::q4k::PackedQ4K;
+    use crate::kernels::quantized::{PackedQ, matmul};
+    use crate::kernels::testing::Seeded;
+
+    /// `1 + x · Wᵀ` as it is with matrix tiles, where there are such, and without.
+    fn both_ways<W: IntegerWeight>(w: &W, m: usize) -> [Vec<f32>; 2] {
+        let ((n, k), pool) = (w.shape(), Pool::new(2));
+        let x = Seeded(9).values(m * k);
+        [Cpu::detect(), Cpu::without_tiles()].map(|cpu| {
+            let (mut rows, mut y) = (Q8Rows::new(), vec![1.0; m * n]);
+            rows.quantize(cpu, &pool, &x, m, k);
+            matmul(cpu, &pool, &rows, w, &Output::new(&mut y, n, 0).adding(true));
+            y
+        })
+    }
+
+    #[test]
+    fn sums_go_on_from_pass_to_pass() {
+        let (n, k) = (53, BLOCK * (2 * BLOCKS_PER_PASS + 16));
+        let (pool, weights) = (Pool::new(2), Seeded(8).values(n * k));
+        for m in [33, 47, 300] {
+            let [tiles, registers] =
+                both_ways(&PackedQ::<4>::quantize(&pool, (&weights).into(), n, k), m);
+            assert!(tiles == registers, "Q4_0, {m} rows");
+            let [tiles, registers] =
+                both_ways(&PackedQ4K::quantize(&pool, (&weights).into(), n, k), m);
+            assert!(tiles == registers, "Q4_K, {m} rows");
+        }
+    }
+}
