@@ -43,6 +43,7 @@ impl Scheduler {
         let mut limits = self.limits;
         self.plan_decoding(&mut limits, plan);
         if self.running.iter().all(Sequence::decodes) {
+            limits.tokens = limits.tokens.min(self.guessed_rows(plan.slots.len()));
             self.plan_drafts(limits, plan);
         } else {
             limits.tokens = limits.tokens.min(self.prompt_rows(plan.slots.len()));
@@ -136,6 +137,19 @@ impl Scheduler {
         LONGEST * alone - step
     }
 
+    /// Rows of guesses that keep within what training left of the time between two steps.
+    fn guessed_rows(&self, decoding: usize) -> usize {
+        if self.trained == 0.0 {
+            return usize::MAX;
+        }
+        self.rows_within(LONGEST * self.decoding_seconds() - self.trained, decoding)
+    }
+
+    /// How many rows a step of `seconds` has room for beside `decoding` ones.
+    fn rows_within(&self, seconds: f64, decoding: usize) -> usize {
+        self.pace.widest(seconds, decoding + self.limits.tokens).saturating_sub(decoding)
+    }
+
     /// Prompt rows that stretch a step of `decoding` rows no further than is good.
     fn prompt_rows(&self, decoding: usize) -> usize {
         if decoding == 0 {
@@ -143,10 +157,10 @@ impl Scheduler {
         }
         let alone = self.decoding_seconds();
         let seconds = (STRETCH * alone).min(LONGEST * alone - self.trained);
-        let widest = self.pace.widest(seconds, decoding + self.limits.tokens);
+        let rows = self.rows_within(seconds, decoding);
         // After training, which leaves room the next time, a prompt can wait.
         let least = if self.trained > 0.0 { 1 } else { LEAST_CHUNK };
-        widest.saturating_sub(decoding).max(least)
+        rows.max(least)
     }
 
     /// The older prompt takes what the younger ones leave, but never less than half of the budget
@@ -200,6 +214,16 @@ mod tests {
             scheduler.prompt_rows(1)
         });
         assert_eq!(rows, [16, 16, 7, 1]);
+    }
+
+    #[test]
+    fn guesses_get_what_training_left_of_the_time_between_two_steps() {
+        let mut scheduler = scheduler();
+        let rows = [0.0, 0.0041, 0.0121, 0.050].map(|trained| {
+            scheduler.trained = trained;
+            scheduler.guessed_rows(1)
+        });
+        assert_eq!(rows, [usize::MAX, 23, 7, 0]);
     }
 
     #[test]
