@@ -41,7 +41,12 @@ pub(super) unsafe fn tile<'a>(
     // SAFETY: by this function's contract.
     let tiles = unsafe { shaped(rows) };
     // SAFETY: by this function's contract.
-    let mut sums = if add { unsafe { Sums::start(rows, &row_of, true) } } else { Sums::new() };
+    let mut sums = unsafe {
+        match add {
+            true => Sums::start(rows, &row_of, true),
+            false => Sums::unset(rows, &row_of),
+        }
+    };
     // SAFETY: by this function's contract; the rows were written if `add`, and then in any case.
     unsafe {
         multiply(&tiles, w, x, rows, add, &mut sums);
@@ -176,10 +181,8 @@ unsafe fn multiply(
 fn many_rows(tiles: &Tiles, w: &[Line], x: &[Line], rows: usize, add: bool, sums: &mut Sums) {
     assert!(rows <= PAIR_ROWS, "tiles hold 32 rows");
     let (pieces, rest) = w.as_chunks::<PIECE>();
-    let mut padded = [Line::ZERO; PIECE];
-    padded[..rest.len()].copy_from_slice(rest);
-    let last = (!rest.is_empty()).then_some(&padded);
-    let pieces = pieces.iter().chain(last).zip(x.chunks_exact(rows));
+    let last = (!rest.is_empty()).then(|| padded(rest));
+    let pieces = pieces.iter().chain(&last).zip(x.chunks_exact(rows));
     let sums: *mut u8 = sums.as_mut_ptr();
     let sum = |i: usize| sums.wrapping_add(i % 2 * LINE + i / 2 * ROWS * 2 * LINE);
     // SAFETY: all rows of the tiles lie within `sums`, a piece, or a piece's rows of `x`.
@@ -212,6 +215,14 @@ fn many_rows(tiles: &Tiles, w: &[Line], x: &[Line], rows: usize, add: bool, sums
         tiles.store::<0>(sum(0), 2 * LINE);
         tiles.store::<1>(sum(1), 2 * LINE);
     }
+}
+
+/// A piece of these lines and zeros.
+#[cold]
+fn padded(lines: &[Line]) -> [Line; PIECE] {
+    let mut padded = [Line::ZERO; PIECE];
+    padded[..lines.len()].copy_from_slice(lines);
+    padded
 }
 
 /// Zeros in tile `T`, or what lies at `sum` if `add`.

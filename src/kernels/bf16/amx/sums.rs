@@ -1,7 +1,7 @@
 //! Sums on their way between tiles and rows of the output.
 #![allow(unsafe_code)]
 
-use std::arch::x86_64::_mm512_store_ps;
+use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch, _mm512_store_ps};
 use std::mem::MaybeUninit;
 
 use crate::kernels::amx::PAIR_ROWS;
@@ -16,11 +16,19 @@ impl Sums {
         Self(MaybeUninit::uninit())
     }
 
+    /// Sums that are written before they are put to the rows of `row_of`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn unset<'a>(rows: usize, row_of: &impl Fn(usize) -> &'a mut [f32]) -> Self {
+        own(rows, row_of);
+        Self::new()
+    }
+
     /// Zeros, or what `row_of` holds if `add`: up to 32 columns of each row.
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub fn start<'a>(rows: usize, row_of: &impl Fn(usize) -> &'a mut [f32], add: bool) -> Self {
-        let mut sums = Self::new();
+        let mut sums = if add { Self::new() } else { Self::unset(rows, row_of) };
         for i in 0..rows {
             let row: &[f32] = if add { row_of(i) } else { &[] };
             let (left, right) = row.split_at(row.len().min(16));
@@ -71,5 +79,17 @@ impl Sums {
             store_ps(left, load_ps(&sums[0]));
             store_ps(right, load_ps(&sums[1]));
         }
+    }
+}
+
+/// Asks for the lines that [`Sums::put`] will write, to be this core's own by then: a store that waits
+/// for its line holds up those of the next tile.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn own<'a>(rows: usize, row_of: &impl Fn(usize) -> &'a mut [f32]) {
+    for i in 0..rows {
+        row_of(i).iter().step_by(16).for_each(|value| {
+            _mm_prefetch::<_MM_HINT_ET0>(std::ptr::from_ref(value).cast()); // a hint: it never faults
+        });
     }
 }
