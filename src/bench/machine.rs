@@ -86,6 +86,9 @@ pub fn choices() -> [Choice; 4] {
         _ => ("plain loops", "neither AVX2 nor AVX-512 was detected"),
     };
     let integer = match cpu.names().as_slice() {
+        names if names.contains(&"amx") => {
+            ("vpdpbusd, tdpbssd from 33 rows on", "AVX-512 VNNI and AMX were detected")
+        }
         names if names.contains(&"avx512vnni") => {
             ("vpdpbusd, 16 rows", "AVX-512 VNNI was detected")
         }
