@@ -87,7 +87,7 @@ pub fn choices() -> [Choice; 4] {
     };
     let integer = match cpu.names().as_slice() {
         names if names.contains(&"amx") => {
-            ("vpdpbusd, tdpbssd from 33 rows on", "AVX-512 VNNI and AMX were detected")
+            ("vpdpbusd, tdpbssd tiles", "AVX-512 VNNI and AMX were detected")
         }
         names if names.contains(&"avx512vnni") => {
             ("vpdpbusd, 16 rows", "AVX-512 VNNI was detected")
