@@ -218,7 +218,6 @@ fn many_rows(tiles: &Tiles, w: &[Line], x: &[Line], rows: usize, add: bool, sums
 }
 
 /// A piece of these lines and zeros.
-#[cold]
 fn padded(lines: &[Line]) -> [Line; PIECE] {
     let mut padded = [Line::ZERO; PIECE];
     padded[..lines.len()].copy_from_slice(lines);
