@@ -111,7 +111,7 @@ pub fn matmuls<W: IntegerWeight>(cpu: Cpu, pool: &Pool, x: &Q8Rows, parts: &[(&W
         let tiles = piece(tiles_of(w), grain, item % columns);
         let groups = piece(groups, share, item / columns);
         // SAFETY: items of one part differ in their tiles or in their row groups, and parts write
-        // to columns of their own, so no two share outputs.
+        // to columns of their own, so no two share outputs; rows are tiled only where there is AMX.
         unsafe {
             match x.tiled() {
                 #[cfg(target_arch = "x86_64")]
