@@ -235,7 +235,7 @@ impl IntegerWeight for PackedQ4K {
 
     fn tile<const MR: usize>(
         cpu: Cpu,
-        w: Weights<'_>,
+        (w, next): (Weights<'_>, &[Line]),
         x: &[Q8Block],
         y: [&mut [f32]; MR],
         add: bool,
@@ -243,12 +243,12 @@ impl IntegerWeight for PackedQ4K {
         #[cfg(target_arch = "x86_64")]
         if cpu.vnni {
             // SAFETY: `vnni` says that AVX-512 F, BW, VL and VNNI were detected.
-            return unsafe { avx512::tile(w, x, y, add) };
+            return unsafe { avx512::tile((w, next), x, y, add) };
         } else if cpu.avx2 {
             // SAFETY: `avx2` says that AVX2, FMA and F16C were detected.
             return unsafe { avx2::tile(w, x, y, add) };
         }
-        let _ = cpu;
+        let _ = (cpu, next);
         scalar::tile(w, x, y, add);
     }
 

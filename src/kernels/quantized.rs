@@ -68,10 +68,10 @@ pub trait IntegerWeight: Sync {
     /// The codes of [`IntegerWeight::chunk`].
     fn codes(&self, tile: usize, blocks: &Range<usize>) -> &[Line];
 
-    /// One register tile: `MR` rows by 16 columns, added to `y` if `add`.
+    /// One register tile: `MR` rows by 16 columns, added to `y` if `add`. Meanwhile it may ask for `next`.
     fn tile<const MR: usize>(
         cpu: Cpu,
-        w: Self::Chunk<'_>,
+        w: (Self::Chunk<'_>, &[Line]),
         x: &[Q8Block],
         y: [&mut [f32]; MR],
         add: bool,
@@ -149,7 +149,11 @@ unsafe fn work_item<W: IntegerWeight>(
     for blocks in pieces(0..k / BLOCK, per_pass.max(1)) {
         for tile in tiles.clone() {
             let weights = w.chunk(tile, &blocks);
+            // The first group streams the weight; while later ones find it near, memory would rest.
+            let next = next_tile(w, tile, &blocks);
+            let mut shares = next.chunks(next.len().div_ceil(groups.len()).max(1));
             for group in groups.clone().map(|g| x.groups().get(g)) {
+                let weights = (weights, shares.next().unwrap_or_default());
                 let rows = x.chunk(&group, &blocks);
                 let columns = tile * TILE..n.min((tile + 1) * TILE);
                 let row_of = |i: usize| {
@@ -163,11 +167,19 @@ unsafe fn work_item<W: IntegerWeight>(
     }
 }
 
+/// The codes of the tile after `tile`, if there is one.
+fn next_tile<'a, W: IntegerWeight>(w: &'a W, tile: usize, blocks: &Range<usize>) -> &'a [Line] {
+    match (tile + 1) * TILE < w.shape().0 {
+        true => w.codes(tile + 1, blocks),
+        false => &[],
+    }
+}
+
 /// Picks the kernel for this many rows. `row_of(i)` is row `i` of the output tile; `add` says
 /// whether it already holds the blocks before these.
 fn multiply<'a, W: IntegerWeight>(
     cpu: Cpu,
-    w: W::Chunk<'_>,
+    w: (W::Chunk<'_>, &[Line]),
     x: &[Q8Block],
     rows: usize,
     row_of: impl Fn(usize) -> &'a mut [f32],

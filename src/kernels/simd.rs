@@ -110,6 +110,15 @@ pub fn prefetch<T>(item: &T, ahead: usize) {
     _mm_prefetch::<_MM_HINT_T0>(address.cast()); // a hint: it never faults
 }
 
+/// Asks for `lines`, to be in the second-level cache.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn prefetch_lines(lines: &[Line]) {
+    for line in lines {
+        _mm_prefetch::<_MM_HINT_T1>(ptr::from_ref(line).cast()); // a hint: it never faults
+    }
+}
+
 #[inline(always)]
 fn mask(lanes: usize) -> __mmask16 {
     if lanes >= 16 { !0 } else { (1 << lanes) - 1 }

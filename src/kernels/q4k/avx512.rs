@@ -7,14 +7,20 @@ use crate::kernels::activations::Q8Block;
 use crate::kernels::line::Line;
 use crate::kernels::quantized::avx512::unpack;
 use crate::kernels::quantized::tiles::Spread;
-use crate::kernels::simd::{load_line, load_ps, prefetch, store_line, store_ps};
+use crate::kernels::simd::{load_line, load_ps, prefetch, prefetch_lines, store_line, store_ps};
 
 /// Lines ahead of the stream: 4 KiB, about the latency of memory at its bandwidth.
 const AHEAD: usize = 64;
 
 /// `MR` rows by 16 columns; see [`super::IntegerWeight::tile`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub fn tile<const MR: usize>(w: Weights<'_>, x: &[Q8Block], y: [&mut [f32]; MR], add: bool) {
+pub fn tile<const MR: usize>(
+    (w, next): (Weights<'_>, &[Line]),
+    x: &[Q8Block],
+    y: [&mut [f32]; MR],
+    add: bool,
+) {
+    let mut next = next.chunks(next.len().div_ceil(w.codes.len() / PART_LINES).max(1));
     let mut sums = [_mm512_setzero_ps(); MR];
     if add {
         for i in 0..MR {
@@ -28,6 +34,7 @@ pub fn tile<const MR: usize>(w: Weights<'_>, x: &[Q8Block], y: [&mut [f32]; MR],
         let parts = codes.chunks_exact(PART_LINES).zip(x.chunks_exact(MR));
         for (part, (codes, x)) in parts.enumerate() {
             codes.iter().for_each(|line| prefetch(line, AHEAD));
+            prefetch_lines(next.next().unwrap_or_default());
             let (scale, min) = scales.part(part);
             let weights = unpack::<4>(codes);
             for i in 0..MR {

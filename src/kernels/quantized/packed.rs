@@ -175,7 +175,7 @@ impl<const BITS: usize> IntegerWeight for PackedQ<BITS> {
 
     fn tile<const MR: usize>(
         cpu: Cpu,
-        w: Weights<'_, BITS>,
+        (w, next): (Weights<'_, BITS>, &[Line]),
         x: &[Q8Block],
         y: [&mut [f32]; MR],
         add: bool,
@@ -183,12 +183,12 @@ impl<const BITS: usize> IntegerWeight for PackedQ<BITS> {
         #[cfg(target_arch = "x86_64")]
         if cpu.vnni {
             // SAFETY: `vnni` says that AVX-512 F, BW, VL and VNNI were detected.
-            return unsafe { avx512::tile::<BITS, MR>(w, x, y, add) };
+            return unsafe { avx512::tile::<BITS, MR>((w, next), x, y, add) };
         } else if cpu.avx2 {
             // SAFETY: `avx2` says that AVX2 and FMA were detected.
             return unsafe { avx2::tile::<BITS, MR>(w, x, y, add) };
         }
-        let _ = cpu;
+        let _ = (cpu, next);
         scalar::tile::<BITS, MR>(w, x, y, add);
     }
 

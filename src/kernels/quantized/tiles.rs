@@ -12,7 +12,6 @@
 use std::arch::x86_64::*;
 use std::array;
 use std::ops::Range;
-use std::ptr;
 
 use super::{BLOCKS_PER_PASS, GROUPS_PER_ITEM, IntegerWeight, TILE};
 use crate::kernels::activations::{BLOCK, LARGEST_TILED_GROUP, Q8Block, Q8Rows};
@@ -21,7 +20,9 @@ use crate::kernels::line::Line;
 use crate::kernels::output::Output;
 use crate::kernels::rows::pieces;
 use crate::kernels::scratch::with_lines;
-use crate::kernels::simd::{load_line, load_line_ps, load_ps, store_line, stored, stream_ps};
+use crate::kernels::simd::{
+    load_line, load_line_ps, load_ps, prefetch_lines, store_line, stored, stream_ps,
+};
 
 const _: () = assert!(LARGEST_TILED_GROUP == ROWS && TILE == ROWS);
 
@@ -191,10 +192,9 @@ unsafe fn tile_of<W: IntegerWeight, const MR: usize>(
         }
     }
     let work = Work { tiles, w, x: x.as_chunks().0 };
+    let mut lines_of_next = next.chunks(W::LINES);
     for i in 0..work.x.len() + LAG {
-        for line in next.iter().skip(W::LINES * i).take(W::LINES) {
-            _mm_prefetch::<_MM_HINT_T1>(ptr::from_ref(line).cast()); // a hint: it never faults
-        }
+        prefetch_lines(lines_of_next.next().unwrap_or_default());
         work.multiply(i, dots);
         if i >= LAG {
             work.add_scaled::<W>(i - LAG, &dots[(i - LAG) % DOTS], &mut sums);
