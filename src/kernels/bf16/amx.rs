@@ -8,6 +8,7 @@ mod few;
 mod sums;
 
 use std::arch::x86_64::*;
+use std::array;
 
 use crate::kernels::amx::{self, PAIR_ROWS, ROWS, Tiles};
 use crate::kernels::line::Line;
@@ -38,19 +39,22 @@ pub(super) unsafe fn tile<'a>(
     row_of: impl Fn(usize) -> &'a mut [f32],
     add: bool,
 ) {
-    // SAFETY: by this function's contract.
-    let tiles = unsafe { shaped(rows) };
-    // SAFETY: by this function's contract.
-    let mut sums = unsafe {
-        match add {
-            true => Sums::start(rows, &row_of, true),
-            false => Sums::unset(rows, &row_of),
-        }
-    };
     // SAFETY: by this function's contract; the rows were written if `add`, and then in any case.
     unsafe {
-        multiply(&tiles, w, x, rows, add, &mut sums);
-        sums.put(rows, &row_of);
+        match rows {
+            1 => few_rows::<1>(w, x, array::from_fn(row_of), add),
+            2 => few_rows::<2>(w, x, array::from_fn(row_of), add),
+            3 => few_rows::<3>(w, x, array::from_fn(row_of), add),
+            4 => few_rows::<FEW_ROWS>(w, x, array::from_fn(row_of), add),
+            _ => {
+                let mut sums = match add {
+                    true => Sums::start(rows, &row_of, true),
+                    false => Sums::unset(rows, &row_of),
+                };
+                multiply(&shaped(rows), w, x, rows, add, &mut sums);
+                sums.put(rows, &row_of);
+            }
+        }
     }
 }
 
@@ -102,17 +106,15 @@ pub(super) unsafe fn tile_of_codes<'a>(
     row_of: impl Fn(usize) -> &'a mut [f32],
     add: bool,
 ) {
-    // SAFETY: by this function's contract; the rows have a start.
+    // SAFETY: by this function's contract.
     unsafe {
-        let mut sums = Sums::start(rows, &row_of, add);
         match rows {
-            1 => few_rows_of_codes::<1>(levels, codes, x, &mut sums),
-            2 => few_rows_of_codes::<2>(levels, codes, x, &mut sums),
-            3 => few_rows_of_codes::<3>(levels, codes, x, &mut sums),
-            4 => few_rows_of_codes::<FEW_ROWS>(levels, codes, x, &mut sums),
+            1 => few_rows_of_codes::<1>(levels, codes, x, array::from_fn(row_of), add),
+            2 => few_rows_of_codes::<2>(levels, codes, x, array::from_fn(row_of), add),
+            3 => few_rows_of_codes::<3>(levels, codes, x, array::from_fn(row_of), add),
+            4 => few_rows_of_codes::<FEW_ROWS>(levels, codes, x, array::from_fn(row_of), add),
             _ => unreachable!("for more rows, codes are looked up once"),
         }
-        sums.put(rows, &row_of);
     }
 }
 
@@ -133,52 +135,20 @@ unsafe fn add_scaled(dots: &Sums, scales: &[Line; 2], rows: usize, sums: &mut Su
     }
 }
 
-/// Unless there are few rows, tiles for the sums of the upper rows and of the lower ones, for both
-/// parts of `x`, and two for `W`.
+/// Tiles for the sums of the upper rows and of the lower ones, for both parts of `x`, and two for `W`.
 ///
 /// # Safety
 /// The processor must have AMX.
-unsafe fn shaped(rows: usize) -> Option<Tiles> {
+unsafe fn shaped(rows: usize) -> Tiles {
     let (upper, lower) = amx::halves(rows);
     let (c, d, b) = ((upper, 64), (lower, 64), (16, 64));
     // SAFETY: by this function's contract.
-    (rows > FEW_ROWS).then(|| unsafe { Tiles::shaped([c, c, d, d, c, d, b, b]) })
+    unsafe { Tiles::shaped([c, c, d, d, c, d, b, b]) }
 }
 
-/// `sums = x · w`, or `sums += x · w` if `add`.
-///
-/// # Safety
-/// The processor must have AVX-512 F, and the rows of `sums` must have been written if `add`.
+/// `sums = x · w`, or `sums += x · w` if `add`: then they must have been written.
 #[target_feature(enable = "avx512f")]
-unsafe fn multiply(
-    tiles: &Option<Tiles>,
-    w: &[Line],
-    x: &[Line],
-    rows: usize,
-    add: bool,
-    sums: &mut Sums,
-) {
-    if !add && rows <= FEW_ROWS {
-        for i in 0..rows {
-            sums.row_mut(i).write([[0.0; 16]; 2]);
-        }
-    }
-    // SAFETY: the first rows were written.
-    unsafe {
-        match (rows, tiles) {
-            (1, _) => few_rows::<1>(w, x, sums),
-            (2, _) => few_rows::<2>(w, x, sums),
-            (3, _) => few_rows::<3>(w, x, sums),
-            (4, _) => few_rows::<FEW_ROWS>(w, x, sums),
-            (_, Some(tiles)) => many_rows(tiles, w, x, rows, add, sums),
-            (_, None) => unreachable!("many rows have tiles"),
-        }
-    }
-}
-
-/// [`multiply`] with tiles of these rows.
-#[target_feature(enable = "avx512f")]
-fn many_rows(tiles: &Tiles, w: &[Line], x: &[Line], rows: usize, add: bool, sums: &mut Sums) {
+fn multiply(tiles: &Tiles, w: &[Line], x: &[Line], rows: usize, add: bool, sums: &mut Sums) {
     assert!(rows <= PAIR_ROWS, "tiles hold 32 rows");
     let (pieces, rest) = w.as_chunks::<PIECE>();
     let last = (!rest.is_empty()).then(|| padded(rest));

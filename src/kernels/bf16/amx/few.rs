@@ -2,14 +2,12 @@
 //!
 //! For these, setting tiles out and fetching sums back takes longer. Values below the smallest normal
 //! one are not flushed to zero.
-#![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
 
-use super::sums::Sums;
 use super::{AHEAD, PIECE};
 use crate::kernels::line::Line;
-use crate::kernels::simd::{load_line, load_line_ps, load_ps, prefetch, store_ps};
+use crate::kernels::simd::{load_line, load_line_ps, load_ps, load_tile, prefetch, store_tile};
 
 /// Lines of codes ahead of the stream that are asked for: 4 KiB.
 const CODES_AHEAD: usize = 64;
@@ -21,14 +19,10 @@ type Totals<const MR: usize> = [[__m512; 2]; MR];
 /// the even columns of a pair and the odd ones.
 type Chains<const MR: usize> = [[[__m512; 2]; 2]; MR];
 
-/// `sums += x · w` as `Tiles::bf16` adds.
-///
-/// # Safety
-/// The rows of `sums` must have been written.
+/// `y = x · w`, or `y += x · w` if `add`, as `Tiles::bf16` adds: up to 32 columns of each row.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn few_rows<const MR: usize>(w: &[Line], x: &[Line], sums: &mut Sums) {
-    // SAFETY: by this function's contract.
-    let mut totals = unsafe { read::<MR>(sums) };
+pub(super) fn few_rows<const MR: usize>(w: &[Line], x: &[Line], y: [&mut [f32]; MR], add: bool) {
+    let mut totals: Totals<MR> = load_tile(&y, add);
     for (w, x) in w.chunks(PIECE).zip(x.chunks_exact(MR)) {
         let mut chains = none();
         for (p, pair) in w.as_chunks::<2>().0.iter().enumerate() {
@@ -38,24 +32,21 @@ pub(super) unsafe fn few_rows<const MR: usize>(w: &[Line], x: &[Line], sums: &mu
         }
         add_chains(&mut totals, &chains);
     }
-    write(&totals, sums);
+    store_tile(y, &totals);
 }
 
-/// `sums += x · w` of codes whose `levels` are values of bf16: blocks of 64 columns, whose sums count
+/// [`few_rows`] of codes whose `levels` are values of bf16: blocks of 64 columns, whose sums count
 /// `absmax` times.
-///
-/// # Safety
-/// The rows of `sums` must have been written.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn few_rows_of_codes<const MR: usize>(
+pub(super) fn few_rows_of_codes<const MR: usize>(
     levels: &[f32; 16],
     (codes, absmax): (&[Line], &[Line]),
     x: &[Line],
-    sums: &mut Sums,
+    y: [&mut [f32]; MR],
+    add: bool,
 ) {
     let levels = load_ps(levels);
-    // SAFETY: by this function's contract.
-    let mut totals = unsafe { read::<MR>(sums) };
+    let mut totals: Totals<MR> = load_tile(&y, add);
     let blocks = codes.as_chunks::<16>().0.iter().zip(absmax.as_chunks::<2>().0);
     for ((codes, absmax), x) in blocks.zip(x.chunks_exact(2 * MR)) {
         let mut dots = [[_mm512_setzero_ps(); 2]; MR];
@@ -78,7 +69,7 @@ pub(super) unsafe fn few_rows_of_codes<const MR: usize>(
             }
         }
     }
-    write(&totals, sums);
+    store_tile(y, &totals);
 }
 
 /// The pair whose codes begin at bits `EVEN` and `ODD` of each word; `vpermps` reads the lowest four
@@ -136,30 +127,5 @@ fn add_chains<const MR: usize>(totals: &mut Totals<MR>, chains: &Chains<MR>) {
             let [even, odd] = chains[i][half];
             totals[i][half] = _mm512_add_ps(totals[i][half], _mm512_add_ps(even, odd));
         }
-    }
-}
-
-/// The first rows of `sums`.
-///
-/// # Safety
-/// They must have been written.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn read<const MR: usize>(sums: &Sums) -> Totals<MR> {
-    let mut totals = [[_mm512_setzero_ps(); 2]; MR];
-    for (i, totals) in totals.iter_mut().enumerate() {
-        // SAFETY: by this function's contract.
-        let row = unsafe { sums.row(i) };
-        *totals = [load_ps(&row[0]), load_ps(&row[1])];
-    }
-    totals
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn write<const MR: usize>(totals: &Totals<MR>, sums: &mut Sums) {
-    for (i, totals) in totals.iter().enumerate() {
-        let row = sums.row_mut(i).write([[0.0; 16]; 2]);
-        row.iter_mut().zip(totals).for_each(|(line, &total)| store_ps(line, total));
     }
 }
