@@ -117,30 +117,40 @@ impl<B: Backend> Head<B> {
         Scored { x, normed, z }
     }
 
-    /// The loss of scored rows against `labels`, and the gradient `(n, d)` of `weight` times it.
-    #[allow(clippy::too_many_arguments)]
-    pub fn loss_and_gradient(
+    /// The loss of scored rows against `labels`; in place of the logits the gradient of `weight` times
+    /// it.
+    pub fn loss_of(
         &self,
         b: &mut B,
         Scored { x, normed, mut z }: Scored<B>,
         labels: &[i32],
         weight: f32,
-        embedding: &Embedding<B>,
-        adapters: Adapters<'_, B>,
-        gradients: &mut Gradients<'_, B>,
-    ) -> (LossSum, B::Rows) {
+    ) -> (LossSum, Scored<B>) {
         // The cap's derivative needs its output, which the loss overwrites.
         let scaled = self.is_scaled().then(|| b.duplicate(&z));
         let sum = b.cross_entropy(&mut z, labels, weight);
-        if let Some(scaled) = &scaled {
-            b.scale_logits_backward(scaled, self.scale, self.softcap, &mut z);
+        if let Some(scaled) = scaled {
+            b.scale_logits_backward(&scaled, self.scale, self.softcap, &mut z);
+            b.recycle(scaled);
         }
+        (sum, Scored { x, normed, z })
+    }
+
+    /// The gradient `(n, d)` of the rows from that of their logits, which `z` holds.
+    pub fn backward(
+        &self,
+        b: &mut B,
+        Scored { x, normed, z }: Scored<B>,
+        embedding: &Embedding<B>,
+        adapters: Adapters<'_, B>,
+        gradients: &mut Gradients<'_, B>,
+    ) -> B::Rows {
         let (n, d) = b.shape(&x);
         let (mut dnormed, mut dx) = (b.zeros(n, d), b.zeros(n, d));
         self.projection_backward(b, &z, &normed, embedding, adapters, gradients, &mut dnormed);
         self.norm.backward(b, &dnormed, &x, gradients, &mut dx);
-        [x, normed, z, dnormed].into_iter().chain(scaled).for_each(|rows| b.recycle(rows));
-        (sum, dx)
+        [x, normed, z, dnormed].into_iter().for_each(|rows| b.recycle(rows));
+        dx
     }
 
     #[allow(clippy::too_many_arguments)]

@@ -4,7 +4,7 @@ mod backward;
 
 use std::ops::Range;
 
-pub(super) use backward::{BackAtUp, KeptAttention};
+pub(super) use backward::{BackAtQkv, BackAtUp, KeptAttention};
 
 use super::linear::{Adapters, Projection};
 use super::norm::{ModelNorm, add_normed};

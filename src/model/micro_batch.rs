@@ -85,8 +85,7 @@ impl<B: Backend> MicroBatch<B> {
         self.state = match std::mem::replace(&mut self.state, State::Done) {
             State::Embed => {
                 trainee.renew(b, model);
-                let x = self.embed(b, model, trainee);
-                self.forward_unit(b, model, trainee, 0, x)
+                State::Forward { layer: 0, x: self.embed(b, model, trainee) }
             }
             State::Forward { layer, x } => self.forward_unit(b, model, trainee, layer, x),
             State::Head { chunk, x, dx } => self.head_unit(b, model, trainee, chunk, (x, dx)),
@@ -98,6 +97,9 @@ impl<B: Backend> MicroBatch<B> {
             }
             State::ForwardDown { layer, input, raised } => {
                 self.forward_down_unit(b, model, trainee, layer, (input, raised))
+            }
+            State::Loss { chunk, x, dx, scored } => {
+                self.loss_unit(b, model, chunk, (x, dx, scored))
             }
             State::HeadBackward { chunk, x, dx, scored } => {
                 self.head_backward_unit(b, model, trainee, chunk, (x, dx, scored))
@@ -113,6 +115,7 @@ impl<B: Backend> MicroBatch<B> {
             State::BackwardAttention { x, kept, dx } => {
                 self.backward_attention_unit(b, model, trainee, (x, kept, dx))
             }
+            State::BackwardQkv { x, back } => self.backward_qkv_unit(b, model, trainee, (x, back)),
             State::Done => State::Done,
         };
         matches!(self.state, State::Done).then_some(self.loss)
@@ -120,8 +123,8 @@ impl<B: Backend> MicroBatch<B> {
 
     /// Calls of [`MicroBatch::advance`] a whole micro-batch takes, at most.
     pub fn units(&self, model: &Model<B>) -> usize {
-        let (of_a_layer, of_a_chunk) = if self.options.evaluate { (3, 1) } else { (8, 2) };
-        of_a_layer * model.layers.len() + of_a_chunk * self.labelled.len().div_ceil(HEAD_CHUNK)
+        let (of_a_layer, of_a_chunk) = if self.options.evaluate { (3, 1) } else { (9, 3) };
+        1 + of_a_layer * model.layers.len() + of_a_chunk * self.labelled.len().div_ceil(HEAD_CHUNK)
     }
 
     fn embed(&self, b: &mut B, model: &Model<B>, trainee: &mut Trainee<B>) -> B::Rows {
@@ -201,7 +204,7 @@ impl<B: Backend> MicroBatch<B> {
         b.gather(&x, rows, &mut labelled);
         if !self.options.evaluate {
             let scored = model.head.score(b, labelled, &model.embedding, adapters);
-            return State::HeadBackward { chunk, x, dx, scored };
+            return State::Loss { chunk, x, dx, scored };
         }
         let sum = model.head.loss(b, &labelled, &labels, &model.embedding, adapters);
         b.recycle(labelled);

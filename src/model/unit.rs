@@ -1,19 +1,22 @@
 //! The units a micro-batch is cut into, and what each works on.
 
 use super::head::Scored;
-use super::layer::{BackAtUp, Begun, Kept, KeptAttention, Raised};
+use super::layer::{BackAtQkv, BackAtUp, Begun, Kept, KeptAttention, Raised};
 use crate::backend::Backend;
 
 /// The kinds of unit; those of one micro-batch that are of one kind take about equally long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PassUnit {
+    /// The input of the first layer.
+    Embed,
     /// A layer's attention, forward.
     Attention,
     /// The two products of a layer's MLP, forward.
     Up,
     Down,
-    /// Logits and loss of some rows.
+    /// Logits of some rows, their loss, and back.
     Head,
+    Loss,
     HeadBackward,
     /// What is computed anew of a layer for its backward.
     AttentionAgain,
@@ -21,6 +24,7 @@ pub enum PassUnit {
     BackwardDown,
     BackwardUp,
     BackwardAttention,
+    BackwardQkv,
 }
 
 /// What the next unit works on.
@@ -49,6 +53,13 @@ pub(super) enum State<B: Backend> {
         dx: B::Rows,
     },
     /// The chunk's logits are there.
+    Loss {
+        chunk: usize,
+        x: B::Rows,
+        dx: B::Rows,
+        scored: Scored<B>,
+    },
+    /// The chunk's logits have become their gradient.
     HeadBackward {
         chunk: usize,
         x: B::Rows,
@@ -78,6 +89,10 @@ pub(super) enum State<B: Backend> {
         kept: KeptAttention<B>,
         dx: B::Rows,
     },
+    BackwardQkv {
+        x: B::Rows,
+        back: BackAtQkv<B>,
+    },
     Done,
 }
 
@@ -85,16 +100,19 @@ impl<B: Backend> State<B> {
     /// The kind of the next unit; `None` if none is left.
     pub fn next(&self) -> Option<PassUnit> {
         Some(match self {
-            Self::Embed | Self::Forward { .. } => PassUnit::Attention,
+            Self::Embed => PassUnit::Embed,
+            Self::Forward { .. } => PassUnit::Attention,
             Self::ForwardUp { .. } => PassUnit::Up,
             Self::ForwardDown { .. } => PassUnit::Down,
             Self::Head { .. } => PassUnit::Head,
+            Self::Loss { .. } => PassUnit::Loss,
             Self::HeadBackward { .. } => PassUnit::HeadBackward,
             Self::Backward { kept: None, .. } => PassUnit::AttentionAgain,
             Self::UpAgain { .. } => PassUnit::UpAgain,
             Self::Backward { kept: Some(_), .. } => PassUnit::BackwardDown,
             Self::BackwardUp { .. } => PassUnit::BackwardUp,
             Self::BackwardAttention { .. } => PassUnit::BackwardAttention,
+            Self::BackwardQkv { .. } => PassUnit::BackwardQkv,
             Self::Done => return None,
         })
     }

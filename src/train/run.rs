@@ -48,10 +48,19 @@ pub struct Run<B: Backend> {
 enum Phase<B: Backend> {
     NextStep,
     Window(Window<B>),
-    Update { loss: LossSum, tokens: usize, since: Instant },
+    /// The window's gradients are there.
+    Measure {
+        loss: LossSum,
+        tokens: usize,
+        since: Instant,
+    },
+    Update(TrainMetrics),
     Evaluate(Evaluation<B>),
     Snapshot(Occasion),
-    Compare { snapshot: TrainSnapshot, comparison: Comparison },
+    Compare {
+        snapshot: TrainSnapshot,
+        comparison: Comparison,
+    },
     Over,
 }
 
@@ -75,6 +84,7 @@ struct Validation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unit {
     Pass(PassUnit),
+    Measure,
     Update,
     Evaluate(PassUnit),
     Snapshot,
@@ -150,8 +160,9 @@ impl<B: Backend> Run<B> {
     /// The kind of the unit that [`Run::advance`] does next.
     pub fn next_unit(&self) -> Unit {
         match &self.phase {
-            Phase::Window(window) => window.next_unit().map_or(Unit::Other, Unit::Pass),
-            Phase::Update { .. } => Unit::Update,
+            Phase::Window(window) => Unit::Pass(window.next_unit().unwrap_or(PassUnit::Embed)),
+            Phase::Measure { .. } => Unit::Measure,
+            Phase::Update(_) => Unit::Update,
             Phase::Evaluate(pass) => pass.next_unit().map_or(Unit::Other, Unit::Evaluate),
             Phase::Snapshot(_) => Unit::Snapshot,
             Phase::NextStep | Phase::Compare { .. } | Phase::Over => Unit::Other,
@@ -168,9 +179,10 @@ impl<B: Backend> Run<B> {
             }
             Phase::NextStep => self.open_window(model),
             Phase::Window(window) => self.window_unit(b, model, window, &mut events),
-            Phase::Update { loss, tokens, since } => {
-                self.update(b, loss, tokens, since, &mut events)
+            Phase::Measure { loss, tokens, since } => {
+                self.measure(b, loss, tokens, since, &mut events)
             }
+            Phase::Update(metrics) => self.update(b, metrics, &mut events),
             Phase::Evaluate(pass) => self.evaluation_unit(b, model, pass, &mut events),
             Phase::Snapshot(occasion) => self.snapshot(b, occasion, &mut events),
             Phase::Compare { snapshot, comparison } => {
@@ -224,7 +236,7 @@ impl<B: Backend> Run<B> {
             Err(error) => return self.give_up(&error, events),
         }
         match window.advance(b, model, &mut self.trainee) {
-            Some(loss) => Phase::Update { loss, tokens: window.tokens(), since: window.since() },
+            Some(loss) => Phase::Measure { loss, tokens: window.tokens(), since: window.since() },
             None => Phase::Window(window),
         }
     }
@@ -236,7 +248,8 @@ impl<B: Backend> Run<B> {
         Phase::Over
     }
 
-    fn update(
+    /// How the step went, unless what it found ends the run.
+    fn measure(
         &mut self,
         b: &mut B,
         loss: LossSum,
@@ -248,13 +261,12 @@ impl<B: Backend> Run<B> {
         let (step, total_steps) = (self.progress.step + 1, self.plan.total_steps());
         let squares = self.optimizer.gradient_squares(b, &mut self.trainee);
         let norm = squares.iter().sum::<f64>().sqrt();
-        let rate = schedule::learning_rate(h, step, total_steps);
         let metrics = TrainMetrics {
             step,
             total_steps,
             train_loss: loss.loss / loss.tokens as f64,
             train_mean_token_accuracy: loss.correct as f64 / loss.tokens as f64,
-            learning_rate: rate,
+            learning_rate: schedule::learning_rate(h, step, total_steps),
             grad_norm: norm,
             tokens_per_second: tokens as f64 / since.elapsed().as_secs_f64().max(1e-9),
             trained_tokens: self.progress.trained_tokens + loss.tokens as u64,
@@ -263,6 +275,17 @@ impl<B: Backend> Run<B> {
             events.push(TrainEvent::Failed { step, message });
             return Phase::Over;
         }
+        Phase::Update(metrics)
+    }
+
+    fn update(
+        &mut self,
+        b: &mut B,
+        metrics: TrainMetrics,
+        events: &mut Vec<TrainEvent>,
+    ) -> Phase<B> {
+        let (h, step) = (&self.request.hyperparameters, metrics.step);
+        let (rate, norm) = (metrics.learning_rate, metrics.grad_norm);
         let moved = self.optimizer.step(b, &mut self.trainee, h, rate, norm, step);
         if let Err(error) = moved {
             let message = TrainError::Paging(error).to_string();

@@ -16,6 +16,13 @@ pub(in crate::model) struct BackAtUp<B: Backend> {
 /// What is left of what was kept when the MLP's backward is done; `proj` is whole again.
 pub(in crate::model) struct KeptAttention<B: Backend>(AttentionParts<B>);
 
+/// A backward that has come to the raw projection of queries, keys and values, whose gradient is
+/// `dqkv`; `dx1` is that of the attention block's output.
+pub(in crate::model) struct BackAtQkv<B: Backend> {
+    dqkv: B::Rows,
+    dx1: B::Rows,
+}
+
 impl<B: Backend> Layer<B> {
     /// From `dy (t, d)`, the gradient of the block's output, to that of the MLP's raw projection.
     pub fn backward_down(
@@ -52,24 +59,47 @@ impl<B: Backend> Layer<B> {
         (KeptAttention(attention), dx1)
     }
 
-    /// The rest of the block's backward, after [`Layer::backward_up`]: `dx1` becomes the gradient of
-    /// the block's input. Where `need_dx` is false nothing below asks for it, and the products that
-    /// only it needs are left out.
-    #[allow(clippy::too_many_arguments)]
+    /// Goes on through the attention, from `dx1 (t, d)`, the gradient of the attention block's output.
     pub fn backward_attention(
         &self,
         b: &mut B,
-        x: &B::Rows,
         KeptAttention(mut parts): KeptAttention<B>,
         dx1: B::Rows,
         pass: &Pass<'_, B>,
         gradients: &mut Gradients<'_, B>,
-        need_dx: bool,
-    ) -> B::Rows {
+    ) -> BackAtQkv<B> {
         parts.qkv = self.take_back(b, parts.qkv, self.qkv.out_features);
         let width = self.attention.heads * self.attention.head_dim;
         parts.o = self.take_back(b, parts.o, width);
-        self.attention_backward(b, x, parts, dx1, pass, gradients, need_dx)
+        let norm = self.post_attention_norm.as_ref();
+        let dproj = normed_backward(b, norm, &dx1, &parts.proj, gradients);
+        let outer = dproj.as_ref().unwrap_or(&dx1);
+        let d_o = self.o.backward(b, outer, &parts.o, pass.adapters, gradients, true);
+        let d_o = d_o.expect("asked for");
+        let dqkv = self.heads_backward(b, &parts, &d_o, pass);
+        dproj.into_iter().chain([d_o]).for_each(|rows| b.recycle(rows));
+        parts.recycle(b);
+        BackAtQkv { dqkv, dx1 }
+    }
+
+    /// The end of the block's backward: the gradient of its input `x`, residual included. Where
+    /// `need_dx` is false nothing below asks for it, and the products that only it needs are left out.
+    pub fn backward_qkv(
+        &self,
+        b: &mut B,
+        x: &B::Rows,
+        BackAtQkv { dqkv, dx1: mut dx }: BackAtQkv<B>,
+        adapters: Adapters<'_, B>,
+        gradients: &mut Gradients<'_, B>,
+        need_dx: bool,
+    ) -> B::Rows {
+        let normed = self.input_norm.forward(b, x);
+        let dnormed = self.qkv.backward(b, &dqkv, &normed, adapters, gradients, need_dx);
+        if let Some(dnormed) = &dnormed {
+            self.input_norm.backward(b, dnormed, x, gradients, &mut dx);
+        }
+        [normed, dqkv].into_iter().chain(dnormed).for_each(|rows| b.recycle(rows));
+        dx
     }
 
     /// From the gradient of the MLP's output to that of its `up` projection.
@@ -96,29 +126,6 @@ impl<B: Backend> Layer<B> {
         dup
     }
 
-    /// The gradient of the block's input, residual included, from that of the attention's output.
-    #[allow(clippy::too_many_arguments)]
-    fn attention_backward(
-        &self,
-        b: &mut B,
-        x: &B::Rows,
-        parts: AttentionParts<B>,
-        dx1: B::Rows,
-        pass: &Pass<'_, B>,
-        gradients: &mut Gradients<'_, B>,
-        need_dx: bool,
-    ) -> B::Rows {
-        let norm = self.post_attention_norm.as_ref();
-        let dproj = normed_backward(b, norm, &dx1, &parts.proj, gradients);
-        let outer = dproj.as_ref().unwrap_or(&dx1);
-        let d_o = self.o.backward(b, outer, &parts.o, pass.adapters, gradients, true);
-        let d_o = d_o.expect("asked for");
-        let dqkv = self.heads_backward(b, &parts, &d_o, pass);
-        dproj.into_iter().chain([d_o]).for_each(|rows| b.recycle(rows));
-        parts.recycle(b);
-        self.qkv_backward(b, x, dqkv, dx1, pass.adapters, gradients, need_dx)
-    }
-
     /// Through attention and the heads to the raw projection.
     fn heads_backward(
         &self,
@@ -141,25 +148,5 @@ impl<B: Backend> Layer<B> {
         b.heads_backward(&dq, &dk, &dv, qkv, &self.heads, pass.places, &mut dqkv);
         [dq, dk, dv].into_iter().for_each(|rows| b.recycle(rows));
         dqkv
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn qkv_backward(
-        &self,
-        b: &mut B,
-        x: &B::Rows,
-        dqkv: B::Rows,
-        mut dx: B::Rows,
-        adapters: Adapters<'_, B>,
-        gradients: &mut Gradients<'_, B>,
-        need_dx: bool,
-    ) -> B::Rows {
-        let normed = self.input_norm.forward(b, x);
-        let dnormed = self.qkv.backward(b, &dqkv, &normed, adapters, gradients, need_dx);
-        if let Some(dnormed) = &dnormed {
-            self.input_norm.backward(b, dnormed, x, gradients, &mut dx);
-        }
-        [normed, dqkv].into_iter().chain(dnormed).for_each(|rows| b.recycle(rows));
-        dx
     }
 }

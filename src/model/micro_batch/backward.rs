@@ -3,11 +3,24 @@
 use super::MicroBatch;
 use crate::backend::Backend;
 use crate::model::head::Scored;
-use crate::model::layer::{BackAtUp, Begun, Kept, KeptAttention};
+use crate::model::layer::{BackAtQkv, BackAtUp, Begun, Kept, KeptAttention};
 use crate::model::unit::State;
 use crate::model::{Model, TrainBatch, Trainee};
 
 impl<B: Backend> MicroBatch<B> {
+    pub(super) fn loss_unit(
+        &mut self,
+        b: &mut B,
+        model: &Model<B>,
+        chunk: usize,
+        (x, dx, scored): (B::Rows, B::Rows, Scored<B>),
+    ) -> State<B> {
+        let (_, labels) = self.chunk(chunk);
+        let (sum, scored) = model.head.loss_of(b, scored, &labels, self.options.weight);
+        self.add_loss(sum);
+        State::HeadBackward { chunk, x, dx, scored }
+    }
+
     pub(super) fn head_backward_unit(
         &mut self,
         b: &mut B,
@@ -16,15 +29,12 @@ impl<B: Backend> MicroBatch<B> {
         chunk: usize,
         (x, mut dx, scored): (B::Rows, B::Rows, Scored<B>),
     ) -> State<B> {
-        let (rows, labels) = self.chunk(chunk);
+        let (rows, _) = self.chunk(chunk);
         let (worn, mut gradients) = trainee.parts(rows.len());
         let adapters = self.head_adapters(chunk, worn.as_slice());
-        let (head, table, weight) = (&model.head, &model.embedding, self.options.weight);
-        let (sum, part) =
-            head.loss_and_gradient(b, scored, &labels, weight, table, adapters, &mut gradients);
+        let part = model.head.backward(b, scored, &model.embedding, adapters, &mut gradients);
         b.scatter_add(&part, rows, &mut dx);
         b.recycle(part);
-        self.add_loss(sum);
         self.after_chunk(b, chunk, x, dx)
     }
 
@@ -89,11 +99,25 @@ impl<B: Backend> MicroBatch<B> {
         trainee: &mut Trainee<B>,
         (x, kept, dx): (B::Rows, KeptAttention<B>, B::Rows),
     ) -> State<B> {
-        let need_dx = !self.inputs.is_empty() || trainee.trains_input();
         let block = self.layer(model, trainee);
         let (worn, mut gradients) = trainee.parts(self.batch.tokens());
         let pass = self.pass(worn.as_slice());
-        let dx = block.backward_attention(b, &x, kept, dx, &pass, &mut gradients, need_dx);
+        let back = block.backward_attention(b, kept, dx, &pass, &mut gradients);
+        State::BackwardQkv { x, back }
+    }
+
+    pub(super) fn backward_qkv_unit(
+        &mut self,
+        b: &mut B,
+        model: &Model<B>,
+        trainee: &mut Trainee<B>,
+        (x, back): (B::Rows, BackAtQkv<B>),
+    ) -> State<B> {
+        let need_dx = !self.inputs.is_empty() || trainee.trains_input();
+        let block = self.layer(model, trainee);
+        let (worn, mut gradients) = trainee.parts(self.batch.tokens());
+        let adapters = self.pass(worn.as_slice()).adapters;
+        let dx = block.backward_qkv(b, &x, back, adapters, &mut gradients, need_dx);
         b.recycle(x);
         if let Some((x, kept)) = self.inputs.pop() {
             return State::Backward { x, kept, dx };
