@@ -42,7 +42,7 @@ pub struct ConvertOptions {
 pub(super) fn run(options: ConvertOptions) -> Result<(), Failure> {
     telemetry::init(false);
     let source = ModelOption::parse(&options.source)
-        .map_err(|error| Failure::new(error.exit_code(), error))?;
+        .map_err(|error| Failure::new(error.exit_code(), error.given_as("SOURCE")))?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let merged = options.adapter.is_some();
     let conversion = Conversion {

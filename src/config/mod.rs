@@ -106,6 +106,14 @@ impl ConfigError {
             Self::Invalid { .. } | Self::OpenToTheWorld { .. } => 2,
         }
     }
+
+    /// The same of a value that was given in another place.
+    pub fn given_as(self, place: &'static str) -> Self {
+        match self {
+            Self::Invalid { value, reason, .. } => Self::Invalid { place, value, reason },
+            other => other,
+        }
+    }
 }
 
 impl Quantize {

@@ -308,7 +308,9 @@ impl Tokenizer {
         self.bos = self.resolve("beginning-of-sequence", special.bos, special.bos_id)?;
         let first_eos = special.eos_ids.first().copied();
         self.eos = self.resolve("end-of-sequence", special.eos, first_eos)?;
-        self.pad = self.resolve("padding", special.pad, special.pad_id)?.map(|(id, _)| id);
+        // No text is padded here, so that a name of a training script's own does no harm.
+        let pad = special.pad.and_then(|token| self.token_id(&token));
+        self.pad = pad.or(special.pad_id.filter(|&id| self.whole.id_to_token(id).is_some()));
         let named = self.eos.as_ref().map(|(id, _)| *id);
         self.eos_ids = named.into_iter().collect();
         for id in special.eos_ids {

@@ -145,6 +145,7 @@ def test_what_cannot_be_converted_is_said():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         assert "exists already" in convert("demo", "--out", folder, code=2)
+        assert "`SOURCE` is" in convert(folder / "none", "--out", folder / "x", code=2)
         assert "--type" in convert("demo", "--out", folder / "x", "--type", "q4_0", code=2)
         assert "cannot read the adapter" in convert("demo", "--out", folder / "x", "--adapter", folder, code=78)
         assert list(folder.iterdir()) == []

@@ -214,6 +214,19 @@ fn special_tokens_come_from_the_configuration() {
     assert!(tokenizer.check_ids(&[319]).is_ok() && tokenizer.check_ids(&[320]).is_err());
 }
 
+#[test]
+fn a_padding_token_that_the_vocabulary_lacks_gives_way_to_the_id() {
+    let json = std::fs::read(golden("tokenizers/bytelevel/tokenizer.json")).unwrap();
+    for (id, expected) in [(Some(3), Some(3)), (Some(320), None), (None, None)] {
+        let pad = Some("[PAD]".to_owned());
+        let special = SpecialTokens { pad, pad_id: id, ..SpecialTokens::default() };
+        assert_eq!(Tokenizer::from_bytes(&json, special).unwrap().pad_id(), expected);
+    }
+    let eos = Some("[END]".to_owned());
+    let refused = Tokenizer::from_bytes(&json, SpecialTokens { eos, ..SpecialTokens::default() });
+    assert!(refused.unwrap_err().to_string().contains("the end-of-sequence token `[END]`"));
+}
+
 /// The text before the stop string that is completed first, of two at once the longer.
 fn cut_by_hand(text: &str, stops: &[String]) -> String {
     let ends = (1..=text.len()).filter(|&end| text.is_char_boundary(end));
