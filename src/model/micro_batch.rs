@@ -197,7 +197,7 @@ impl<B: Backend> MicroBatch<B> {
         chunk: usize,
         (x, dx): (B::Rows, B::Rows),
     ) -> State<B> {
-        let (rows, labels) = self.chunk(chunk);
+        let rows = self.chunk(chunk);
         let (worn, _) = trainee.parts(rows.len());
         let adapters = self.head_adapters(chunk, worn.as_slice());
         let mut labelled = b.zeros(rows.len(), b.shape(&x).1);
@@ -206,16 +206,20 @@ impl<B: Backend> MicroBatch<B> {
             let scored = model.head.score(b, labelled, &model.embedding, adapters);
             return State::Loss { chunk, x, dx, scored };
         }
+        let labels = self.labels(chunk);
         let sum = model.head.loss(b, &labelled, &labels, &model.embedding, adapters);
         b.recycle(labelled);
         self.add_loss(sum);
         self.after_chunk(b, chunk, x, dx)
     }
 
-    /// The rows of a chunk of the head, and their labels.
-    fn chunk(&self, chunk: usize) -> (&[usize], Vec<i32>) {
-        let rows = self.labelled.chunks(HEAD_CHUNK).nth(chunk).expect("a chunk is left");
-        (rows, rows.iter().map(|&row| self.batch.targets[row]).collect())
+    /// The rows of a chunk of the head.
+    fn chunk(&self, chunk: usize) -> &[usize] {
+        self.labelled.chunks(HEAD_CHUNK).nth(chunk).expect("a chunk is left")
+    }
+
+    fn labels(&self, chunk: usize) -> Vec<i32> {
+        self.chunk(chunk).iter().map(|&row| self.batch.targets[row]).collect()
     }
 
     fn head_adapters<'a>(&self, chunk: usize, rows: &'a [AdapterRows<'a, B>]) -> Adapters<'a, B> {

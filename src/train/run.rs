@@ -3,6 +3,8 @@
 //! The device thread calls [`Run::advance`] whenever it has a moment between decode steps. Nothing
 //! a run computes depends on when it is called or on what the device did meanwhile.
 
+mod update;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,9 +17,9 @@ use super::optimizer::Optimizer;
 use super::served::Comparison;
 use super::sight::Sight;
 use super::snapshot::{self, Identity, Progress};
-use super::watch::{Seen, Watch};
+use super::watch::Watch;
 use super::window::Window;
-use super::{Plan, TrainError, TrainEvent, TrainRequest, TrainSnapshot, adapter, schedule};
+use super::{Plan, TrainError, TrainEvent, TrainRequest, TrainSnapshot, adapter};
 use crate::backend::{Backend, LossSum};
 use crate::domain::{Hyperparameters, TrainMetrics};
 use crate::model::{Model, PassUnit, Trainee};
@@ -54,7 +56,12 @@ enum Phase<B: Backend> {
         tokens: usize,
         since: Instant,
     },
-    Update(TrainMetrics),
+    /// They are in order.
+    Update {
+        metrics: TrainMetrics,
+        tokens: usize,
+        since: Instant,
+    },
     Evaluate(Evaluation<B>),
     Snapshot(Occasion),
     Compare {
@@ -160,9 +167,9 @@ impl<B: Backend> Run<B> {
     /// The kind of the unit that [`Run::advance`] does next.
     pub fn next_unit(&self) -> Unit {
         match &self.phase {
-            Phase::Window(window) => Unit::Pass(window.next_unit().unwrap_or(PassUnit::Embed)),
+            Phase::Window(window) => window.next_unit().map_or(Unit::Other, Unit::Pass),
             Phase::Measure { .. } => Unit::Measure,
-            Phase::Update(_) => Unit::Update,
+            Phase::Update { .. } => Unit::Update,
             Phase::Evaluate(pass) => pass.next_unit().map_or(Unit::Other, Unit::Evaluate),
             Phase::Snapshot(_) => Unit::Snapshot,
             Phase::NextStep | Phase::Compare { .. } | Phase::Over => Unit::Other,
@@ -180,9 +187,11 @@ impl<B: Backend> Run<B> {
             Phase::NextStep => self.open_window(model),
             Phase::Window(window) => self.window_unit(b, model, window, &mut events),
             Phase::Measure { loss, tokens, since } => {
-                self.measure(b, loss, tokens, since, &mut events)
+                self.measure(b, loss, (tokens, since), &mut events)
             }
-            Phase::Update(metrics) => self.update(b, metrics, &mut events),
+            Phase::Update { metrics, tokens, since } => {
+                self.update(b, metrics, (tokens, since), &mut events)
+            }
             Phase::Evaluate(pass) => self.evaluation_unit(b, model, pass, &mut events),
             Phase::Snapshot(occasion) => self.snapshot(b, occasion, &mut events),
             Phase::Compare { snapshot, comparison } => {
@@ -246,65 +255,6 @@ impl<B: Backend> Run<B> {
         let (step, message) = (self.progress.step, error.to_string());
         events.push(TrainEvent::Failed { step, message });
         Phase::Over
-    }
-
-    /// How the step went, unless what it found ends the run.
-    fn measure(
-        &mut self,
-        b: &mut B,
-        loss: LossSum,
-        tokens: usize,
-        since: Instant,
-        events: &mut Vec<TrainEvent>,
-    ) -> Phase<B> {
-        let h = &self.request.hyperparameters;
-        let (step, total_steps) = (self.progress.step + 1, self.plan.total_steps());
-        let squares = self.optimizer.gradient_squares(b, &mut self.trainee);
-        let norm = squares.iter().sum::<f64>().sqrt();
-        let metrics = TrainMetrics {
-            step,
-            total_steps,
-            train_loss: loss.loss / loss.tokens as f64,
-            train_mean_token_accuracy: loss.correct as f64 / loss.tokens as f64,
-            learning_rate: schedule::learning_rate(h, step, total_steps),
-            grad_norm: norm,
-            tokens_per_second: tokens as f64 / since.elapsed().as_secs_f64().max(1e-9),
-            trained_tokens: self.progress.trained_tokens + loss.tokens as u64,
-        };
-        if let Err(message) = self.guards.check(&metrics, &squares) {
-            events.push(TrainEvent::Failed { step, message });
-            return Phase::Over;
-        }
-        Phase::Update(metrics)
-    }
-
-    fn update(
-        &mut self,
-        b: &mut B,
-        metrics: TrainMetrics,
-        events: &mut Vec<TrainEvent>,
-    ) -> Phase<B> {
-        let (h, step) = (&self.request.hyperparameters, metrics.step);
-        let (rate, norm) = (metrics.learning_rate, metrics.grad_norm);
-        let moved = self.optimizer.step(b, &mut self.trainee, h, rate, norm, step);
-        if let Err(error) = moved {
-            let message = TrainError::Paging(error).to_string();
-            events.push(TrainEvent::Failed { step, message });
-            return Phase::Over;
-        }
-        self.trainee.zero_gradients(b);
-        (self.progress.step, self.progress.trained_tokens) = (step, metrics.trained_tokens);
-        events.push(TrainEvent::Step(metrics.clone()));
-        match self.watch.see(&metrics) {
-            Seen::Nothing => {}
-            Seen::Odd(message) => events.push(TrainEvent::Warning { step, message }),
-            Seen::Lost(message) => {
-                events.push(TrainEvent::Failed { step, message });
-                return Phase::Over;
-            }
-        }
-        self.metrics = Some(metrics);
-        self.after_update()
     }
 
     fn after_update(&mut self) -> Phase<B> {

@@ -126,9 +126,15 @@ impl<B: Backend> Window<B> {
         sight.prepare(b, model, next, &mut self.seen)
     }
 
-    /// The kind of the next unit of the micro-batch under way.
+    /// The kind of the next unit; `None` for one that may look at pictures.
     pub fn next_unit(&self) -> Option<PassUnit> {
-        self.running.as_ref().and_then(|running| running.micro_batch.next_unit())
+        match &self.running {
+            Some(running) => running.micro_batch.next_unit(),
+            None => {
+                let next = self.waiting.as_slice().first();
+                next.is_none_or(|batch| batch.pictures.is_empty()).then_some(PassUnit::Embed)
+            }
+        }
     }
 
     /// One unit of work; the window's loss when its last micro-batch is done, its gradients then

@@ -15,8 +15,8 @@ impl<B: Backend> MicroBatch<B> {
         chunk: usize,
         (x, dx, scored): (B::Rows, B::Rows, Scored<B>),
     ) -> State<B> {
-        let (_, labels) = self.chunk(chunk);
-        let (sum, scored) = model.head.loss_of(b, scored, &labels, self.options.weight);
+        let (labels, weight) = (self.labels(chunk), self.options.weight);
+        let (sum, scored) = model.head.loss_of(b, scored, &labels, weight);
         self.add_loss(sum);
         State::HeadBackward { chunk, x, dx, scored }
     }
@@ -29,7 +29,7 @@ impl<B: Backend> MicroBatch<B> {
         chunk: usize,
         (x, mut dx, scored): (B::Rows, B::Rows, Scored<B>),
     ) -> State<B> {
-        let (rows, _) = self.chunk(chunk);
+        let rows = self.chunk(chunk);
         let (worn, mut gradients) = trainee.parts(rows.len());
         let adapters = self.head_adapters(chunk, worn.as_slice());
         let part = model.head.backward(b, scored, &model.embedding, adapters, &mut gradients);
