@@ -68,7 +68,8 @@ pub trait IntegerWeight: Sync {
     /// The codes of [`IntegerWeight::chunk`].
     fn codes(&self, tile: usize, blocks: &Range<usize>) -> &[Line];
 
-    /// One register tile: `MR` rows by 16 columns, added to `y` if `add`. Meanwhile it may ask for `next`.
+    /// One register tile: `MR` rows by 16 columns, added to `y` if `add`. With the weight come codes that
+    /// are needed next and may be asked for meanwhile.
     fn tile<const MR: usize>(
         cpu: Cpu,
         w: (Self::Chunk<'_>, &[Line]),
