@@ -4,8 +4,8 @@
 //! `min` of 6 bits per part and `d`, `dmin` in f16 per block: 4.5 bits per weight. Reference:
 //! `block_q4_K` and `get_scale_min_k4` in ggml's `ggml-quants.c`.
 //!
-//! `y[i, r] = Σ over parts: x_scale · (d · scale · Σ q_x · code − dmin · min · Σ q_x)`, both inner
-//! sums exact; all versions add in the same order with fused multiply-adds.
+//! `y[i, r] = Σ over blocks: x_scale · (d · Σ over parts: scale · Σ q_x · code − dmin · Σ min · Σ q_x)`,
+//! both sums over parts exact; all versions add blocks in the same order with fused multiply-adds.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
@@ -37,6 +37,8 @@ use crate::kernels::values::Values;
 pub const SUPER: usize = 256;
 /// Parts of one block.
 const PARTS: usize = SUPER / BLOCK;
+/// The first of two parts, the next but one being the second, whose minima are multiplied at once.
+pub(super) const PAIRS: [usize; 4] = [0, 1, 4, 5];
 /// Bytes of one GGUF block: `d`, `dmin`, twelve bytes of scales and minima, the nibbles.
 const GGUF_BYTES: usize = 144;
 /// Lines of codes of one part of sixteen rows.
@@ -145,7 +147,7 @@ impl PackedQ4K {
     pub fn weight(&self, row: usize, column: usize) -> f32 {
         let at = row / TILE * (self.k / SUPER) + column / SUPER;
         let (part, lane) = (column % SUPER / BLOCK, row % TILE);
-        let (scale, min) = scale_and_min(&self.scales[at * SCALE_LINES..], part, lane);
+        let (scale, min) = scaled(&self.scales[at * SCALE_LINES..], part, lane);
         let (line, shift) = place(column % BLOCK);
         let code = self.codes[(at * PARTS + part) * PART_LINES + line].0[lane] >> shift & 15;
         scale * code as f32 - min
@@ -194,9 +196,9 @@ fn put_block(
     }
 }
 
-/// `d · scale` and `dmin · min` of part `part` of the row in `lane`.
-fn scale_and_min(scales: &[Line], part: usize, lane: usize) -> (f32, f32) {
-    let [a, b, c, d] = [0, 1, 2, 3].map(|i| scales[i].0[lane]);
+/// `scale` and `min` of part `part` of the row in `lane`.
+fn scale_and_min(scales: &[Line], part: usize, lane: usize) -> (i32, i32) {
+    let [a, b, c] = [0, 1, 2].map(|i| scales[i].0[lane]);
     let shift = 8 * (part % 4);
     let (scale, min) = match part {
         0..4 => (a >> shift & 63, b >> shift & 63),
@@ -205,13 +207,26 @@ fn scale_and_min(scales: &[Line], part: usize, lane: usize) -> (f32, f32) {
             c >> shift >> 4 & 15 | (b >> shift & 0xc0) >> 2,
         ),
     };
+    (scale as i32, min as i32)
+}
+
+/// `d` and `dmin` of the row in `lane`.
+fn factors(scales: &[Line], lane: usize) -> (f32, f32) {
     let half = |bits: u32| f16::from_bits(bits as u16).to_f32();
-    (half(d) * scale as f32, half(d >> 16) * min as f32)
+    let both = scales[SCALE_LINES - 1].0[lane];
+    (half(both), half(both >> 16))
+}
+
+/// `d · scale` and `dmin · min` of part `part` of the row in `lane`.
+fn scaled(scales: &[Line], part: usize, lane: usize) -> (f32, f32) {
+    let ((scale, min), (d, dmin)) = (scale_and_min(scales, part, lane), factors(scales, lane));
+    (d * scale as f32, dmin * min as f32)
 }
 
 impl IntegerWeight for PackedQ4K {
     type Chunk<'a> = Weights<'a>;
 
+    const STRETCH: usize = PARTS;
     const HAS_MINS: bool = true;
     const LINES: usize = PART_LINES;
 
@@ -278,7 +293,7 @@ impl Panels for PackedQ4K {
             for (part, to) in (k.start / BLOCK..).zip(to.chunks_mut(BLOCK * PANEL)) {
                 let at = tile * (self.k / SUPER) + part / PARTS;
                 let scales = &self.scales[at * SCALE_LINES..];
-                let of = |lane| scale_and_min(scales, part % PARTS, lane);
+                let of = |lane| scaled(scales, part % PARTS, lane);
                 let codes = &self.codes[(at * PARTS + part % PARTS) * PART_LINES..][..PART_LINES];
                 widen_part(cpu, codes, &std::array::from_fn(of), half * TILE, to);
             }
@@ -334,7 +349,7 @@ mod tests {
             let mut all = Vec::new();
             for (cpu, threads) in every_cpu().into_iter().flat_map(|cpu| [(cpu, 1), (cpu, 2)]) {
                 let (pool, mut rows, mut y) = (Pool::new(threads), Q8Rows::new(), vec![1.0; m * n]);
-                rows.quantize(cpu, &pool, &x, m, k);
+                rows.quantize(cpu, &pool, &x, (m, k), PackedQ4K::STRETCH);
                 matmul(cpu, &pool, &rows, &w, &Output::new(&mut y, n, 0).adding(true));
                 all.push(y);
             }
@@ -342,7 +357,7 @@ mod tests {
             for (i, row) in (0..m).flat_map(|i| (0..n).map(move |row| (i, row))) {
                 let terms = (0..k).map(|c| f64::from(x[i * k + c]) * f64::from(w.weight(row, c)));
                 let sum = 1.0 + terms.sum::<f64>();
-                assert!((f64::from(all[0][i * n + row]) - sum).abs() < 0.15, "{i}, {row}");
+                assert!((f64::from(all[0][i * n + row]) - sum).abs() < 0.2, "{i}, {row}");
             }
         }
     }

@@ -5,9 +5,9 @@
 //! each width is filled; the kernels are in `scalar`, `avx2` and `avx512`, and in `tiles` for
 //! more than 32 rows where there are matrix tiles.
 //!
-//! `y[i, r] = Σ over blocks b: x_scale[i, b] · w_scale[r, b] · Σ q_x · q_w`, where the inner sum is
-//! exact. All versions add the blocks in the same order with fused multiply-adds, so their results
-//! are equal bit for bit.
+//! `y[i, r] = Σ over stretches s: x_scale[i, s] · Σ over their blocks b: w_scale[r, b] · Σ q_x · q_w`, where
+//! the innermost sum is exact. All versions add blocks and stretches in the same order with fused
+//! multiply-adds, so their results are equal bit for bit.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
@@ -46,12 +46,18 @@ const TILES_PER_ITEM: usize = 8;
 /// Row groups per work item: 16 × 8 rows × 64 blocks are 320 KiB, a third of a 1 MiB L2.
 const GROUPS_PER_ITEM: usize = 16;
 
+/// Row groups up to which memory is what limits a tile, so that the next is asked for meanwhile.
+const GROUPS_THAT_ASK: usize = 4;
+
 /// A weight that int8 activations are multiplied with, sixteen rows by some blocks at a time.
 pub trait IntegerWeight: Sync {
     /// Some blocks of sixteen rows.
     type Chunk<'a>: Copy
     where
         Self: 'a;
+
+    /// Blocks whose activations share a scale.
+    const STRETCH: usize;
 
     /// Whether a block of a row adds something per unit of its activations' offset.
     const HAS_MINS: bool;
@@ -103,6 +109,7 @@ pub fn matmuls<W: IntegerWeight>(cpu: Cpu, pool: &Pool, x: &Q8Rows, parts: &[(&W
     let counts = parts.iter().map(|(w, y)| {
         let (n, k) = w.shape();
         assert_eq!(x.k(), k, "x and W must agree on k");
+        assert_eq!(x.stretch(), W::STRETCH, "x must be quantised for W");
         y.check(x.rows(), n);
         tiles_of(w).div_ceil(grain) * groups.div_ceil(share)
     });
@@ -151,7 +158,10 @@ unsafe fn work_item<W: IntegerWeight>(
         for tile in tiles.clone() {
             let weights = w.chunk(tile, &blocks);
             // The first group streams the weight; while later ones find it near, memory would rest.
-            let next = next_tile(w, tile, &blocks);
+            let next = match groups.len() {
+                ..=GROUPS_THAT_ASK => next_tile(w, tile, &blocks),
+                _ => &[],
+            };
             let mut shares = next.chunks(next.len().div_ceil(groups.len()).max(1));
             for group in groups.clone().map(|g| x.groups().get(g)) {
                 let weights = (weights, shares.next().unwrap_or_default());
@@ -211,7 +221,7 @@ mod tests {
         let mut all = Vec::new();
         for (cpu, threads) in every_cpu().into_iter().flat_map(|cpu| [(cpu, 1), (cpu, 2)]) {
             let (pool, mut rows, mut y) = (Pool::new(threads), Q8Rows::new(), vec![1.0; m * n]);
-            rows.quantize(cpu, &pool, &x, m, k);
+            rows.quantize(cpu, &pool, &x, (m, k), PackedQ::<BITS>::STRETCH);
             matmul(cpu, &pool, &rows, w, &Output::new(&mut y, n, 0).adding(true));
             all.push(y);
         }

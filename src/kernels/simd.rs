@@ -110,13 +110,19 @@ pub fn prefetch<T>(item: &T, ahead: usize) {
     _mm_prefetch::<_MM_HINT_T0>(address.cast()); // a hint: it never faults
 }
 
+/// [`prefetch`] into the second-level cache.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn prefetch_second<T>(item: &T, ahead: usize) {
+    let address = ptr::from_ref(item).wrapping_add(ahead);
+    _mm_prefetch::<_MM_HINT_T1>(address.cast()); // a hint: it never faults
+}
+
 /// Asks for `lines`, to be in the second-level cache.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub fn prefetch_lines(lines: &[Line]) {
-    for line in lines {
-        _mm_prefetch::<_MM_HINT_T1>(ptr::from_ref(line).cast()); // a hint: it never faults
-    }
+    lines.iter().for_each(|line| prefetch_second(line, 0));
 }
 
 #[inline(always)]

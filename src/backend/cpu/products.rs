@@ -4,11 +4,15 @@ use std::ops::Range;
 
 use super::{CpuBackend, CpuRows, CpuWeight};
 use crate::backend::{LowRankPart, Product};
+use crate::kernels::activations::Q8Rows;
+use crate::kernels::cpu::Cpu;
 use crate::kernels::gemm::{Columns, Left, Panels, RowMajor, Turned, gemm};
 use crate::kernels::low_rank::{self, PackedLowRank, Segment};
 use crate::kernels::output::{Output, SharedOutput};
+use crate::kernels::pool::Pool;
+use crate::kernels::quantized::{self, IntegerWeight};
 use crate::kernels::split::{PerItem, split};
-use crate::kernels::{bf16, elementwise, nf4, quantized};
+use crate::kernels::{bf16, elementwise, nf4};
 
 /// The bias in every row of a part's columns, for its product to be added to.
 fn write_bias(part: &Product<'_, CpuWeight, CpuRows>, y: &mut CpuRows) {
@@ -37,6 +41,18 @@ pub(super) fn products_cost(
 pub(super) fn low_rank_cost(rows: &Range<usize>, a: &CpuRows, b: &CpuRows) -> (usize, usize) {
     let values = a.values().len() + b.values().len();
     (values * size_of::<f32>(), 2 * rows.len() * values)
+}
+
+/// Products of `x`, quantised as these weights want it.
+fn integer_products<W: IntegerWeight>(
+    cpu: Cpu,
+    pool: &Pool,
+    int8: &mut Q8Rows,
+    x: &CpuRows,
+    parts: &[(&W, &Output<'_>)],
+) {
+    int8.quantize(cpu, pool, x.values(), (x.rows, x.width), W::STRETCH);
+    quantized::matmuls(cpu, pool, int8, parts);
 }
 
 impl CpuBackend {
@@ -89,18 +105,9 @@ impl CpuBackend {
                 work.bf16.pack(cpu, pool, x.values(), (m, k), (k, 0));
                 nf4::matmuls(cpu, pool, &work.bf16, &of!(Nf4));
             }
-            CpuWeight::Q8(_) => {
-                work.int8.quantize(cpu, pool, x.values(), m, k);
-                quantized::matmuls(cpu, pool, &work.int8, &of!(Q8));
-            }
-            CpuWeight::Q4(_) => {
-                work.int8.quantize(cpu, pool, x.values(), m, k);
-                quantized::matmuls(cpu, pool, &work.int8, &of!(Q4));
-            }
-            CpuWeight::Q4K(_) => {
-                work.int8.quantize(cpu, pool, x.values(), m, k);
-                quantized::matmuls(cpu, pool, &work.int8, &of!(Q4K));
-            }
+            CpuWeight::Q8(_) => integer_products(cpu, pool, &mut work.int8, x, &of!(Q8)),
+            CpuWeight::Q4(_) => integer_products(cpu, pool, &mut work.int8, x, &of!(Q4)),
+            CpuWeight::Q4K(_) => integer_products(cpu, pool, &mut work.int8, x, &of!(Q4K)),
             CpuWeight::F32(_) => self.widened(x, &of!(F32)),
             CpuWeight::F16(_) => self.widened(x, &of!(F16)),
             CpuWeight::Bf16(_) => {

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{PART_LINES, PARTS, SCALE_LINES, Weights};
+use super::{PAIRS, PART_LINES, PARTS, SCALE_LINES, Weights};
 use crate::kernels::activations::Q8Block;
 use crate::kernels::eights::{load_ps, load_words, store_ps};
 use crate::kernels::line::Line;
@@ -34,17 +34,27 @@ fn half_tile<const MR: usize>(
     let blocks = w.codes.chunks_exact(PARTS * PART_LINES).zip(w.scales.chunks_exact(SCALE_LINES));
     for ((codes, scales), x) in blocks.zip(x.chunks_exact(PARTS * MR)) {
         let scales = Scales::read(scales, half);
+        let mut inner = [[_mm256_setzero_ps(); MR]; 2];
         let parts = codes.chunks_exact(PART_LINES).zip(x.chunks_exact(MR));
         for (part, (codes, x)) in parts.enumerate() {
-            let (scale, min) = scales.part(part);
-            let weights = unpack::<4>(codes, half);
+            let (scale, weights) = (scales.part(part), unpack::<4>(codes, half));
+            let inner = &mut inner[part / 4];
             for i in 0..MR {
                 let dot = _mm256_cvtepi32_ps(dot(&weights, &x[i]));
-                let scale = _mm256_mul_ps(scale, _mm256_set1_ps(x[i].scale));
-                sums[i] = _mm256_fmadd_ps(dot, scale, sums[i]);
-                let offset = _mm256_set1_ps(x[i].offset);
-                sums[i] = _mm256_fmadd_ps(min, offset, sums[i]);
+                inner[i] = _mm256_fmadd_ps(dot, scale, inner[i]);
             }
+        }
+        let mins = scales.pairs_of_mins();
+        for i in 0..MR {
+            let mut offset = _mm256_setzero_si256();
+            for j in 0..mins.len() {
+                let pair = _mm256_set1_epi32(x[PAIRS[j] * MR + i].minus_sums());
+                offset = _mm256_add_epi32(offset, _mm256_madd_epi16(mins[j], pair));
+            }
+            let offset = _mm256_mul_ps(_mm256_cvtepi32_ps(offset), scales.dmin);
+            let inner = _mm256_add_ps(inner[0][i], inner[1][i]);
+            let inner = _mm256_fmadd_ps(inner, scales.d, offset);
+            sums[i] = _mm256_fmadd_ps(inner, _mm256_set1_ps(x[i].scale), sums[i]);
         }
     }
     for i in 0..MR {
@@ -77,14 +87,28 @@ impl Scales {
         }
     }
 
-    /// `d · scale` and `dmin · min` of one part.
+    /// The scales of one part.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn part(&self, part: usize) -> (__m256, __m256) {
+    fn part(&self, part: usize) -> __m256 {
         let count = _mm_cvtsi32_si128(8 * (part % 4) as i32);
-        let scale = byte_at(self.scales[part / 4], count);
-        let min = byte_at(self.mins[part / 4], count);
-        (_mm256_mul_ps(self.d, scale), _mm256_mul_ps(self.dmin, min))
+        let byte = _mm256_srl_epi32(self.scales[part / 4], count);
+        _mm256_cvtepi32_ps(_mm256_and_si256(byte, _mm256_set1_epi32(255)))
+    }
+
+    /// The minima of two parts per word, in the order of [`PAIRS`].
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn pairs_of_mins(&self) -> [__m256i; PAIRS.len()] {
+        let low = _mm256_set1_epi32(0x00ff_00ff);
+        let [a, b] = self.mins;
+        let upper = [_mm256_srli_epi32::<8>(a), _mm256_srli_epi32::<8>(b)];
+        [
+            _mm256_and_si256(a, low),
+            _mm256_and_si256(upper[0], low),
+            _mm256_and_si256(b, low),
+            _mm256_and_si256(upper[1], low),
+        ]
     }
 }
 
@@ -102,14 +126,6 @@ fn low_half(words: __m256i) -> __m256 {
     let words = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
     let halves = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(words, words));
     _mm256_cvtph_ps(_mm256_castsi256_si128(halves))
-}
-
-/// The byte `count` bits up in each word.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn byte_at(words: __m256i, count: __m128i) -> __m256 {
-    let byte = _mm256_and_si256(_mm256_srl_epi32(words, count), _mm256_set1_epi32(255));
-    _mm256_cvtepi32_ps(byte)
 }
 
 /// `Σ q_x · code` for each of the eight rows.

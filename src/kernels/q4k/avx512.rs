@@ -2,12 +2,12 @@
 
 use std::arch::x86_64::*;
 
-use super::{PART_LINES, PARTS, SCALE_LINES, Weights};
+use super::{PAIRS, PART_LINES, PARTS, SCALE_LINES, Weights};
 use crate::kernels::activations::Q8Block;
 use crate::kernels::line::Line;
-use crate::kernels::quantized::avx512::unpack;
+use crate::kernels::quantized::avx512::{Meanwhile, add_block, add_scaled, begin, unpack};
 use crate::kernels::quantized::tiles::Spread;
-use crate::kernels::simd::{load_line, load_ps, prefetch, prefetch_lines, store_line, store_ps};
+use crate::kernels::simd::{load_line, prefetch, store_line, store_ps};
 
 /// Lines ahead of the stream: 4 KiB, about the latency of memory at its bandwidth.
 const AHEAD: usize = 64;
@@ -20,38 +20,63 @@ pub fn tile<const MR: usize>(
     y: [&mut [f32]; MR],
     add: bool,
 ) {
-    let mut next = next.chunks(next.len().div_ceil(w.codes.len() / PART_LINES).max(1));
-    let mut sums = [_mm512_setzero_ps(); MR];
-    if add {
-        for i in 0..MR {
-            sums[i] = load_ps(y[i]);
-        }
-    }
-    let blocks = w.codes.chunks_exact(PARTS * PART_LINES).zip(w.scales.chunks_exact(SCALE_LINES));
-    for ((codes, scales), x) in blocks.zip(x.chunks_exact(PARTS * MR)) {
-        scales.iter().for_each(|line| prefetch(line, 2 * SCALE_LINES));
-        let scales = Scales::read(scales);
-        let parts = codes.chunks_exact(PART_LINES).zip(x.chunks_exact(MR));
-        for (part, (codes, x)) in parts.enumerate() {
-            codes.iter().for_each(|line| prefetch(line, AHEAD));
-            prefetch_lines(next.next().unwrap_or_default());
-            let (scale, min) = scales.part(part);
-            let weights = unpack::<4>(codes);
-            for i in 0..MR {
-                let mut dot = _mm512_setzero_si512();
-                for (&weights, &q) in weights.iter().zip(&x[i].words) {
-                    dot = _mm512_dpbusd_epi32(dot, weights, _mm512_set1_epi32(q as i32));
-                }
-                let scale = _mm512_mul_ps(scale, _mm512_set1_ps(x[i].scale));
-                sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sums[i]);
-                let offset = _mm512_set1_ps(x[i].offset);
-                sums[i] = _mm512_fmadd_ps(min, offset, sums[i]);
-            }
-        }
+    let mut sums = begin(&y, add);
+    let (codes, x) = (w.codes.as_chunks().0.as_chunks().0, x.as_chunks().0.as_chunks().0);
+    let next = Meanwhile::of(next, PARTS * x.len());
+    let blocks = codes.iter().zip(w.scales.as_chunks().0).zip(x);
+    for (start, ((codes, scales), x)) in (0..).step_by(PARTS).zip(blocks) {
+        block((codes, next, start), scales, x, &mut sums);
     }
     for i in 0..MR {
         store_ps(y[i], sums[i]);
     }
+}
+
+/// Adds a block. A function of its own keeps what its loops need in registers.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn block<const MR: usize>(
+    (codes, next, start): (&[[Line; PART_LINES]; PARTS], Meanwhile<'_>, usize),
+    scales: &[Line; SCALE_LINES],
+    x: &[[Q8Block; MR]; PARTS],
+    sums: &mut [__m512; MR],
+) {
+    scales.iter().for_each(|line| prefetch(line, 2 * SCALE_LINES));
+    let scales = Scales::read(scales);
+    let (codes, _) = codes.as_chunks();
+    let second = start + PARTS / 2;
+    let first = half((&codes[0], next, start), scales.scales[0], &x[..PARTS / 2]);
+    let mut inner = half((&codes[1], next, second), scales.scales[1], &x[PARTS / 2..]);
+    let mins = scales.pairs_of_mins();
+    for i in 0..MR {
+        let mut offset = _mm512_setzero_si512();
+        for j in 0..mins.len() {
+            let pair = _mm512_set1_epi32(x[PAIRS[j]][i].minus_sums());
+            offset = _mm512_dpwssd_epi32(offset, mins[j], pair);
+        }
+        let offset = _mm512_mul_ps(_mm512_cvtepi32_ps(offset), scales.dmin);
+        inner[i] = _mm512_fmadd_ps(_mm512_add_ps(first[i], inner[i]), scales.d, offset);
+    }
+    add_scaled(&inner, &x[0], sums);
+}
+
+/// The inner sums of half a block, times the scales of their parts: a byte each, the first in the lowest.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn half<const MR: usize>(
+    (codes, next, start): (&[[Line; PART_LINES]; PARTS / 2], Meanwhile<'_>, usize),
+    mut scales: __m512i,
+    x: &[[Q8Block; MR]],
+) -> [__m512; MR] {
+    let mut sums = [_mm512_setzero_ps(); MR];
+    for (i, (codes, x)) in (start..).zip(codes.iter().zip(x)) {
+        codes.iter().for_each(|line| prefetch(line, AHEAD));
+        next.ask(i);
+        let scale = _mm512_cvtepi32_ps(_mm512_and_si512(scales, _mm512_set1_epi32(255)));
+        add_block::<0, false, MR>(&unpack::<4>(codes), scale, x, &mut sums);
+        scales = _mm512_srli_epi32::<8>(scales);
+    }
+    sums
 }
 
 /// Writes parts for matrix tiles; see [`super::IntegerWeight::spread`].
@@ -63,15 +88,18 @@ pub fn spread(w: Weights<'_>, to: &mut Spread<'_>) {
         let scales = Scales::read(scales);
         for (part, codes) in codes.chunks_exact(PART_LINES).enumerate() {
             codes.iter().for_each(|line| prefetch(line, AHEAD));
-            let (weights, (lines, scale, min)) =
-                (unpack::<4>(codes), to.block(PARTS * block + part));
+            let (weights, (lines, scale)) = (unpack::<4>(codes), to.block(PARTS * block + part));
             for (line, weights) in lines.iter_mut().zip(weights) {
                 store_line(line, weights);
             }
-            let (scales, mins) = scales.part(part);
-            store_line(scale, _mm512_castps_si512(scales));
-            store_line(min, _mm512_castps_si512(mins));
+            store_line(scale, _mm512_castps_si512(scales.part(part)));
         }
+        let [mins @ .., d, dmin] = to.more(PARTS * block);
+        for (line, pair) in mins.iter_mut().zip(scales.pairs_of_mins()) {
+            store_line(line, pair);
+        }
+        store_line(d, _mm512_castps_si512(scales.d));
+        store_line(dmin, _mm512_castps_si512(scales.dmin));
     }
 }
 
@@ -101,18 +129,27 @@ impl Scales {
         }
     }
 
-    /// `d · scale` and `dmin · min` of one part.
+    /// The scales of one part.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn part(&self, part: usize) -> (__m512, __m512) {
+    fn part(&self, part: usize) -> __m512 {
         let count = _mm_cvtsi32_si128(8 * (part % 4) as i32);
-        let byte = |word| {
-            let byte = _mm512_and_si512(_mm512_srl_epi32(word, count), _mm512_set1_epi32(255));
-            _mm512_cvtepi32_ps(byte)
-        };
-        (
-            _mm512_mul_ps(self.d, byte(self.scales[part / 4])),
-            _mm512_mul_ps(self.dmin, byte(self.mins[part / 4])),
-        )
+        let byte = _mm512_srl_epi32(self.scales[part / 4], count);
+        _mm512_cvtepi32_ps(_mm512_and_si512(byte, _mm512_set1_epi32(255)))
+    }
+
+    /// The minima of two parts per word, in the order of [`PAIRS`].
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn pairs_of_mins(&self) -> [__m512i; PAIRS.len()] {
+        let low = _mm512_set1_epi32(0x00ff_00ff);
+        let [a, b] = self.mins;
+        let upper = [_mm512_srli_epi32::<8>(a), _mm512_srli_epi32::<8>(b)];
+        [
+            _mm512_and_si512(a, low),
+            _mm512_and_si512(upper[0], low),
+            _mm512_and_si512(b, low),
+            _mm512_and_si512(upper[1], low),
+        ]
     }
 }

@@ -1,6 +1,6 @@
 //! The plain twin of the Q4_K kernels, and their specification.
 
-use super::{PART_LINES, PARTS, SCALE_LINES, Weights, place, scale_and_min};
+use super::{PART_LINES, PARTS, SCALE_LINES, Weights, factors, place, scale_and_min};
 use crate::kernels::activations::{BLOCK, Q8Block};
 use crate::kernels::line::Line;
 
@@ -9,12 +9,19 @@ pub fn tile<const MR: usize>(w: Weights<'_>, x: &[Q8Block], mut y: [&mut [f32]; 
     for (i, y) in y.iter_mut().enumerate() {
         for (lane, y) in y.iter_mut().enumerate() {
             let mut sum = if add { *y } else { 0.0 };
-            for (at, codes) in w.codes.chunks_exact(PART_LINES).enumerate() {
-                let x = &x[at * MR + i];
-                let scales = &w.scales[at / PARTS * SCALE_LINES..];
-                let (scale, min) = scale_and_min(scales, at % PARTS, lane);
-                sum = (dot(codes, lane, x) as f32).mul_add(scale * x.scale, sum);
-                sum = min.mul_add(x.offset, sum);
+            let blocks = w.codes.chunks_exact(PARTS * PART_LINES);
+            for ((codes, scales), x) in
+                blocks.zip(w.scales.chunks_exact(SCALE_LINES)).zip(x.chunks_exact(PARTS * MR))
+            {
+                let (mut inner, mut offset) = (0, 0);
+                for (part, codes) in codes.chunks_exact(PART_LINES).enumerate() {
+                    let (x, (scale, min)) = (&x[part * MR + i], scale_and_min(scales, part, lane));
+                    inner += scale * dot(codes, lane, x);
+                    offset += min * x.minus_sum;
+                }
+                let (d, dmin) = factors(scales, lane);
+                let inner = (inner as f32).mul_add(d, offset as f32 * dmin);
+                sum = inner.mul_add(x[i].scale, sum);
             }
             *y = sum;
         }

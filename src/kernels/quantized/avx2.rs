@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::TILE;
-use super::packed::Weights;
+use super::packed::{Weights, stretch};
 use crate::kernels::activations::Q8Block;
 use crate::kernels::eights::{load_ps, load_words, store_ps};
 use crate::kernels::line::Line;
@@ -42,14 +42,21 @@ fn half_tile<const BITS: usize, const MR: usize>(
             sums[i] = load_ps(y[i], half);
         }
     }
-    let blocks = w.codes.chunks_exact(BITS).zip(w.scales).zip(x.chunks_exact(MR));
-    for ((codes, scales), x) in blocks {
-        let (weights, scales) = (unpack::<BITS>(codes, half), widen(scales, half));
-        let sizes = sizes::<BITS>(&weights);
+    let stretch = stretch::<BITS>();
+    let stretches = w.codes.chunks(BITS * stretch).zip(w.scales.chunks(stretch));
+    for ((codes, scales), x) in stretches.zip(x.chunks(MR * stretch)) {
+        let mut inner = [_mm256_setzero_ps(); MR];
+        let blocks = codes.chunks_exact(BITS).zip(scales).zip(x.chunks_exact(MR));
+        for ((codes, scales), x) in blocks {
+            let (weights, scales) = (unpack::<BITS>(codes, half), widen(scales, half));
+            let sizes = sizes::<BITS>(&weights);
+            for i in 0..MR {
+                let dot = _mm256_cvtepi32_ps(dot_block::<BITS>(&weights, &sizes, &x[i]));
+                inner[i] = _mm256_fmadd_ps(dot, scales, inner[i]);
+            }
+        }
         for i in 0..MR {
-            let dot = _mm256_cvtepi32_ps(dot_block::<BITS>(&weights, &sizes, &x[i]));
-            let scale = _mm256_mul_ps(scales, _mm256_set1_ps(x[i].scale));
-            sums[i] = _mm256_fmadd_ps(dot, scale, sums[i]);
+            sums[i] = _mm256_fmadd_ps(inner[i], _mm256_set1_ps(x[i].scale), sums[i]);
         }
     }
     for i in 0..MR {

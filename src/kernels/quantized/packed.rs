@@ -32,6 +32,14 @@ pub struct PackedQ<const BITS: usize> {
     scales: Lines,
 }
 
+/// Blocks whose activations share a scale where weights have 4 bits.
+pub(in crate::kernels) const RUN: usize = 8;
+
+/// Blocks whose activations share a scale.
+pub(super) const fn stretch<const BITS: usize>() -> usize {
+    if BITS == 8 { 1 } else { RUN }
+}
+
 /// Where value `i` of a block lies: the line, and the bit within the row's word.
 pub(super) fn place<const BITS: usize>(i: usize) -> (usize, usize) {
     let span = 4 * BITS; // values that share the low halves of all bytes: 16 or 32
@@ -155,6 +163,7 @@ pub struct Weights<'a, const BITS: usize> {
 impl<const BITS: usize> IntegerWeight for PackedQ<BITS> {
     type Chunk<'a> = Weights<'a, BITS>;
 
+    const STRETCH: usize = stretch::<BITS>();
     const HAS_MINS: bool = false;
     const LINES: usize = BITS;
 

@@ -1,6 +1,6 @@
 //! The plain twin of the integer kernels, and their specification.
 
-use super::packed::{Weights, place};
+use super::packed::{Weights, place, stretch};
 use crate::kernels::activations::{BLOCK, Q8Block};
 
 /// `MR` rows by 16 columns; see [`super::tile`].
@@ -10,13 +10,18 @@ pub fn tile<const BITS: usize, const MR: usize>(
     mut y: [&mut [f32]; MR],
     add: bool,
 ) {
+    let stretch = stretch::<BITS>();
     for (i, y) in y.iter_mut().enumerate() {
         for (lane, y) in y.iter_mut().enumerate() {
             let mut sum = if add { *y } else { 0.0 };
-            for (b, scales) in w.scales.iter().enumerate() {
-                let x = &x[b * MR + i];
-                let dot = dot_block::<BITS>(&w.codes[b * BITS..], lane, x);
-                sum = (dot as f32).mul_add(scales[lane].to_f32() * x.scale, sum);
+            let stretches = w.scales.chunks(stretch).zip(w.codes.chunks(BITS * stretch));
+            for ((scales, codes), x) in stretches.zip(x.chunks(MR * stretch)) {
+                let mut inner = 0.0;
+                for (b, scales) in scales.iter().enumerate() {
+                    let dot = dot_block::<BITS>(&codes[b * BITS..], lane, &x[b * MR + i]);
+                    inner = (dot as f32).mul_add(scales[lane].to_f32(), inner);
+                }
+                sum = inner.mul_add(x[i].scale, sum);
             }
             *y = sum;
         }

@@ -2,9 +2,9 @@
 //!
 //! A block of 32 columns has scales of its own, so its sums leave the tiles and are scaled in
 //! registers: per block one product of tiles (16 cycles), 24 lines read into tiles, 16 lines stored
-//! and read again, and a conversion, a product and a fused multiply-add for each row. A read of what
+//! and read again, and a conversion and a fused multiply-add for each row. A read of what
 //! a tile has just stored waits until that has left the core, so a block is stored after the next one
-//! is multiplied and scaled two blocks later.
+//! is multiplied and scaled two blocks later. What stretches of blocks add up to waits in memory.
 //!
 //! Blocks are added in the order of the other kernels, and inner sums are exact, so the bits are equal.
 #![allow(unsafe_code)]
@@ -18,6 +18,7 @@ use crate::kernels::activations::{BLOCK, LARGEST_TILED_GROUP, Q8Block, Q8Rows};
 use crate::kernels::amx::{ROWS, Session, Tiles, bytes};
 use crate::kernels::line::Line;
 use crate::kernels::output::Output;
+use crate::kernels::q4k::PAIRS;
 use crate::kernels::rows::pieces;
 use crate::kernels::scratch::with_lines;
 use crate::kernels::simd::{
@@ -44,9 +45,12 @@ pub struct Spread<'a> {
     codes: &'a mut [[Line; BLOCK_LINES]],
     /// A factor per row.
     scales: &'a mut [Line],
-    /// What a row adds per unit of a block's offset, if the weight has such.
-    mins: &'a mut [Line],
+    /// What else a stretch of blocks has, in the first of as many lines as blocks.
+    more: &'a mut [Line],
 }
+
+/// What a weight with minima has per stretch: pairs of them, and factors of scales and of minima.
+pub const MORE: usize = PAIRS.len() + 2;
 
 impl<'a> Spread<'a> {
     /// Lines it takes.
@@ -54,14 +58,20 @@ impl<'a> Spread<'a> {
 
     fn new(lines: &'a mut [Line]) -> Self {
         let (codes, rest) = lines.split_at_mut(BLOCK_LINES * BLOCKS_PER_PASS);
-        let (scales, mins) = rest.split_at_mut(BLOCKS_PER_PASS);
-        Self { codes: codes.as_chunks_mut().0, scales, mins }
+        let (scales, more) = rest.split_at_mut(BLOCKS_PER_PASS);
+        Self { codes: codes.as_chunks_mut().0, scales, more }
     }
 
-    /// Block `i`: its codes, its scales, its minima.
+    /// Block `i`: its codes and its scales.
     #[inline(always)]
-    pub fn block(&mut self, i: usize) -> (&mut [Line; BLOCK_LINES], &mut Line, &mut Line) {
-        (&mut self.codes[i], &mut self.scales[i], &mut self.mins[i])
+    pub fn block(&mut self, i: usize) -> (&mut [Line; BLOCK_LINES], &mut Line) {
+        (&mut self.codes[i], &mut self.scales[i])
+    }
+
+    /// What the stretch that begins with block `i` has besides.
+    #[inline(always)]
+    pub fn more(&mut self, i: usize) -> &mut [Line; MORE] {
+        self.more[i..].first_chunk_mut().expect("stretches of blocks with minima are whole")
     }
 }
 
@@ -83,8 +93,9 @@ pub unsafe fn work_item<W: IntegerWeight>(
     y: &Output<'_>,
 ) {
     let _session = Session::new();
-    with_lines((DOTS + GROUPS_PER_ITEM) * ROWS + Spread::LINES, |scratch| {
+    with_lines((DOTS + 1 + GROUPS_PER_ITEM) * ROWS + Spread::LINES, |scratch| {
         let (dots, rest) = scratch.split_at_mut(DOTS * ROWS);
+        let (half, rest) = rest.split_first_chunk_mut().expect("there are lines for it");
         let (sums, lines) = rest.split_at_mut(GROUPS_PER_ITEM * ROWS);
         let (dots, sums) = (dots.as_chunks_mut().0, sums.as_chunks_mut().0);
         let mut spread = Spread::new(lines);
@@ -94,7 +105,7 @@ pub unsafe fn work_item<W: IntegerWeight>(
                 let mut next = next_codes(w, tile, &blocks);
                 for (group, sums) in groups.clone().zip(&mut *sums) {
                     let group = x.groups().get(group);
-                    let on_way = OnWay { dots, sums, next: std::mem::take(&mut next) };
+                    let on_way = OnWay { dots, half, sums, next: std::mem::take(&mut next) };
                     // SAFETY: by this function's contract.
                     unsafe { fill((x, &group, &blocks), (w, &spread), tile, on_way, y) };
                 }
@@ -108,7 +119,9 @@ pub unsafe fn work_item<W: IntegerWeight>(
 struct OnWay<'a> {
     /// Sums of some blocks.
     dots: &'a mut [[Line; ROWS]],
-    /// Sums of passes before. An output is written once: what misses the caches holds up the stores
+    /// Sums over half a stretch, which are exact.
+    half: &'a mut [Line; ROWS],
+    /// Sums of stretches before. An output is written once: what misses the caches holds up the stores
     /// of tiles behind it.
     sums: &'a mut [Line; ROWS],
     /// What is spread next, to be asked for meanwhile.
@@ -172,38 +185,47 @@ struct Pass {
 ///
 /// # Safety
 /// The processor must have AMX.
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn tile_of<W: IntegerWeight, const MR: usize>(
     w: &Spread<'_>,
     x: &[Q8Block],
     y: [&mut [f32]; MR],
-    OnWay { dots, sums: kept, next }: OnWay<'_>,
+    OnWay { dots, half, sums: kept, next }: OnWay<'_>,
     pass: Pass,
 ) {
     let (c, a, b) = ((MR as u8, 64), (MR as u8, BLOCK as u8), (BLOCK_LINES as u8, 64));
     // SAFETY: by this function's contract.
     let tiles = unsafe { Tiles::shaped([c, c, a, b, c, c, a, b]) };
-    let mut sums = [_mm512_setzero_ps(); MR];
     for i in 0..MR {
-        if !pass.first {
-            sums[i] = load_line_ps(&kept[i]);
-        } else if pass.add {
-            sums[i] = load_ps(y[i]);
+        match (pass.first, pass.add) {
+            (true, true) => store_line(&mut kept[i], _mm512_castps_si512(load_ps(y[i]))),
+            (true, false) => store_line(&mut kept[i], _mm512_setzero_si512()),
+            _ => {}
         }
     }
     let work = Work { tiles, w, x: x.as_chunks().0 };
     let mut lines_of_next = next.chunks(W::LINES);
+    // Of stretches of one block the sums themselves.
+    let mut inner = [_mm512_setzero_ps(); MR];
+    for i in 0..MR {
+        if W::STRETCH == 1 {
+            inner[i] = load_line_ps(&kept[i]);
+        }
+    }
     for i in 0..work.x.len() + LAG {
         prefetch_lines(lines_of_next.next().unwrap_or_default());
         work.multiply(i, dots);
-        if i >= LAG {
-            work.add_scaled::<W>(i - LAG, &dots[(i - LAG) % DOTS], &mut sums);
+        if let Some(i) = i.checked_sub(LAG) {
+            work.add_scaled::<W>(i, &dots[i % DOTS], &mut inner);
+            work.end_stretch::<W>(i, &mut inner, half, kept);
         }
     }
     for i in 0..MR {
-        match pass.last {
-            true => stream_ps(y[i], sums[i]),
-            false => store_line(&mut kept[i], _mm512_castps_si512(sums[i])),
+        if W::STRETCH == 1 {
+            store_line(&mut kept[i], _mm512_castps_si512(inner[i]));
+        }
+        if pass.last {
+            stream_ps(y[i], load_line_ps(&kept[i]));
         }
     }
 }
@@ -244,20 +266,71 @@ impl<const MR: usize> Work<'_, MR> {
         }
     }
 
-    /// Adds the inner sums of block `i`, scaled, and what its minima take back.
+    /// Adds the inner sums of block `i`, times the weight's scales, and if it is a stretch by itself the
+    /// activation's.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn add_scaled<W: IntegerWeight>(&self, i: usize, dots: &[Line; ROWS], sums: &mut [__m512; MR]) {
-        let (scales, mins) = (load_line_ps(&self.w.scales[i]), load_line_ps(&self.w.mins[i]));
-        let x = &self.x[i];
+    fn add_scaled<W: IntegerWeight>(
+        &self,
+        i: usize,
+        dots: &[Line; ROWS],
+        inner: &mut [__m512; MR],
+    ) {
+        let scales = load_line_ps(&self.w.scales[i]);
         for row in 0..MR {
-            let scale = _mm512_mul_ps(scales, _mm512_set1_ps(x[row].scale));
             let dot = _mm512_cvtepi32_ps(load_line(&dots[row]));
-            sums[row] = _mm512_fmadd_ps(dot, scale, sums[row]);
-            if W::HAS_MINS {
-                sums[row] = _mm512_fmadd_ps(mins, _mm512_set1_ps(x[row].offset), sums[row]);
+            let (dot, factors) = match W::STRETCH {
+                1 => (_mm512_mul_ps(dot, scales), _mm512_set1_ps(self.x[i][row].scale)),
+                _ => (dot, scales),
+            };
+            inner[row] = _mm512_fmadd_ps(dot, factors, inner[row]);
+        }
+    }
+
+    /// Adds what a stretch of several blocks came to to the sums, if block `i` is its last.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn end_stretch<W: IntegerWeight>(
+        &self,
+        i: usize,
+        inner: &mut [__m512; MR],
+        half: &mut [Line; ROWS],
+        sums: &mut [Line; ROWS],
+    ) {
+        let (at, start) = (i % W::STRETCH, i - i % W::STRETCH);
+        if W::HAS_MINS && at == W::STRETCH / 2 - 1 {
+            for row in 0..MR {
+                store_line(&mut half[row], _mm512_castps_si512(inner[row]));
+                inner[row] = _mm512_setzero_ps();
             }
         }
+        if W::STRETCH == 1 || at + 1 < W::STRETCH && i + 1 < self.x.len() {
+            return;
+        }
+        for row in 0..MR {
+            let inner = std::mem::replace(&mut inner[row], _mm512_setzero_ps());
+            let inner = match W::HAS_MINS {
+                true => self.with_mins(start, row, _mm512_add_ps(load_line_ps(&half[row]), inner)),
+                false => inner,
+            };
+            let scale = _mm512_set1_ps(self.x[start][row].scale);
+            let sum = _mm512_fmadd_ps(inner, scale, load_line_ps(&sums[row]));
+            store_line(&mut sums[row], _mm512_castps_si512(sum));
+        }
+    }
+
+    /// What the stretch from block `start` on comes to in a row whose inner sums are `inner`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn with_mins(&self, start: usize, row: usize, inner: __m512) -> __m512 {
+        let [mins @ .., d, dmin] = self.w.more[start..].first_chunk::<MORE>().expect("whole");
+        let mut offset = _mm512_setzero_si512();
+        for j in 0..PAIRS.len() {
+            let pair = _mm512_set1_epi32(self.x[start + PAIRS[j]][row].minus_sums());
+            offset = _mm512_dpwssd_epi32(offset, load_line(&mins[j]), pair);
+        }
+        let offset = _mm512_mul_ps(_mm512_cvtepi32_ps(offset), load_line_ps(dmin));
+        _mm512_fmadd_ps(inner, load_line_ps(d), offset)
     }
 }
 
@@ -276,7 +349,7 @@ mod tests {
         let x = Seeded(9).values(m * k);
         [Cpu::detect(), Cpu::without_tiles()].map(|cpu| {
             let (mut rows, mut y) = (Q8Rows::new(), vec![1.0; m * n]);
-            rows.quantize(cpu, &pool, &x, m, k);
+            rows.quantize(cpu, &pool, &x, (m, k), W::STRETCH);
             matmul(cpu, &pool, &rows, w, &Output::new(&mut y, n, 0).adding(true));
             y
         })
