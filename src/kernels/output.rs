@@ -5,6 +5,9 @@ use std::ops::Range;
 
 use super::shared::SharedSlice;
 
+/// Values of a line.
+const LINE: usize = 16;
+
 /// A matrix into which several products write at once, each its own columns.
 pub struct SharedOutput<'a> {
     values: SharedSlice<'a, f32>,
@@ -60,6 +63,15 @@ impl<'a> Output<'a> {
         unsafe { self.values.part(start + columns.start..start + columns.end) }
     }
 
+    /// Asks for the lines of `rows` × `columns`: sums that wait for what they are added to hold up their
+    /// products, and stores that wait for their lines hold up what comes after.
+    pub(crate) fn ask(&self, rows: Range<usize>, columns: Range<usize>) {
+        for row in rows {
+            let start = row * self.stride + self.at + columns.start;
+            ask(self.values.pointer(start..start + columns.len()), columns.len());
+        }
+    }
+
     /// Where `rows` × `columns` starts, and the distance between rows.
     pub(crate) fn block(&self, rows: Range<usize>, columns: Range<usize>) -> (*mut f32, usize) {
         let first = rows.start * self.stride + self.at + columns.start;
@@ -67,3 +79,17 @@ impl<'a> Output<'a> {
         (self.values.pointer(first..end), self.stride)
     }
 }
+
+/// Asks for the lines of `count` values.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn ask(values: *const f32, count: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    for value in (0..count).step_by(LINE).chain(count.checked_sub(1)) {
+        // SAFETY: the instruction is part of every x86-64; a hint, it never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.wrapping_add(value).cast()) };
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn ask(_: *const f32, _: usize) {}

@@ -27,7 +27,7 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::line::Line;
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
-use crate::kernels::rows::{piece, pieces};
+use crate::kernels::rows::{asked_for, piece, pieces};
 pub(crate) use packed::LaneBlock;
 pub use packed::PackedQ;
 
@@ -163,10 +163,13 @@ unsafe fn work_item<W: IntegerWeight>(
                 _ => &[],
             };
             let mut shares = next.chunks(next.len().div_ceil(groups.len()).max(1));
-            for group in groups.clone().map(|g| x.groups().get(g)) {
+            let columns = tile * TILE..n.min((tile + 1) * TILE);
+            for (i, group) in groups.clone().map(|g| x.groups().get(g)).enumerate() {
+                for soon in asked_for(i, groups.len()) {
+                    y.ask(x.groups().get(groups.start + soon), columns.clone());
+                }
                 let weights = (weights, shares.next().unwrap_or_default());
                 let rows = x.chunk(&group, &blocks);
-                let columns = tile * TILE..n.min((tile + 1) * TILE);
                 let row_of = |i: usize| {
                     // SAFETY: by this function's contract, and each row is taken once.
                     unsafe { y.row(group.start + i, columns.clone()) }

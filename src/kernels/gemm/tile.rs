@@ -3,7 +3,8 @@
 
 use crate::kernels::cpu::Cpu;
 use crate::kernels::lanes::{LANES, Scalar, Simd};
-use crate::kernels::rows::RowGroups;
+use crate::kernels::output::ask;
+use crate::kernels::rows::{RowGroups, asked_for};
 
 /// One product of blocks in memory: `C (rows, columns) = A (rows, k) · B (k, columns)`.
 ///
@@ -67,6 +68,11 @@ unsafe fn tiles<S: Simd>(s: S, block: &Block) {
     let width = LANES * S::TILE_VECTORS;
     let groups = RowGroups::new(block.rows, S::TILE_ROWS);
     for index in 0..groups.count() {
+        if block.add {
+            for row in asked_for(index, groups.count()).flat_map(|soon| groups.get(soon)) {
+                ask(block.c.wrapping_add(row * block.c_row), block.columns);
+            }
+        }
         let rows = groups.get(index);
         let mut column = 0;
         while column < block.columns {

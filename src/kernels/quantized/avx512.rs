@@ -121,16 +121,14 @@ pub fn add_block<const ZERO: i32, const SCALED: bool, const MR: usize>(
     }
 }
 
-/// Zeros, or what `y` holds if `add`. The lines are asked for: a store that misses the caches holds up
-/// what comes after.
+/// Zeros, or what `y` holds if `add`.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub fn begin<const MR: usize>(y: &[&mut [f32]; MR], add: bool) -> [__m512; MR] {
     let mut sums = [_mm512_setzero_ps(); MR];
-    for i in 0..MR {
-        match add {
-            true => sums[i] = load_ps(y[i]),
-            false => prefetch(&y[i][0], 0),
+    if add {
+        for i in 0..MR {
+            sums[i] = load_ps(y[i]);
         }
     }
     sums
