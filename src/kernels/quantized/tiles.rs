@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 use std::array;
 use std::ops::Range;
 
-use super::{BLOCKS_PER_PASS, GROUPS_PER_ITEM, IntegerWeight, TILE};
+use super::{GROUPS_PER_ITEM, IntegerWeight, TILE};
 use crate::kernels::activations::{BLOCK, LARGEST_TILED_GROUP, Q8Block, Q8Rows};
 use crate::kernels::amx::{ROWS, Session, Tiles, bytes};
 use crate::kernels::line::Line;
@@ -26,6 +26,9 @@ use crate::kernels::simd::{
 };
 
 const _: () = assert!(LARGEST_TILED_GROUP == ROWS && TILE == ROWS);
+
+/// Blocks per pass: 40 KiB of a weight spread out, which stay near for all row groups.
+const BLOCKS_PER_PASS: usize = 64;
 
 /// Lines of a block of sixteen rows of a weight, a byte per value.
 const BLOCK_LINES: usize = 8;
