@@ -4,8 +4,8 @@
 //! `min` of 6 bits per part and `d`, `dmin` in f16 per block: 4.5 bits per weight. Reference:
 //! `block_q4_K` and `get_scale_min_k4` in ggml's `ggml-quants.c`.
 //!
-//! `y[i, r] = Σ over blocks: x_scale · (d · Σ over parts: scale · Σ q_x · code − dmin · Σ min · Σ q_x)`,
-//! both sums over parts exact; all versions add blocks in the same order with fused multiply-adds.
+//! `y[i, r] = Σ over blocks: x_scale · (d · Σ over parts: scale · Σ q_x · code − dmin · Σ min · Σ q_x)`. Sums
+//! of integers are exact, and all versions add parts and blocks in the same order with fused multiply-adds.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]

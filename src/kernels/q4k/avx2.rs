@@ -34,11 +34,10 @@ fn half_tile<const MR: usize>(
     let blocks = w.codes.chunks_exact(PARTS * PART_LINES).zip(w.scales.chunks_exact(SCALE_LINES));
     for ((codes, scales), x) in blocks.zip(x.chunks_exact(PARTS * MR)) {
         let scales = Scales::read(scales, half);
-        let mut inner = [[_mm256_setzero_ps(); MR]; 2];
+        let mut inner = [_mm256_setzero_ps(); MR];
         let parts = codes.chunks_exact(PART_LINES).zip(x.chunks_exact(MR));
         for (part, (codes, x)) in parts.enumerate() {
             let (scale, weights) = (scales.part(part), unpack::<4>(codes, half));
-            let inner = &mut inner[part / 4];
             for i in 0..MR {
                 let dot = _mm256_cvtepi32_ps(dot(&weights, &x[i]));
                 inner[i] = _mm256_fmadd_ps(dot, scale, inner[i]);
@@ -52,8 +51,7 @@ fn half_tile<const MR: usize>(
                 offset = _mm256_add_epi32(offset, _mm256_madd_epi16(mins[j], pair));
             }
             let offset = _mm256_mul_ps(_mm256_cvtepi32_ps(offset), scales.dmin);
-            let inner = _mm256_add_ps(inner[0][i], inner[1][i]);
-            let inner = _mm256_fmadd_ps(inner, scales.d, offset);
+            let inner = _mm256_fmadd_ps(inner[i], scales.d, offset);
             sums[i] = _mm256_fmadd_ps(inner, _mm256_set1_ps(x[i].scale), sums[i]);
         }
     }

@@ -43,10 +43,13 @@ fn block<const MR: usize>(
 ) {
     scales.iter().for_each(|line| prefetch(line, 2 * SCALE_LINES));
     let scales = Scales::read(scales);
-    let (codes, _) = codes.as_chunks();
-    let second = start + PARTS / 2;
-    let first = half((&codes[0], next, start), scales.scales[0], &x[..PARTS / 2]);
-    let mut inner = half((&codes[1], next, second), scales.scales[1], &x[PARTS / 2..]);
+    let mut inner = [_mm512_setzero_ps(); MR];
+    let parts = codes.iter().zip(x);
+    for (i, (codes, x)) in parts.enumerate() {
+        codes.iter().for_each(|line| prefetch(line, AHEAD));
+        next.ask(start + i);
+        add_block::<0, false, MR>(&unpack::<4>(codes), scales.part(i), x, &mut inner);
+    }
     let mins = scales.pairs_of_mins();
     for i in 0..MR {
         let mut offset = _mm512_setzero_si512();
@@ -55,28 +58,9 @@ fn block<const MR: usize>(
             offset = _mm512_dpwssd_epi32(offset, mins[j], pair);
         }
         let offset = _mm512_mul_ps(_mm512_cvtepi32_ps(offset), scales.dmin);
-        inner[i] = _mm512_fmadd_ps(_mm512_add_ps(first[i], inner[i]), scales.d, offset);
+        inner[i] = _mm512_fmadd_ps(inner[i], scales.d, offset);
     }
     add_scaled(&inner, &x[0], sums);
-}
-
-/// The inner sums of half a block, times the scales of their parts: a byte each, the first in the lowest.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn half<const MR: usize>(
-    (codes, next, start): (&[[Line; PART_LINES]; PARTS / 2], Meanwhile<'_>, usize),
-    mut scales: __m512i,
-    x: &[[Q8Block; MR]],
-) -> [__m512; MR] {
-    let mut sums = [_mm512_setzero_ps(); MR];
-    for (i, (codes, x)) in (start..).zip(codes.iter().zip(x)) {
-        codes.iter().for_each(|line| prefetch(line, AHEAD));
-        next.ask(i);
-        let scale = _mm512_cvtepi32_ps(_mm512_and_si512(scales, _mm512_set1_epi32(255)));
-        add_block::<0, false, MR>(&unpack::<4>(codes), scale, x, &mut sums);
-        scales = _mm512_srli_epi32::<8>(scales);
-    }
-    sums
 }
 
 /// Writes parts for matrix tiles; see [`super::IntegerWeight::spread`].

@@ -13,14 +13,14 @@ pub fn tile<const MR: usize>(w: Weights<'_>, x: &[Q8Block], mut y: [&mut [f32]; 
             for ((codes, scales), x) in
                 blocks.zip(w.scales.chunks_exact(SCALE_LINES)).zip(x.chunks_exact(PARTS * MR))
             {
-                let (mut inner, mut offset) = (0, 0);
+                let (mut inner, mut offset) = (0f32, 0);
                 for (part, codes) in codes.chunks_exact(PART_LINES).enumerate() {
                     let (x, (scale, min)) = (&x[part * MR + i], scale_and_min(scales, part, lane));
-                    inner += scale * dot(codes, lane, x);
+                    inner = (dot(codes, lane, x) as f32).mul_add(scale as f32, inner);
                     offset += min * x.minus_sum;
                 }
                 let (d, dmin) = factors(scales, lane);
-                let inner = (inner as f32).mul_add(d, offset as f32 * dmin);
+                let inner = inner.mul_add(d, offset as f32 * dmin);
                 sum = inner.mul_add(x[i].scale, sum);
             }
             *y = sum;

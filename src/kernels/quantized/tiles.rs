@@ -96,9 +96,8 @@ pub unsafe fn work_item<W: IntegerWeight>(
     y: &Output<'_>,
 ) {
     let _session = Session::new();
-    with_lines((DOTS + 1 + GROUPS_PER_ITEM) * ROWS + Spread::LINES, |scratch| {
+    with_lines((DOTS + GROUPS_PER_ITEM) * ROWS + Spread::LINES, |scratch| {
         let (dots, rest) = scratch.split_at_mut(DOTS * ROWS);
-        let (half, rest) = rest.split_first_chunk_mut().expect("there are lines for it");
         let (sums, lines) = rest.split_at_mut(GROUPS_PER_ITEM * ROWS);
         let (dots, sums) = (dots.as_chunks_mut().0, sums.as_chunks_mut().0);
         let mut spread = Spread::new(lines);
@@ -108,7 +107,7 @@ pub unsafe fn work_item<W: IntegerWeight>(
                 let mut next = next_codes(w, tile, &blocks);
                 for (group, sums) in groups.clone().zip(&mut *sums) {
                     let group = x.groups().get(group);
-                    let on_way = OnWay { dots, half, sums, next: std::mem::take(&mut next) };
+                    let on_way = OnWay { dots, sums, next: std::mem::take(&mut next) };
                     // SAFETY: by this function's contract.
                     unsafe { fill((x, &group, &blocks), (w, &spread), tile, on_way, y) };
                 }
@@ -122,8 +121,6 @@ pub unsafe fn work_item<W: IntegerWeight>(
 struct OnWay<'a> {
     /// Sums of some blocks.
     dots: &'a mut [[Line; ROWS]],
-    /// Sums over half a stretch, which are exact.
-    half: &'a mut [Line; ROWS],
     /// Sums of stretches before. An output is written once: what misses the caches holds up the stores
     /// of tiles behind it.
     sums: &'a mut [Line; ROWS],
@@ -193,7 +190,7 @@ unsafe fn tile_of<W: IntegerWeight, const MR: usize>(
     w: &Spread<'_>,
     x: &[Q8Block],
     y: [&mut [f32]; MR],
-    OnWay { dots, half, sums: kept, next }: OnWay<'_>,
+    OnWay { dots, sums: kept, next }: OnWay<'_>,
     pass: Pass,
 ) {
     let (c, a, b) = ((MR as u8, 64), (MR as u8, BLOCK as u8), (BLOCK_LINES as u8, 64));
@@ -220,7 +217,7 @@ unsafe fn tile_of<W: IntegerWeight, const MR: usize>(
         work.multiply(i, dots);
         if let Some(i) = i.checked_sub(LAG) {
             work.add_scaled::<W>(i, &dots[i % DOTS], &mut inner);
-            work.end_stretch::<W>(i, &mut inner, half, kept);
+            work.end_stretch::<W>(i, &mut inner, kept);
         }
     }
     for i in 0..MR {
@@ -297,23 +294,16 @@ impl<const MR: usize> Work<'_, MR> {
         &self,
         i: usize,
         inner: &mut [__m512; MR],
-        half: &mut [Line; ROWS],
         sums: &mut [Line; ROWS],
     ) {
         let (at, start) = (i % W::STRETCH, i - i % W::STRETCH);
-        if W::HAS_MINS && at == W::STRETCH / 2 - 1 {
-            for row in 0..MR {
-                store_line(&mut half[row], _mm512_castps_si512(inner[row]));
-                inner[row] = _mm512_setzero_ps();
-            }
-        }
         if W::STRETCH == 1 || at + 1 < W::STRETCH && i + 1 < self.x.len() {
             return;
         }
         for row in 0..MR {
             let inner = std::mem::replace(&mut inner[row], _mm512_setzero_ps());
             let inner = match W::HAS_MINS {
-                true => self.with_mins(start, row, _mm512_add_ps(load_line_ps(&half[row]), inner)),
+                true => self.with_mins(start, row, inner),
                 false => inner,
             };
             let scale = _mm512_set1_ps(self.x[start][row].scale);
