@@ -28,7 +28,7 @@ use crate::kernels::lanes::kernel;
 use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::pool::Pool;
 #[cfg(target_arch = "x86_64")]
-use crate::kernels::quantized::tiles::Spread;
+use crate::kernels::quantized::spread::Spread;
 use crate::kernels::quantized::{IntegerWeight, TILE};
 use crate::kernels::split::{PerItem, split};
 use crate::kernels::values::Values;

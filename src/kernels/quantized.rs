@@ -17,7 +17,9 @@ pub(super) mod avx512;
 mod packed;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
-pub(super) mod tiles;
+pub(super) mod spread;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use std::array;
 use std::ops::Range;
@@ -87,7 +89,7 @@ pub trait IntegerWeight: Sync {
 
     /// Writes the blocks of `w` as matrix tiles multiply them.
     #[cfg(target_arch = "x86_64")]
-    fn spread(w: Self::Chunk<'_>, to: &mut tiles::Spread<'_>);
+    fn spread(w: Self::Chunk<'_>, to: &mut spread::Spread<'_>);
 }
 
 /// `y = x · Wᵀ`. Shapes: `x (m, k)`, `W (n, k)`, `y (m, n)`.

@@ -6,7 +6,7 @@ use super::{PAIRS, PART_LINES, PARTS, SCALE_LINES, Weights};
 use crate::kernels::activations::Q8Block;
 use crate::kernels::line::Line;
 use crate::kernels::quantized::avx512::{Meanwhile, add_block, add_scaled, begin, unpack};
-use crate::kernels::quantized::tiles::Spread;
+use crate::kernels::quantized::spread::Spread;
 use crate::kernels::simd::{load_line, prefetch, store_line, store_ps};
 
 /// Lines ahead of the stream: 4 KiB, about the latency of memory at its bandwidth.
@@ -78,7 +78,7 @@ pub fn spread(w: Weights<'_>, to: &mut Spread<'_>) {
             }
             store_line(scale, _mm512_castps_si512(scales.part(part)));
         }
-        let [mins @ .., d, dmin] = to.more(PARTS * block);
+        let [mins @ .., d, dmin] = to.more_mut(PARTS * block);
         for (line, pair) in mins.iter_mut().zip(scales.pairs_of_mins()) {
             store_line(line, pair);
         }

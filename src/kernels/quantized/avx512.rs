@@ -10,7 +10,7 @@ use half::f16;
 
 use super::TILE;
 use super::packed::{RUN, Weights};
-use super::tiles::Spread;
+use super::spread::Spread;
 use crate::kernels::activations::Q8Block;
 use crate::kernels::line::Line;
 use crate::kernels::simd::{load_line, load_ps, prefetch, prefetch_second, store_line, store_ps};

@@ -8,7 +8,7 @@ use half::f16;
 
 use super::{IntegerWeight, TILE, scalar};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512, tiles};
+use super::{avx2, avx512, spread};
 use crate::kernels::activations::{BLOCK, Q8Block};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::gemm::{PANEL, Panels};
@@ -202,7 +202,7 @@ impl<const BITS: usize> IntegerWeight for PackedQ<BITS> {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn spread(w: Weights<'_, BITS>, to: &mut tiles::Spread<'_>) {
+    fn spread(w: Weights<'_, BITS>, to: &mut spread::Spread<'_>) {
         // SAFETY: there are tiles, and so AVX-512 F, BW and VL.
         unsafe { avx512::spread::<BITS>(w, to) };
     }

@@ -13,6 +13,7 @@ use std::arch::x86_64::*;
 use std::array;
 use std::ops::Range;
 
+use super::spread::{BLOCK_LINES, BLOCKS_PER_PASS, Spread};
 use super::{GROUPS_PER_ITEM, IntegerWeight, TILE};
 use crate::kernels::activations::{BLOCK, LARGEST_TILED_GROUP, Q8Block, Q8Rows};
 use crate::kernels::amx::{ROWS, Session, Tiles, bytes};
@@ -27,12 +28,6 @@ use crate::kernels::simd::{
 
 const _: () = assert!(LARGEST_TILED_GROUP == ROWS && TILE == ROWS);
 
-/// Blocks per pass: 40 KiB of a weight spread out, which stay near for all row groups.
-const BLOCKS_PER_PASS: usize = 64;
-
-/// Lines of a block of sixteen rows of a weight, a byte per value.
-const BLOCK_LINES: usize = 8;
-
 /// Blocks whose sums are on their way from tiles to registers, a power of two.
 const DOTS: usize = 4;
 
@@ -41,42 +36,6 @@ const LAG: usize = 3;
 
 /// Bytes of activations per work item, at most: with what else is read they stay in an L2 of 2 MiB.
 const ITEM_BYTES: usize = 1 << 20;
-
-/// Some blocks of sixteen rows of a weight as tiles multiply them.
-pub struct Spread<'a> {
-    /// Word `r` of line `i` of a block holds columns `4 · i ..` of row `r` as signed bytes.
-    codes: &'a mut [[Line; BLOCK_LINES]],
-    /// A factor per row.
-    scales: &'a mut [Line],
-    /// What else a stretch of blocks has, in the first of as many lines as blocks.
-    more: &'a mut [Line],
-}
-
-/// What a weight with minima has per stretch: pairs of them, and factors of scales and of minima.
-pub const MORE: usize = PAIRS.len() + 2;
-
-impl<'a> Spread<'a> {
-    /// Lines it takes.
-    const LINES: usize = (BLOCK_LINES + 2) * BLOCKS_PER_PASS;
-
-    fn new(lines: &'a mut [Line]) -> Self {
-        let (codes, rest) = lines.split_at_mut(BLOCK_LINES * BLOCKS_PER_PASS);
-        let (scales, more) = rest.split_at_mut(BLOCKS_PER_PASS);
-        Self { codes: codes.as_chunks_mut().0, scales, more }
-    }
-
-    /// Block `i`: its codes and its scales.
-    #[inline(always)]
-    pub fn block(&mut self, i: usize) -> (&mut [Line; BLOCK_LINES], &mut Line) {
-        (&mut self.codes[i], &mut self.scales[i])
-    }
-
-    /// What the stretch that begins with block `i` has besides.
-    #[inline(always)]
-    pub fn more(&mut self, i: usize) -> &mut [Line; MORE] {
-        self.more[i..].first_chunk_mut().expect("stretches of blocks with minima are whole")
-    }
-}
 
 /// Row groups per work item, at most.
 pub fn groups_per_item(x: &Q8Rows) -> usize {
@@ -250,7 +209,7 @@ impl<const MR: usize> Work<'_, MR> {
     /// [`Work::multiply`] into tile `C`, with the block before in tile `BEFORE`.
     #[inline(always)]
     fn multiply_into<const C: u8, const BEFORE: u8>(&self, i: usize, dots: &mut [[Line; ROWS]]) {
-        if let (Some(w), Some(x)) = (self.w.codes.get(i), self.x.get(i)) {
+        if let (Some(w), Some(x)) = (self.w.codes().get(i), self.x.get(i)) {
             self.tiles.zero::<C>();
             // SAFETY: the words of a row begin its block, `MR` rows; a block of a weight has its lines.
             unsafe {
@@ -276,7 +235,7 @@ impl<const MR: usize> Work<'_, MR> {
         dots: &[Line; ROWS],
         inner: &mut [__m512; MR],
     ) {
-        let scales = load_line_ps(&self.w.scales[i]);
+        let scales = load_line_ps(self.w.scales(i));
         for row in 0..MR {
             let dot = _mm512_cvtepi32_ps(load_line(&dots[row]));
             let (dot, factors) = match W::STRETCH {
@@ -316,7 +275,7 @@ impl<const MR: usize> Work<'_, MR> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512vnni")]
     fn with_mins(&self, start: usize, row: usize, inner: __m512) -> __m512 {
-        let [mins @ .., d, dmin] = self.w.more[start..].first_chunk::<MORE>().expect("whole");
+        let [mins @ .., d, dmin] = self.w.more(start);
         let mut offset = _mm512_setzero_si512();
         for j in 0..PAIRS.len() {
             let pair = _mm512_set1_epi32(self.x[start + PAIRS[j]][row].minus_sums());
