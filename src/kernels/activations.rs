@@ -74,7 +74,7 @@ impl Q8Rows {
     /// blocks of a row.
     ///
     /// # Panics
-    /// If `k` is not a multiple of 32 or `x` does not hold `m · k` values.
+    /// If `k` is not a multiple of 32, `x` does not hold `m · k` values or `stretch` is zero.
     pub fn quantize(
         &mut self,
         cpu: Cpu,
@@ -254,5 +254,42 @@ mod avx512 {
             _mm_storeu_si128(to.add(1), _mm512_cvtsepi32_epi8(high));
         }
         (words, minus_sum)
+    }
+}
+
+#[cfg(test)]
+impl Q8Rows {
+    /// What the value at `row`, `column` became.
+    pub(crate) fn value(&self, row: usize, column: usize) -> f64 {
+        let group = self.groups().iter().find(|group| group.contains(&row)).expect("it exists");
+        let block = column / BLOCK;
+        let block = &self.chunk(&group, &(block..block + 1))[row - group.start];
+        let q = block.words[column % BLOCK / 4].to_le_bytes()[column % 4] as i8;
+        f64::from(block.scale) * f64::from(q)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::testing::{Seeded, every_cpu};
+
+    #[test]
+    fn values_are_within_half_a_step_of_their_stretch() {
+        let (m, k, stretch) = (11, 352, 8);
+        let x = Seeded(3).values(m * k);
+        for cpu in every_cpu() {
+            let mut rows = Q8Rows::new();
+            rows.quantize(cpu, &Pool::new(2), &x, (m, k), stretch);
+            for (row, x) in x.chunks_exact(k).enumerate() {
+                for (at, x) in x.chunks(stretch * BLOCK).enumerate() {
+                    let max = x.iter().fold(0f32, |max, x| max.max(x.abs()));
+                    for (i, &x) in x.iter().enumerate() {
+                        let error = rows.value(row, at * stretch * BLOCK + i) - f64::from(x);
+                        assert!(error.abs() <= 0.5001 * f64::from(max) / 127.0, "{row}, {i}");
+                    }
+                }
+            }
+        }
     }
 }

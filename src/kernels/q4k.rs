@@ -322,11 +322,7 @@ kernel! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::activations::Q8Rows;
-    use crate::kernels::output::Output;
-    use crate::kernels::pool::Pool;
-    use crate::kernels::quantized::matmul;
-    use crate::kernels::testing::{Seeded, every_cpu};
+    use crate::kernels::testing::{Seeded, check_products};
 
     #[test]
     fn weights_are_those_of_candle() {
@@ -345,20 +341,7 @@ mod tests {
         let (n, k) = (37, 768);
         let w = PackedQ4K::quantize(&Pool::new(1), (&Seeded(8).values(n * k)).into(), n, k);
         for m in [1, 2, 5, 8, 9, 17, 33, 75] {
-            let x = Seeded(9).values(m * k);
-            let mut all = Vec::new();
-            for (cpu, threads) in every_cpu().into_iter().flat_map(|cpu| [(cpu, 1), (cpu, 2)]) {
-                let (pool, mut rows, mut y) = (Pool::new(threads), Q8Rows::new(), vec![1.0; m * n]);
-                rows.quantize(cpu, &pool, &x, (m, k), PackedQ4K::STRETCH);
-                matmul(cpu, &pool, &rows, &w, &Output::new(&mut y, n, 0).adding(true));
-                all.push(y);
-            }
-            assert!(all.iter().all(|y| *y == all[0]), "instruction sets or threads differ");
-            for (i, row) in (0..m).flat_map(|i| (0..n).map(move |row| (i, row))) {
-                let terms = (0..k).map(|c| f64::from(x[i * k + c]) * f64::from(w.weight(row, c)));
-                let sum = 1.0 + terms.sum::<f64>();
-                assert!((f64::from(all[0][i * n + row]) - sum).abs() < 0.2, "{i}, {row}");
-            }
+            check_products(&w, |row, column| w.weight(row, column), m);
         }
     }
 

@@ -222,33 +222,26 @@ fn multiply<'a, W: IntegerWeight>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::testing::{Seeded, every_cpu};
-
-    /// Products on every instruction set and with two threads, as bits, and against `f64`.
-    fn check<const BITS: usize>(w: &PackedQ<BITS>, m: usize) {
-        let (n, k) = (w.n(), w.k());
-        let x = Seeded(9).values(m * k);
-        let mut all = Vec::new();
-        for (cpu, threads) in every_cpu().into_iter().flat_map(|cpu| [(cpu, 1), (cpu, 2)]) {
-            let (pool, mut rows, mut y) = (Pool::new(threads), Q8Rows::new(), vec![1.0; m * n]);
-            rows.quantize(cpu, &pool, &x, (m, k), PackedQ::<BITS>::STRETCH);
-            matmul(cpu, &pool, &rows, w, &Output::new(&mut y, n, 0).adding(true));
-            all.push(y);
-        }
-        assert!(all.iter().all(|y| *y == all[0]), "instruction sets or threads differ");
-        for (i, row) in (0..m).flat_map(|i| (0..n).map(move |row| (i, row))) {
-            let terms = (0..k).map(|c| f64::from(x[i * k + c]) * f64::from(w.weight(row, c)));
-            let sum = 1.0 + terms.sum::<f64>();
-            assert!((f64::from(all[0][i * n + row]) - sum).abs() < 0.06, "row {i}, output {row}");
-        }
-    }
+    use crate::kernels::testing::{Seeded, check_products};
 
     #[test]
     fn every_instruction_set_and_thread_count_gives_the_same_bits() {
         let (pool, weights) = (Pool::new(2), Seeded(8).values(37 * 96));
+        let eight = PackedQ::<8>::quantize(&pool, (&weights).into(), 37, 96);
+        let four = PackedQ::<4>::quantize(&pool, (&weights).into(), 37, 96);
         for m in [1, 2, 5, 8, 9, 17, 33, 75] {
-            check(&PackedQ::<8>::quantize(&pool, (&weights).into(), 37, 96), m);
-            check(&PackedQ::<4>::quantize(&pool, (&weights).into(), 37, 96), m);
+            check_products(&eight, |row, column| eight.weight(row, column), m);
+            check_products(&four, |row, column| four.weight(row, column), m);
+        }
+    }
+
+    #[test]
+    fn a_last_stretch_may_be_short() {
+        // Eleven blocks, of which three share a scale of their own.
+        let (n, k) = (20, 352);
+        let w = PackedQ::<4>::quantize(&Pool::new(1), (&Seeded(8).values(n * k)).into(), n, k);
+        for m in [1, 6, 40] {
+            check_products(&w, |row, column| w.weight(row, column), m);
         }
     }
 }

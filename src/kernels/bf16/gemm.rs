@@ -23,8 +23,11 @@ const K_PER_PASS: usize = 1024;
 const K_PER_TILED_PASS: usize = 2048;
 
 /// Row groups per work item: 44 × 12 rows × 1024 columns are a little more than an L2 of 1 MiB, but 512
-/// rows share what is turned or looked up of a weight. With half as many `g · W` was a tenth slower.
+/// rows share what is turned or looked up of a weight. With 24 groups `g · W` was a tenth slower.
 const GROUPS_PER_ITEM: usize = 44;
+
+/// The same with matrix tiles, at most.
+const GROUPS_PER_TILED_ITEM: usize = 24;
 
 /// Values of a pass of the rows of an item with matrix tiles: half of a 2 MiB L2, as every panel reads
 /// them all.
@@ -137,7 +140,7 @@ pub(crate) fn gemms<W: Panels>(cpu: Cpu, pool: &Pool, x: &Bf16Rows, parts: &[(&W
 fn largest_item(cpu: Cpu, k: usize) -> usize {
     if cpu.amx {
         let values = LARGEST_TILED_GROUP * k.clamp(1, K_PER_TILED_PASS);
-        (VALUES_PER_TILED_ITEM / values).clamp(2, GROUPS_PER_ITEM)
+        (VALUES_PER_TILED_ITEM / values).clamp(2, GROUPS_PER_TILED_ITEM)
     } else {
         GROUPS_PER_ITEM
     }
