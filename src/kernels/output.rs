@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::line::Line;
 use super::shared::SharedSlice;
 
 /// Values of a line.
@@ -78,6 +79,12 @@ impl<'a> Output<'a> {
         let end = (rows.end - 1) * self.stride + self.at + columns.end;
         (self.values.pointer(first..end), self.stride)
     }
+}
+
+/// Asks for `lines`.
+pub(crate) fn ask_lines(lines: &[Line]) {
+    let values: &[f32] = bytemuck::cast_slice(lines);
+    ask(values.as_ptr(), values.len());
 }
 
 /// Asks for the lines of `count` values.

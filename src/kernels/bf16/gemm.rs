@@ -50,6 +50,11 @@ pub(crate) trait Panels: Sync {
         k: Range<usize>,
         scratch: &'a mut [Line],
     ) -> Chunk<'a>;
+
+    /// Asks for what [`Panels::chunk`] will read, if it can tell.
+    fn ask(&self, panel: usize, k: Range<usize>) {
+        let _ = (panel, k);
+    }
 }
 
 impl<W: Panels> Panels for &W {
@@ -65,6 +70,10 @@ impl<W: Panels> Panels for &W {
         scratch: &'a mut [Line],
     ) -> Chunk<'a> {
         (**self).chunk(cpu, panel, k, scratch)
+    }
+
+    fn ask(&self, panel: usize, k: Range<usize>) {
+        (**self).ask(panel, k);
     }
 }
 

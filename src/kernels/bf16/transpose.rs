@@ -14,6 +14,9 @@ use crate::kernels::line::Line;
 /// Sixteen pairs, two lines each: 32 rows by 32 columns.
 type Piece = [Line; 32];
 
+/// Pieces ahead of the one being turned: they lie apart by a panel, where the hardware sees no stream.
+const AHEAD: usize = 4;
+
 /// A weight whose outputs and reduction have changed places.
 pub(crate) struct Transposed<W>(pub W);
 
@@ -34,7 +37,10 @@ impl<W: Panels> Panels for Transposed<W> {
         let panels = rows.start / PANEL..rows.end.div_ceil(PANEL);
         let (turned, inner) = scratch.split_at_mut(32 * panels.len());
         let (turned, _) = turned.as_chunks_mut::<32>();
-        for (turned, panel) in turned.iter_mut().zip(panels) {
+        for (turned, panel) in turned.iter_mut().zip(panels.clone()) {
+            if panel + AHEAD < panels.end {
+                self.0.ask(panel + AHEAD, columns.clone());
+            }
             match self.0.chunk(cpu, panel, columns.clone(), inner) {
                 Chunk::Bf16(lines) => turn(cpu, lines, turned),
                 _ => unreachable!("a transposed weight is read as bf16"),

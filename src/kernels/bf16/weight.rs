@@ -6,6 +6,7 @@ use super::{Chunk, PANEL, Panels};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::lanes::kernel;
 use crate::kernels::line::{Line, Lines};
+use crate::kernels::output::ask_lines;
 use crate::kernels::pool::Pool;
 use crate::kernels::split::{PerItem, split};
 use crate::kernels::values::Values;
@@ -112,6 +113,10 @@ impl Panels for PackedBf16 {
 
     fn chunk<'a>(&'a self, _: Cpu, panel: usize, k: Range<usize>, _: &'a mut [Line]) -> Chunk<'a> {
         Chunk::Bf16(self.panel(panel, k))
+    }
+
+    fn ask(&self, panel: usize, k: Range<usize>) {
+        ask_lines(self.panel(panel, k));
     }
 }
 

@@ -7,6 +7,7 @@ use super::{BLOCK, PackedNf4};
 use crate::kernels::bf16::{Chunk, Panels};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::Line;
+use crate::kernels::output::ask_lines;
 
 /// A weight seen as bf16: `bf16(level[q] · absmax)`, with the product in `f32`.
 pub(crate) struct Dequantized<'a>(pub &'a PackedNf4);
@@ -36,6 +37,10 @@ impl Panels for Dequantized<'_> {
             }
         }
         Chunk::Bf16(pairs)
+    }
+
+    fn ask(&self, panel: usize, k: Range<usize>) {
+        ask_lines(self.0.codes(panel, k));
     }
 }
 
