@@ -14,7 +14,7 @@ const STRETCH: f64 = 1.8;
 const LEAST_CHUNK: usize = 8;
 /// Training and prompts together may stretch the time between two steps to so many times that: with the
 /// scatter of steps, about a quarter more than the longest without training.
-const LONGEST: f64 = 2.6;
+const LONGEST: f64 = 2.4;
 
 /// One step: which running sequences compute how many tokens, and which blocks are copied before.
 #[derive(Debug, Default)]
@@ -131,8 +131,8 @@ impl Scheduler {
     /// Seconds that training may take before the next step, after one of `seconds`.
     pub fn room_for_training(&self, seconds: f64) -> f64 {
         let alone = self.decoding_seconds();
-        // Guesses that paid will be made again.
-        let guessed = seconds.clamp(alone, STRETCH * alone);
+        // Guesses that paid will be made again, within half of the time.
+        let guessed = seconds.clamp(alone, LONGEST / 2.0 * alone);
         let step = if self.has_only_decoding() { guessed } else { STRETCH * alone };
         LONGEST * alone - step
     }
