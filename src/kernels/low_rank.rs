@@ -31,6 +31,9 @@ const LARGEST_GROUP: usize = 6;
 /// Ranks whose dot products are taken together.
 const RANKS: usize = 4;
 
+/// Outputs ahead of those that are added to; of a prompt they are no longer near.
+const AHEAD: usize = 4 * PANEL;
+
 /// Ranks per line of `h`.
 const RANKS_PER_LINE: usize = 32;
 
@@ -254,6 +257,8 @@ unsafe fn up_item(
     for panel in panels.start..panels.end.min(n.div_ceil(PANEL)) {
         let columns = at + panel * PANEL..at + n.min((panel + 1) * PANEL);
         let b = Chunk::Bf16(weights.b.panel(panel, 0..r));
+        let (ahead, end) = (columns.start + AHEAD, at + n);
+        y.ask(task.rows.clone(), ahead.min(end)..(ahead + PANEL).min(end));
         // SAFETY: by this function's contract; a row is dropped before the next is taken.
         let row_of = |i: usize| unsafe { y.row(task.rows.start + i, columns.clone()) };
         multiply(cpu, &b, h, task.rows.len(), row_of, true);

@@ -87,14 +87,16 @@ pub(crate) fn ask_lines(lines: &[Line]) {
     ask(values.as_ptr(), values.len());
 }
 
-/// Asks for the lines of `count` values.
+/// Asks for the lines of `count` values, but for the last if they begin amid a line.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub(crate) fn ask(values: *const f32, count: usize) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    for value in (0..count).step_by(LINE).chain(count.checked_sub(1)) {
+    let mut value = 0;
+    while value < count {
         // SAFETY: the instruction is part of every x86-64; a hint, it never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(values.wrapping_add(value).cast()) };
+        value += LINE;
     }
 }
 
