@@ -2,6 +2,7 @@
 
 use super::lanes::{LANES, Simd, kernel};
 use super::math::{erf, exp, sigmoid, tanh};
+use super::output::ask;
 
 /// The non-linearities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,16 @@ fn value_and_slope<S: Simd>(s: S, act: Act, x: S::V) -> (S::V, S::V) {
     }
 }
 
+/// Values ahead of those at work that are asked for: of this many streams at once, and of what is
+/// written, the processor fetches too little by itself.
+const AHEAD: usize = 16 * LANES;
+
+/// Asks for what follows `part`, which need not exist.
+#[inline(always)]
+fn ask_ahead(part: &[f32]) {
+    ask(part.as_ptr().wrapping_add(AHEAD), part.len());
+}
+
 kernel! {
     /// `u = act(x)`, value by value.
     pub fn activate(s, act: Act, x: &[f32], u: &mut [f32]) {
@@ -72,6 +83,7 @@ kernel! {
             let (gate, up) = x.split_at(ff);
             let parts = gate.chunks(LANES).zip(up.chunks(LANES)).zip(u.chunks_mut(LANES));
             for ((gate, up), u) in parts {
+                [&*gate, up, u].into_iter().for_each(ask_ahead);
                 let value = value_and_slope(s, act, s.load_part(gate)).0;
                 s.store_part(u, s.mul(value, s.load_part(up)));
             }
@@ -98,11 +110,13 @@ kernel! {
             let (dgate, dup) = dx.split_at_mut(ff);
             for (i, du) in du.chunks(LANES).enumerate() {
                 let part = i * LANES..i * LANES + du.len();
+                let (dgate, dup) = (&mut dgate[part.clone()], &mut dup[part.clone()]);
+                [du, &gate[part.clone()], &up[part.clone()], dgate, dup].into_iter().for_each(ask_ahead);
                 let du = s.load_part(du);
                 let (value, slope) = value_and_slope(s, act, s.load_part(&gate[part.clone()]));
-                let dgate_value = s.mul(slope, s.mul(du, s.load_part(&up[part.clone()])));
-                s.store_part(&mut dgate[part.clone()], dgate_value);
-                s.store_part(&mut dup[part], s.mul(value, du));
+                let dgate_value = s.mul(slope, s.mul(du, s.load_part(&up[part])));
+                s.store_part(dgate, dgate_value);
+                s.store_part(dup, s.mul(value, du));
             }
         }
     }
