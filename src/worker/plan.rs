@@ -213,7 +213,7 @@ mod tests {
             scheduler.trained = trained;
             scheduler.prompt_rows(1)
         });
-        assert_eq!(rows, [16, 16, 7, 1]);
+        assert_eq!(rows, [16, 16, 3, 1]);
     }
 
     #[test]
@@ -223,13 +223,13 @@ mod tests {
             scheduler.trained = trained;
             scheduler.guessed_rows(1)
         });
-        assert_eq!(rows, [usize::MAX, 23, 7, 0]);
+        assert_eq!(rows, [usize::MAX, 19, 3, 0]);
     }
 
     #[test]
-    fn training_leaves_room_for_guesses_that_paid() {
+    fn training_leaves_room_for_guesses_that_paid_within_half_of_the_time() {
         let scheduler = scheduler();
-        for (seconds, room) in [(0.002, 0.016), (0.010, 0.016), (0.015, 0.011), (0.5, 0.008)] {
+        for (seconds, room) in [(0.002, 0.014), (0.010, 0.014), (0.011, 0.013), (0.5, 0.012)] {
             assert!((scheduler.room_for_training(seconds) - room).abs() < 1e-9, "{seconds}");
         }
     }
