@@ -83,7 +83,7 @@ kernel! {
             let (gate, up) = x.split_at(ff);
             let parts = gate.chunks(LANES).zip(up.chunks(LANES)).zip(u.chunks_mut(LANES));
             for ((gate, up), u) in parts {
-                [&*gate, up, u].into_iter().for_each(ask_ahead);
+                [gate, up, u].into_iter().for_each(ask_ahead);
                 let value = value_and_slope(s, act, s.load_part(gate)).0;
                 s.store_part(u, s.mul(value, s.load_part(up)));
             }
