@@ -145,7 +145,7 @@ impl<'a> Bench<'a> {
         let prompt = CASES.map(|case| case.rows).into_iter().max().unwrap_or(0);
         let shared = prompt.max(CONTEXT).div_ceil(BLOCK_TOKENS);
         let most = CASES.map(|case| case.sequences).into_iter().max().unwrap_or(1);
-        let cache = model.cache(&mut b, shared + most);
+        let cache = model.cache_as(&mut b, shared + most, model.kv_format());
         let adapters = (0..ADAPTERS as u64)
             .map(|seed| model.attach(&mut b, &random_adapter(&model.info, seed)))
             .collect::<Result<_, _>>()?;
