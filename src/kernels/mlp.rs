@@ -71,6 +71,7 @@ kernel! {
     /// `u = act(x)`, value by value.
     pub fn activate(s, act: Act, x: &[f32], u: &mut [f32]) {
         for (x, u) in x.chunks(LANES).zip(u.chunks_mut(LANES)) {
+            [x, u].into_iter().for_each(ask_ahead);
             s.store_part(u, value_and_slope(s, act, s.load_part(x)).0);
         }
     }
@@ -95,6 +96,7 @@ kernel! {
     /// `dx = act'(x) du`.
     pub fn activate_backward(s, act: Act, du: &[f32], x: &[f32], dx: &mut [f32]) {
         for ((du, x), dx) in du.chunks(LANES).zip(x.chunks(LANES)).zip(dx.chunks_mut(LANES)) {
+            [du, x, dx].into_iter().for_each(ask_ahead);
             let slope = value_and_slope(s, act, s.load_part(x)).1;
             s.store_part(dx, s.mul(slope, s.load_part(du)));
         }

@@ -13,7 +13,8 @@ const STRETCH: f64 = 1.8;
 /// But prompts get at least so many rows, or they would never be read.
 const LEAST_CHUNK: usize = 8;
 /// Training and prompts together may stretch the time between two steps to so many times that: with the
-/// scatter of steps, about a quarter more than the longest without training.
+/// scatter of steps and units, the longest become a fifth to two fifths longer than without training.
+/// Training gets half of it before guesses do.
 const LONGEST: f64 = 2.4;
 
 /// One step: which running sequences compute how many tokens, and which blocks are copied before.
