@@ -84,9 +84,14 @@ impl CpuBackend {
 
     /// [`CpuBackend::new`] with a chosen instruction set.
     pub(crate) fn on(cpu: Cpu, threads: usize) -> Self {
+        Self::with(cpu, Pool::new(threads.max(1)))
+    }
+
+    /// A backend with memory of its own on these threads.
+    fn with(cpu: Cpu, pool: Pool) -> Self {
         Self {
             cpu,
-            pool: Arc::new(Pool::new(threads.max(1))),
+            pool: Arc::new(pool),
             free: FreeList::default(),
             turns: Turns::default(),
             work: Work::default(),

@@ -39,13 +39,27 @@ pub use rope::*;
 /// Fused operations over device buffers. Shape mismatches are programming errors and panic.
 pub trait Backend: Send + 'static {
     /// A row-major `f32` matrix on the device.
-    type Rows: Send;
+    type Rows: Send + Sync;
     /// A frozen weight `(out, in)`, packed once.
-    type Weight: Send;
+    type Weight: Send + Sync;
     /// The matrices `A` and `B` of an adapter at one linear layer, packed once for serving.
     type LowRank: Send;
     /// Keys and values of all layers of one model, in blocks of [`BLOCK_TOKENS`].
     type Cache: Send;
+
+    // ---- cores
+
+    /// A second one for another thread, which trains while this one serves: it computes to the same
+    /// bits on the same weights, and while both are [at work](Backend::at_work) each has its share of
+    /// the device. `None` where two would only wait for each other.
+    fn beside(&self) -> Option<Self>
+    where
+        Self: Sized,
+    {
+        None
+    }
+    /// Says whether there is work for this one.
+    fn at_work(&self, _works: bool) {}
 
     // ---- buffers
 

@@ -1,7 +1,8 @@
 //! CPU kernels: safe functions over slices, each beside a plain twin.
 //!
 //! Read in this order:
-//! 1. [`line`], [`cpu`], [`rows`], [`pool`]: storage, dispatch, row groups, threads; [`shared`],
+//! 1. [`line`], [`cpu`], [`rows`], [`pool`], [`sides`]: storage, dispatch, row groups, threads;
+//!    [`shared`],
 //!    [`split`], [`output`], [`scratch`]: who writes where, and memory on the way.
 //! 2. [`lanes`]: sixteen values side by side on every instruction set; [`math`]: functions on them.
 //! 3. [`gemm`]: `f32` products, forward, backward and for weight gradients.
@@ -57,6 +58,7 @@ pub mod quantized;
 pub mod rows;
 pub(crate) mod scratch;
 pub mod shared;
+pub mod sides;
 #[cfg(target_arch = "x86_64")]
 mod simd;
 pub mod split;

@@ -9,6 +9,8 @@
 //!
 //! The caller waits only for workers that have *entered* the region. If the operating system has
 //! taken a core away, its worker simply misses the region and the caller claims every chunk.
+//!
+//! Two pools may share the cores ([`Pool::beside`]); while both are at work each keeps to its half.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -18,6 +20,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::*};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use super::sides::Side;
 
 /// How long a worker watches for the next region before it sleeps: longer than the scalar work
 /// between two products of one layer, far shorter than a scheduler tick.
@@ -33,6 +37,7 @@ const WORTHWHILE: usize = 8192;
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    side: Side,
 }
 
 struct Shared {
@@ -76,6 +81,15 @@ pub fn usable_cores() -> usize {
 impl Pool {
     /// A pool of `threads` threads in all: the caller and `threads - 1` workers.
     pub fn new(threads: usize) -> Self {
+        Self::on(Side::default(), threads)
+    }
+
+    /// A second pool for as many threads, which shares the cores with this one.
+    pub fn beside(&self) -> Self {
+        Self::on(self.side.other(), self.workers.len() + 1)
+    }
+
+    fn on(side: Side, threads: usize) -> Self {
         let workers = threads.saturating_sub(1);
         let shared = Arc::new(Shared {
             region: AtomicPtr::new(ptr::null_mut()),
@@ -93,7 +107,7 @@ impl Pool {
                 .spawn(move || shared.work(index))
                 .expect("the system can start one more thread")
         };
-        Self { workers: (0..workers).map(spawn).collect(), shared }
+        Self { workers: (0..workers).map(spawn).collect(), shared, side }
     }
 
     /// A pool as wide as this process may use; see [`usable_cores`].
@@ -101,9 +115,14 @@ impl Pool {
         Self::new(usable_cores())
     }
 
-    /// Threads in all, the caller included.
+    /// Threads that may run now, the caller included.
     pub fn threads(&self) -> usize {
-        self.workers.len() + 1
+        self.side.share(self.workers.len() + 1)
+    }
+
+    /// Says whether the one who calls has work, and so may need cores.
+    pub fn at_work(&self, works: bool) {
+        self.side.at_work(works);
     }
 
     /// How many of `total` items to put in one chunk: about eight chunks per thread, so that a
@@ -119,11 +138,11 @@ impl Pool {
     /// # Panics
     /// If a task panics; the pool stays usable.
     pub fn run(&self, chunks: usize, task: &(dyn Fn(usize) + Sync)) {
-        if chunks <= 1 || self.workers.is_empty() || self.shared.busy.swap(true, Acquire) {
+        let threads = self.threads();
+        if chunks <= 1 || threads == 1 || self.shared.busy.swap(true, Acquire) {
             return (0..chunks).for_each(task);
         }
-        let (stretches, panicked) = (&self.shared.stretches[..], AtomicBool::new(false));
-        let threads = stretches.len();
+        let (stretches, panicked) = (&self.shared.stretches[..threads], AtomicBool::new(false));
         for (thread, stretch) in stretches.iter().enumerate() {
             stretch.end.store(chunks * (thread + 1) / threads, Relaxed);
             stretch.next.store(chunks * thread / threads, Relaxed);
@@ -162,12 +181,13 @@ impl Pool {
         let address = ptr::from_ref(region).cast_mut().cast::<Region<'static>>();
         self.shared.region.store(address, SeqCst);
         self.shared.epoch.fetch_add(1, SeqCst);
-        self.wake_sleepers();
+        self.wake_sleepers(region.stretches.len() - 1);
         OpenRegion { shared: &self.shared, region }
     }
 
-    fn wake_sleepers(&self) {
-        for (asleep, worker) in self.shared.asleep.iter().zip(&self.workers) {
+    /// Wakes the first `wanted` workers.
+    fn wake_sleepers(&self, wanted: usize) {
+        for (asleep, worker) in self.shared.asleep.iter().zip(&self.workers).take(wanted) {
             if asleep.load(SeqCst) && asleep.swap(false, SeqCst) {
                 worker.thread().unpark();
             }
@@ -233,40 +253,44 @@ impl Drop for OpenRegion<'_> {
 impl Shared {
     /// The life of one worker.
     fn work(&self, index: usize) {
-        let mut seen = 0;
+        let (mut seen, mut watch) = (0, WATCH);
         while !self.stop.load(SeqCst) {
             let epoch = self.epoch.load(SeqCst);
             if epoch == seen {
-                self.wait_for_change(index, seen);
+                self.wait_for_change(index, seen, watch);
             } else {
                 seen = epoch;
-                self.join_region(index + 1);
+                // Whose core is wanted elsewhere does not watch.
+                watch = if self.join_region(index + 1) { WATCH } else { Duration::ZERO };
             }
         }
     }
 
-    /// Helps with the current region, if it is still open.
-    fn join_region(&self, thread: usize) {
+    /// Helps with the current region, if it is still open; false if it is for fewer threads.
+    fn join_region(&self, thread: usize) -> bool {
         self.inside.fetch_add(1, SeqCst);
         let region = self.region.load(SeqCst);
         // SAFETY: `inside` was raised before the pointer was read, and the caller clears the
         // pointer before it waits for `inside` to fall to zero. In the single order of these four
         // operations either this read sees null, or the caller waits until the region is left.
         let region = unsafe { region.as_ref() };
+        let wanted = region.is_none_or(|region| thread < region.stretches.len());
         if let Some(region) = region
+            && wanted
             && catch_unwind(AssertUnwindSafe(|| region.work(thread))).is_err()
         {
             region.abandon();
             region.panicked.store(true, Relaxed);
         }
         self.inside.fetch_sub(1, SeqCst);
+        wanted
     }
 
-    /// Returns once the epoch may differ from `seen`: spins for [`WATCH`], then sleeps.
-    fn wait_for_change(&self, index: usize, seen: usize) {
+    /// Returns once the epoch may differ from `seen`: spins for as long as `watch`, then sleeps.
+    fn wait_for_change(&self, index: usize, seen: usize, watch: Duration) {
         let start = Instant::now();
         while self.epoch.load(Relaxed) == seen {
-            if start.elapsed() < WATCH {
+            if start.elapsed() < watch {
                 std::hint::spin_loop();
                 continue;
             }
@@ -305,6 +329,43 @@ mod tests {
             seen[counts[..piece].iter().sum::<usize>() + item].fetch_add(1, Relaxed);
         });
         assert!(seen.iter().all(|count| count.load(Relaxed) == 1));
+    }
+
+    #[test]
+    fn two_pools_on_the_same_cores_each_run_every_chunk_while_they_narrow_and_widen() {
+        let first = Pool::new(4);
+        let second = first.beside();
+        let work = |pool: &Pool| {
+            for turn in 0..2000 {
+                pool.at_work(turn % 3 != 0);
+                let done = AtomicUsize::new(0);
+                pool.run(turn % 17, &|_| {
+                    done.fetch_add(1, Relaxed);
+                });
+                assert_eq!(done.load(Relaxed), turn % 17);
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| work(&first));
+            scope.spawn(|| work(&second));
+        });
+    }
+
+    #[test]
+    fn while_both_pools_work_each_keeps_to_its_half() {
+        let first = Pool::new(4);
+        let second = first.beside();
+        first.at_work(true);
+        second.at_work(true);
+        for pool in [&first, &second] {
+            let seen = std::sync::Mutex::new(std::collections::HashSet::new());
+            for _ in 0..200 {
+                pool.run(64, &|_| {
+                    seen.lock().expect("no task panics").insert(thread::current().id());
+                });
+            }
+            assert!(seen.into_inner().expect("no task panics").len() <= 2);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Linear layers: a frozen base plus, for each row, that row's adapter.
 
-use std::cell::OnceCell;
+use std::sync::OnceLock;
 
 use super::adapter::AdapterRows;
 use super::gradients::Gradients;
@@ -18,7 +18,7 @@ pub(super) struct Linear<B: Backend> {
     /// Its weight's index among the model's tensors; the bias follows.
     pub slot: usize,
     /// `‖w‖²` of each row of the weight, once DoRA asked for it.
-    pub row_squares: OnceCell<Vec<f64>>,
+    pub row_squares: OnceLock<Vec<f64>>,
 }
 
 /// Linear layers of one input, side by side in one output: q, k and v, or gate and up.

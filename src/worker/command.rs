@@ -21,7 +21,7 @@ pub enum Command {
     /// Train an adapter beside the requests. Dropping the receiver cancels the run.
     Train { run: Box<TrainRequest>, control: Arc<TrainControl>, events: mpsc::Sender<TrainEvent> },
     /// Look at what there is for a training run on this base model; with a `trial`, also at how fast
-    /// one of its layers is, for which everybody else waits.
+    /// one of its layers is.
     Survey { base: String, trial: bool, done: oneshot::Sender<Survey> },
     /// Look at the stop flag: the thread may be asleep on this channel.
     Stop,

@@ -1,6 +1,7 @@
 //! One base model on the device, with all that serves it: cache, adapters, scheduler.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::answer::Reader;
@@ -16,7 +17,7 @@ use crate::backend::{BLOCK_TOKENS, Backend, KvFormat};
 use crate::model::{AdapterRows, Model, PictureRows, Step};
 
 pub(super) struct Lane<B: Backend> {
-    pub model: Model<B>,
+    pub model: Arc<Model<B>>,
     pub scheduler: Scheduler,
     pictures: Pictures<B>,
     pub resident: Resident<B>,
@@ -45,7 +46,7 @@ impl<B: Backend> Lane<B> {
             resident: Resident::new(adapter_cache_bytes),
             cache: Some(model.cache_as(b, blocks, kv_format)),
             kv_format,
-            model,
+            model: Arc::new(model),
             plan: Plan::default(),
             batch: Batch::default(),
             reader: Reader::default(),

@@ -15,6 +15,7 @@
 //! batch      a step as one flat ragged batch
 //! answer     logits to events
 //! panics     when to give up
+//! trainer    where training happens: on a thread beside, or between steps
 //! training   runs of training, one at a time; `ration` says how much of it a step allows
 //! survey     what there is for a run: room, and pace
 //! ```
@@ -46,6 +47,7 @@ mod stats;
 mod survey;
 #[cfg(test)]
 mod tests;
+mod trainer;
 mod training;
 
 pub use crate::train::{TrainEvent, TrainRequest, TrainSnapshot};

@@ -31,6 +31,11 @@ impl Pace {
         class.seconds += newest * (seconds - class.seconds);
     }
 
+    /// Whether no step was measured yet.
+    pub fn is_unknown(&self) -> bool {
+        self.classes.iter().all(|class| class.seconds == 0.0)
+    }
+
     /// How long a step of `rows` rows will take; 0 if nothing was measured yet.
     pub fn seconds(&self, rows: usize) -> f64 {
         let rows = rows as f64;

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
@@ -12,14 +12,10 @@ use super::lane::Lane;
 use super::panics::PanicWatch;
 use super::ration::Served;
 use super::sequence::Request;
-use super::survey::survey;
-use super::training::{Training, Turn};
+use super::trainer::Trainer;
 use super::{Command, GenerationEvent, WorkerError, WorkerStats};
 use crate::backend::Backend;
 use crate::domain::GenerationRequest;
-
-/// How long to look away when the only work is a training run whose events nobody takes.
-const UNREAD_PAUSE: Duration = Duration::from_millis(2);
 
 /// Everything the device thread owns.
 pub(super) struct Device<B: Backend> {
@@ -29,7 +25,7 @@ pub(super) struct Device<B: Backend> {
     turn: usize,
     /// When the last step ended, while steps follow one another.
     last_step: Option<Instant>,
-    training: Training<B>,
+    trainer: Trainer<B>,
     commands: mpsc::Receiver<Command>,
     stopping: Arc<AtomicBool>,
     stats: Arc<WorkerStats>,
@@ -43,7 +39,7 @@ impl<B: Backend> Device<B> {
         commands: mpsc::Receiver<Command>,
         stopping: Arc<AtomicBool>,
         stats: Arc<WorkerStats>,
-        training: Training<B>,
+        trainer: Trainer<B>,
     ) -> Self {
         let blocks = lanes.iter().map(|lane| lane.scheduler.room.total()).sum();
         stats.blocks_total.store(blocks, Relaxed);
@@ -53,7 +49,7 @@ impl<B: Backend> Device<B> {
             lanes,
             turn: 0,
             last_step: None,
-            training,
+            trainer,
             commands,
             stopping,
             stats,
@@ -80,7 +76,7 @@ impl<B: Backend> Device<B> {
         self.receive_commands();
         self.release_ended();
         let served = self.decode_turn();
-        self.training_turn(served);
+        self.trainer.turn(&mut self.backend, served, &self.stats);
         self.publish();
     }
 
@@ -91,7 +87,7 @@ impl<B: Backend> Device<B> {
     }
 
     pub fn is_busy(&self) -> bool {
-        self.is_serving() || !self.training.is_idle()
+        self.is_serving() || !self.trainer.is_idle()
     }
 
     /// Takes what has arrived.
@@ -132,12 +128,8 @@ impl<B: Backend> Device<B> {
             Command::Generate { request, stops, events } => {
                 self.accept_request(*request, stops, events);
             }
-            Command::Train { run, control, events } => self.training.push(*run, control, events),
-            Command::Survey { base, trial, done } => {
-                let lane = self.lanes.iter().find(|lane| *lane.model.info.name == *base);
-                let memory = self.training.memory();
-                let found = lane.map(|lane| survey(&mut self.backend, lane, memory, trial));
-                let _gone_is_fine = found.map(|found| done.send(found));
+            Command::Train { .. } | Command::Survey { .. } => {
+                self.trainer.accept(&mut self.backend, command);
             }
             Command::Stop => {}
         }
@@ -165,7 +157,7 @@ impl<B: Backend> Device<B> {
 
     /// Drains: nothing new begins, what runs goes on to its end.
     fn refuse_waiting(&mut self) {
-        self.training.abandon(&mut self.backend);
+        self.trainer.abandon(&mut self.backend);
         for lane in &mut self.lanes {
             let left = |request: &Request| self.stats.leave(request.ask.cost());
             lane.refuse_waiting(&WorkerError::Stopped, left);
@@ -181,12 +173,16 @@ impl<B: Backend> Device<B> {
 
     /// One step of the next base model that has work; `None` if nobody waits for an answer any more.
     fn decode_turn(&mut self) -> Option<Served> {
-        let Some(next) = self.next_lane() else {
+        let next = self.next_lane();
+        self.backend.at_work(next.is_some());
+        let Some(next) = next else {
             self.last_step = None;
             return None;
         };
         self.turn = (next + 1) % self.lanes.len();
-        self.lanes[next].scheduler.trained = self.training.spent_seconds();
+        let scheduler = &mut self.lanes[next].scheduler;
+        scheduler.trained = self.trainer.spent_seconds();
+        scheduler.share_device(self.trainer.works_beside(&self.stats));
         let (lane, backend, stats) = (&mut self.lanes[next], &mut self.backend, &self.stats);
         let started = Instant::now();
         match catch_unwind(AssertUnwindSafe(|| lane.step(backend, stats))) {
@@ -213,15 +209,6 @@ impl<B: Backend> Device<B> {
         let count = self.lanes.len();
         let mut order = (self.turn..self.turn + count).map(|turn| turn % count);
         order.find(|&lane| self.lanes[lane].has_work())
-    }
-
-    /// Units of training: as many as are allowed beside requests, one without any, so that a new
-    /// request waits for no more than that.
-    fn training_turn(&mut self, served: Option<Served>) {
-        let turn = self.training.turn(&mut self.backend, &self.lanes, served, &self.stats);
-        if turn == Turn::Unread && served.is_none() {
-            std::thread::sleep(UNREAD_PAUSE);
-        }
     }
 
     fn publish(&self) {

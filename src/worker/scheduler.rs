@@ -37,6 +37,9 @@ pub(super) struct Scheduler {
     pub preemptions: u64,
     /// What steps take.
     pub pace: Pace,
+    /// What it was while the device was shared with training, or was not: whichever is not so now.
+    other_pace: Pace,
+    shared: bool,
     /// Seconds that training took of the time since the last step.
     pub trained: f64,
     pub limits: StepLimits,
@@ -52,9 +55,24 @@ impl Scheduler {
             room: KvRoom::new(blocks),
             preemptions: 0,
             pace: Pace::default(),
+            other_pace: Pace::default(),
+            shared: false,
             trained: 0.0,
             limits,
             next_age: 0,
+        }
+    }
+
+    /// Says whether training shares the device from now on: steps then take longer, and each way of
+    /// working has a pace of its own.
+    pub fn share_device(&mut self, shared: bool) {
+        if self.shared == shared {
+            return;
+        }
+        self.shared = shared;
+        std::mem::swap(&mut self.pace, &mut self.other_pace);
+        if self.pace.is_unknown() {
+            self.pace = self.other_pace.clone();
         }
     }
 

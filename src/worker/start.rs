@@ -12,6 +12,7 @@ use super::kv::blocks_for;
 use super::lane::Lane;
 use super::run::{Device, panic_message};
 use super::scheduler::StepLimits;
+use super::trainer::{Beside, Trainer};
 use super::training::Training;
 use super::{Command, WorkerHandle, WorkerStats};
 use crate::backend::{BLOCK_TOKENS, Backend};
@@ -19,7 +20,7 @@ use crate::domain::{BaseInfo, KvFormat, Speculation};
 use crate::model::{LoadOptions, Model, ModelError, ModelSource};
 
 /// Deep enough for any model's layers in an unoptimised build.
-const STACK_BYTES: usize = 64 << 20;
+pub(super) const STACK_BYTES: usize = 64 << 20;
 /// Logits of prompts being scored that one step may hold.
 const SCORED_BYTES: usize = 64 << 20;
 /// Contexts for which there is room beside those of a full batch, for prefixes to be found again.
@@ -139,10 +140,13 @@ pub fn start<B: Backend>(
                 Ok(device) => device,
                 Err(error) => return drop(loaded.send(Err(error))),
             };
+            let trainer = match trainer(&backend, &lanes, &settings, &flag, &counters) {
+                Ok(trainer) => trainer,
+                Err(error) => return drop(loaded.send(Err(error.into()))),
+            };
             let infos = lanes.iter().map(|lane| Arc::clone(&lane.model.info)).collect();
             if loaded.send(Ok(infos)).is_ok() {
-                let training = Training::new(&settings);
-                Device::new(backend, lanes, receiver, flag, counters, training).run();
+                Device::new(backend, lanes, receiver, flag, counters, trainer).run();
             }
         },
     )?;
@@ -170,6 +174,26 @@ impl Worker {
     /// Waits for the thread to end; true if it ended in order, false if it panicked.
     pub fn join(self) -> bool {
         self.thread.join().is_ok()
+    }
+}
+
+/// Who will train: a thread beside this one if the device can be shared, unless the operator says how
+/// much training may lengthen a step.
+fn trainer<B: Backend>(
+    backend: &B,
+    lanes: &[Lane<B>],
+    settings: &WorkerSettings,
+    stopping: &Arc<AtomicBool>,
+    stats: &Arc<WorkerStats>,
+) -> std::io::Result<Trainer<B>> {
+    let models = lanes.iter().map(|lane| Arc::clone(&lane.model)).collect();
+    let training = Training::new(models, settings);
+    match backend.beside().filter(|_| settings.training_latency_budget.is_none()) {
+        Some(second) => {
+            Beside::start(second, training, Arc::clone(stopping), Arc::clone(stats))
+                .map(Trainer::Beside)
+        }
+        None => Ok(Trainer::Between(Box::new(training))),
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use super::lane::Lane;
 use crate::backend::Backend;
 use crate::domain::{BaseInfo, Survey};
+use crate::model::Model;
 
 /// Tokens of the trial: enough that products run as they do in training.
 const TRIED_ROWS: usize = 128;
@@ -13,7 +13,7 @@ const TRIED_ROWS: usize = 128;
 /// `memory` bounds what a run keeps of activations, `picture_bytes` what of pictures.
 pub(super) fn survey<B: Backend>(
     b: &mut B,
-    lane: &Lane<B>,
+    model: &Model<B>,
     (memory, picture_bytes): (Option<usize>, usize),
     trial: bool,
 ) -> Survey {
@@ -22,19 +22,19 @@ pub(super) fn survey<B: Backend>(
         available_bytes: b.available_bytes(),
         kept_bytes: memory,
         picture_bytes,
-        forward_rate: trial.then(|| forward_rate(b, lane)),
+        forward_rate: trial.then(|| forward_rate(b, model)),
     }
 }
 
-fn forward_rate<B: Backend>(b: &mut B, lane: &Lane<B>) -> f64 {
+fn forward_rate<B: Backend>(b: &mut B, model: &Model<B>) -> f64 {
     let mut trial = || {
         let started = Instant::now();
-        lane.model.try_layer(b, TRIED_ROWS);
+        model.try_layer(b, TRIED_ROWS);
         started.elapsed().as_secs_f64()
     };
     trial(); // the first finds cold caches
     let seconds = trial().min(trial());
-    2.0 * layer_weights(&lane.model.info) * TRIED_ROWS as f64 / seconds.max(1e-9)
+    2.0 * layer_weights(&model.info) * TRIED_ROWS as f64 / seconds.max(1e-9)
 }
 
 /// Weights of the first layer's linear modules.

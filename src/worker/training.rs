@@ -9,11 +9,12 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::lane::Lane;
 use super::ration::{Ration, Served};
 use super::run::panic_message;
-use super::{TrainControl, WorkerError, WorkerSettings, WorkerStats};
+use super::survey::survey;
+use super::{Command, TrainControl, WorkerError, WorkerSettings, WorkerStats};
 use crate::backend::Backend;
+use crate::model::Model;
 use crate::train::{Run, TrainEvent, TrainRequest, Unit};
 
 /// What a turn of training came to.
@@ -27,6 +28,8 @@ pub(super) enum Turn {
 
 /// The runs: one active, the others in line.
 pub(super) struct Training<B: Backend> {
+    /// The base models that may be trained on.
+    models: Vec<Arc<Model<B>>>,
     waiting: VecDeque<(TrainRequest, Owner)>,
     active: Option<Active<B>>,
     /// Owners of ended runs that have not taken the last events.
@@ -40,7 +43,7 @@ pub(super) struct Training<B: Backend> {
 
 struct Active<B: Backend> {
     run: Run<B>,
-    lane: usize,
+    model: Arc<Model<B>>,
     owner: Owner,
 }
 
@@ -55,15 +58,27 @@ struct Owner {
 
 impl<B: Backend> Training<B> {
     /// No run yet, and the bounds of those to come.
-    pub fn new(settings: &WorkerSettings) -> Self {
+    pub fn new(models: Vec<Arc<Model<B>>>, settings: &WorkerSettings) -> Self {
         let (waiting, leaving) = (VecDeque::new(), Vec::new());
         let ration = Ration::new(settings.training_latency_budget);
         let (memory, pictures) = (settings.training_memory_bytes, settings.picture_cache_bytes);
-        Self { waiting, active: None, leaving, ration, memory, pictures }
+        Self { models, waiting, active: None, leaving, ration, memory, pictures }
     }
 
-    /// Puts a run in line.
-    pub fn push(
+    /// Puts a run in line, or looks at what there is for one.
+    pub fn accept(&mut self, b: &mut B, command: Command) {
+        match command {
+            Command::Train { run, control, events } => self.push(*run, control, events),
+            Command::Survey { base, trial, done } => {
+                let memory = (self.memory, self.pictures);
+                let found = self.model(&base).map(|model| survey(b, model, memory, trial));
+                let _gone_is_fine = found.map(|found| done.send(found));
+            }
+            Command::Generate { .. } | Command::Stop => {}
+        }
+    }
+
+    fn push(
         &mut self,
         run: TrainRequest,
         control: Arc<TrainControl>,
@@ -73,9 +88,8 @@ impl<B: Backend> Training<B> {
         self.waiting.push_back((run, owner));
     }
 
-    /// Bytes a run may keep: of activations, where that is bounded, and of pictures.
-    pub fn memory(&self) -> (Option<usize>, usize) {
-        (self.memory, self.pictures)
+    fn model(&self, base: &str) -> Option<&Arc<Model<B>>> {
+        self.models.iter().find(|model| *model.info.name == *base)
     }
 
     pub fn is_idle(&self) -> bool {
@@ -86,23 +100,22 @@ impl<B: Backend> Training<B> {
     pub fn turn(
         &mut self,
         b: &mut B,
-        lanes: &[Lane<B>],
         served: Option<Served>,
         stats: &WorkerStats,
     ) -> Turn {
         self.part_with_cancelled();
         if self.active.is_none() {
-            self.start_next(b, lanes, stats);
+            self.start_next(b, stats);
         }
         stats.training.store(self.active.is_some(), Relaxed);
         let Some(served) = served else {
             self.ration.rest();
-            return self.timed_unit(b, lanes, stats);
+            return self.timed_unit(b, stats);
         };
         self.ration.open(served);
         let mut turn = Turn::Idle;
         while self.ration.allows(self.next_unit()) {
-            turn = self.timed_unit(b, lanes, stats);
+            turn = self.timed_unit(b, stats);
             if turn != Turn::Advanced {
                 break;
             }
@@ -130,9 +143,9 @@ impl<B: Backend> Training<B> {
         }
     }
 
-    fn timed_unit(&mut self, b: &mut B, lanes: &[Lane<B>], stats: &WorkerStats) -> Turn {
+    fn timed_unit(&mut self, b: &mut B, stats: &WorkerStats) -> Turn {
         let (started, unit) = (Instant::now(), self.next_unit());
-        let turn = self.unit(b, lanes, stats);
+        let turn = self.unit(b, stats);
         if turn == Turn::Advanced {
             let elapsed = started.elapsed();
             stats.training_micros.fetch_add(elapsed.as_micros() as u64, Relaxed);
@@ -142,7 +155,7 @@ impl<B: Backend> Training<B> {
         turn
     }
 
-    fn unit(&mut self, b: &mut B, lanes: &[Lane<B>], stats: &WorkerStats) -> Turn {
+    fn unit(&mut self, b: &mut B, stats: &WorkerStats) -> Turn {
         let Some(active) = &mut self.active else {
             return if self.leaving.is_empty() { Turn::Idle } else { Turn::Unread };
         };
@@ -156,8 +169,7 @@ impl<B: Backend> Training<B> {
         if active.owner.control.pause_requested() {
             active.run.request_pause();
         }
-        let model = &lanes[active.lane].model;
-        match catch_unwind(AssertUnwindSafe(|| active.run.advance(b, model))) {
+        match catch_unwind(AssertUnwindSafe(|| active.run.advance(b, &active.model))) {
             Ok(events) => self.tell(b, events, stats),
             Err(panic) => self.fail_active(&panic_message(&*panic), stats),
         }
@@ -196,19 +208,39 @@ impl<B: Backend> Training<B> {
         }
     }
 
-    fn start_next(&mut self, b: &mut B, lanes: &[Lane<B>], stats: &WorkerStats) {
+    fn start_next(&mut self, b: &mut B, stats: &WorkerStats) {
         let Some((request, mut owner)) = self.waiting.pop_front() else { return };
-        match start(b, lanes, request, stats) {
-            Ok((mut run, lane)) => {
+        match self.start(b, request, stats) {
+            Ok((mut run, model)) => {
                 let half = || b.available_bytes().map_or(usize::MAX, |bytes| bytes / 2);
                 run.keep_activations(self.memory.unwrap_or_else(half));
                 run.keep_pictures(self.pictures);
                 self.ration.forget();
-                self.active = Some(Active { run, lane, owner });
+                self.active = Some(Active { run, model, owner });
             }
             Err(message) => {
                 owner.unread.push_back(TrainEvent::Failed { step: 0, message });
                 self.part_with(owner);
+            }
+        }
+    }
+
+    /// Sets a run up on its base model.
+    fn start(
+        &self,
+        b: &mut B,
+        request: TrainRequest,
+        stats: &WorkerStats,
+    ) -> Result<(Run<B>, Arc<Model<B>>), String> {
+        let unknown = || WorkerError::UnknownBase(request.base.to_string()).to_string();
+        let model = self.model(&request.base).ok_or_else(unknown)?;
+        match catch_unwind(AssertUnwindSafe(|| Run::start(b, model, request))) {
+            Ok(run) => {
+                run.map(|run| (run, Arc::clone(model))).map_err(|error| error.to_string())
+            }
+            Err(panic) => {
+                stats.panics.fetch_add(1, Relaxed);
+                Err(WorkerError::Device(panic_message(&*panic)).to_string())
             }
         }
     }
@@ -251,26 +283,5 @@ impl Owner {
             }
         }
         true
-    }
-}
-
-/// Sets a run up on its base model.
-fn start<B: Backend>(
-    b: &mut B,
-    lanes: &[Lane<B>],
-    request: TrainRequest,
-    stats: &WorkerStats,
-) -> Result<(Run<B>, usize), String> {
-    let base = &request.base;
-    let lane = lanes
-        .iter()
-        .position(|lane| lane.model.info.name == *base)
-        .ok_or_else(|| WorkerError::UnknownBase(base.to_string()).to_string())?;
-    match catch_unwind(AssertUnwindSafe(|| Run::start(b, &lanes[lane].model, request))) {
-        Ok(run) => run.map(|run| (run, lane)).map_err(|error| error.to_string()),
-        Err(panic) => {
-            stats.panics.fetch_add(1, Relaxed);
-            Err(WorkerError::Device(panic_message(&*panic)).to_string())
-        }
     }
 }

@@ -28,6 +28,15 @@ impl Backend for CpuBackend {
     type LowRank = PackedLowRank;
     type Cache = CpuCache;
 
+    fn beside(&self) -> Option<Self> {
+        let alone = self.pool.threads() == 1;
+        (!alone).then(|| Self::with(self.cpu, self.pool.beside()))
+    }
+
+    fn at_work(&self, works: bool) {
+        self.pool.at_work(works);
+    }
+
     fn zeros(&mut self, rows: usize, width: usize) -> CpuRows {
         let began = self.stages.begin();
         let mut x = self.free.take(rows, width);

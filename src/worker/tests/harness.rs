@@ -19,6 +19,7 @@ use crate::model::{LoadOptions, ModelSource};
 use crate::train::rng::{Site, Stream};
 use crate::worker::run::Device;
 use crate::worker::start::{BaseSource, load};
+use crate::worker::trainer::Trainer;
 use crate::worker::training::Training;
 use crate::worker::{
     Command, GenerationEvent, GenerationEvents, WorkerError, WorkerHandle, WorkerSettings,
@@ -153,8 +154,10 @@ impl<B: Backend> Bench<B> {
         let (stats, stopping) =
             (Arc::new(WorkerStats::default()), Arc::new(AtomicBool::new(false)));
         stats.max_waiting.store(settings.max_waiting, Relaxed);
-        let (flag, training) = (Arc::clone(&stopping), Training::new(settings));
-        let device = Device::new(backend, lanes, receiver, flag, Arc::clone(&stats), training);
+        let models = lanes.iter().map(|lane| Arc::clone(&lane.model)).collect();
+        let trainer = Trainer::Between(Box::new(Training::new(models, settings)));
+        let flag = Arc::clone(&stopping);
+        let device = Device::new(backend, lanes, receiver, flag, Arc::clone(&stats), trainer);
         let handle = WorkerHandle::new(commands.clone(), infos, stats);
         Self { device, handle, commands, stopping }
     }
