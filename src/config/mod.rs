@@ -74,8 +74,9 @@ pub struct Config {
     pub max_waiting_tokens: usize,
     /// Whether steps may check guessed tokens.
     pub speculative: Speculation,
-    /// What training may add to the time between two tokens, on average; `None`: as much as leaves a
-    /// step little longer than those that read prompts.
+    /// What training may add to the time between two tokens, on average; `None`: half of the cores beside
+    /// requests or, on one core or a GPU, as much as leaves a step little longer than those that read
+    /// prompts.
     pub training_latency_budget: Option<Duration>,
     /// Most memory for kept activations of a training run, in MiB; `None`: half of what is available.
     pub training_memory_mib: Option<usize>,

@@ -98,9 +98,10 @@ pub struct ServeOptions {
     /// wherever there is a guess. The answers are the same [default: auto].
     #[arg(long, env = "TANDEM_SPECULATIVE", value_name = "auto|off|always")]
     pub speculative: Option<String>,
-    /// What training may add to the time between two tokens on average, in milliseconds; a unit of it,
-    /// less than a layer of a micro-batch, is not interrupted [default: what makes no step much longer than
-    /// steps that read prompts are].
+    /// What training may add to the time between two tokens on average, in milliseconds: it then works
+    /// between steps, and a unit of it, less than a layer of a micro-batch, is not interrupted [default:
+    /// beside requests training has half of the cores; on one core or a GPU, what makes no step much longer
+    /// than steps that read prompts are].
     #[arg(long, env = "TANDEM_TRAINING_LATENCY_BUDGET", value_name = "MS")]
     pub training_latency_budget: Option<u64>,
     /// Most memory for activations kept between forward and backward of a training run, in MiB; what

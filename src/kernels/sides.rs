@@ -52,12 +52,10 @@ mod tests {
         first.at_work(true);
         assert_eq!((first.share(5), second.share(5)), (5, 2));
         second.at_work(true);
-        assert_eq!([1, 2, 3, 8].map(|n| (first.share(n), second.share(n))), [
-            (1, 1),
-            (1, 1),
-            (2, 1),
-            (4, 4)
-        ]);
+        assert_eq!(
+            [1, 2, 3, 8].map(|n| (first.share(n), second.share(n))),
+            [(1, 1), (1, 1), (2, 1), (4, 4)]
+        );
         first.at_work(false);
         assert_eq!((first.share(5), second.share(5)), (3, 5));
     }

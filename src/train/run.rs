@@ -1,7 +1,7 @@
 //! A fine-tuning run as a value with a next unit.
 //!
-//! The device thread calls [`Run::advance`] whenever it has a moment between decode steps. Nothing
-//! a run computes depends on when it is called or on what the device did meanwhile.
+//! Whoever trains calls [`Run::advance`] whenever the device has a moment. Nothing a run computes
+//! depends on when it is called or on what the device did meanwhile.
 
 mod update;
 

@@ -1,5 +1,6 @@
-//! The device thread: one OS thread owns the model, the KV cache, the adapters and the active
-//! training run. Everybody else holds a [`WorkerHandle`] and sends [`Command`]s.
+//! The device thread: one OS thread owns the KV cache, the adapters and the active training run,
+//! which it lends a thread of its own where cores can be shared; both read the same weights.
+//! Everybody else holds a [`WorkerHandle`] and sends [`Command`]s.
 //!
 //! # Inside
 //! ```text

@@ -7,15 +7,28 @@ use super::scheduler::{Scheduler, StepLimits};
 use super::sequence::Sequence;
 use crate::domain::Speculation;
 
-/// While others decode, prompts may stretch a step to so many times what it takes when all that
-/// run decode, as they soon will: running streams slow down evenly, and none stalls.
-const STRETCH: f64 = 1.8;
 /// But prompts get at least so many rows, or they would never be read.
 const LEAST_CHUNK: usize = 8;
-/// Training and prompts together may stretch the time between two steps to so many times that: with the
-/// scatter of steps and units, the longest become a fifth to two fifths longer than without training.
-/// Training gets half of it before guesses do.
-const LONGEST: f64 = 2.4;
+
+/// How far the time between two steps may be stretched, in steps in which all that run decode, as
+/// they soon will.
+#[derive(Debug)]
+struct Stretch {
+    /// By prompts while others decode: running streams slow down evenly, and none stalls.
+    prompts: f64,
+    /// By prompts, guesses and training together.
+    longest: f64,
+    /// What guesses that paid keep of it; training has the rest before guesses do.
+    guesses: f64,
+}
+
+/// Training between steps: with the scatter of steps and units, the longest times become a fifth to
+/// two fifths longer than without training.
+const BETWEEN: Stretch = Stretch { prompts: 1.8, longest: 2.4, guesses: 1.2 };
+/// Training beside steps, which leaves them half of the cores: what they leave it of the other half
+/// makes up for what it loses to the memory that both share, and the longest times become a fifth
+/// longer than without training.
+const BESIDE: Stretch = Stretch { prompts: 1.3, longest: 1.3, guesses: 1.15 };
 
 /// One step: which running sequences compute how many tokens, and which blocks are copied before.
 #[derive(Debug, Default)]
@@ -129,21 +142,27 @@ impl Scheduler {
         self.pace.seconds(self.running.len())
     }
 
-    /// Seconds that training may take before the next step, after one of `seconds`.
+    /// Seconds that training may have for itself before the next step, after one of `seconds`.
     pub fn room_for_training(&self, seconds: f64) -> f64 {
         let alone = self.decoding_seconds();
-        // Guesses that paid will be made again, within half of the time.
-        let guessed = seconds.clamp(alone, LONGEST / 2.0 * alone);
-        let step = if self.has_only_decoding() { guessed } else { STRETCH * alone };
-        LONGEST * alone - step
+        let stretch = self.stretch();
+        // Guesses that paid will be made again.
+        let guessed = seconds.clamp(alone, stretch.guesses * alone);
+        let step = if self.has_only_decoding() { guessed } else { stretch.prompts * alone };
+        stretch.longest * alone - step
     }
 
-    /// Rows of guesses that keep within what training left of the time between two steps.
+    fn stretch(&self) -> Stretch {
+        if self.shared { BESIDE } else { BETWEEN }
+    }
+
+    /// Rows of guesses that keep within what training leaves of the time between two steps.
     fn guessed_rows(&self, decoding: usize) -> usize {
-        if self.trained == 0.0 {
+        if self.trained == 0.0 && !self.shared {
             return usize::MAX;
         }
-        self.rows_within(LONGEST * self.decoding_seconds() - self.trained, decoding)
+        let longest = self.stretch().longest * self.decoding_seconds();
+        self.rows_within(longest - self.trained, decoding)
     }
 
     /// How many rows a step of `seconds` has room for beside `decoding` ones.
@@ -157,7 +176,8 @@ impl Scheduler {
             return usize::MAX;
         }
         let alone = self.decoding_seconds();
-        let seconds = (STRETCH * alone).min(LONGEST * alone - self.trained);
+        let Stretch { prompts, longest, .. } = self.stretch();
+        let seconds = (prompts * alone).min(longest * alone - self.trained);
         let rows = self.rows_within(seconds, decoding);
         // After training, which leaves room the next time, a prompt can wait.
         let least = if self.trained > 0.0 { 1 } else { LEAST_CHUNK };
@@ -225,6 +245,20 @@ mod tests {
             scheduler.guessed_rows(1)
         });
         assert_eq!(rows, [usize::MAX, 19, 3, 0]);
+    }
+
+    #[test]
+    fn beside_training_prompts_guesses_and_what_it_gets_alone_keep_within_one_bound() {
+        let mut scheduler = scheduler();
+        scheduler.share_device(true);
+        let rows = [0.0, 0.0011, 0.0025, 0.050].map(|trained| {
+            scheduler.trained = trained;
+            (scheduler.prompt_rows(1), scheduler.guessed_rows(1))
+        });
+        assert_eq!(rows, [(LEAST_CHUNK, 6), (3, 3), (1, 1), (1, 0)]);
+        for (seconds, room) in [(0.010, 0.003), (0.011, 0.002), (0.5, 0.0015)] {
+            assert!((scheduler.room_for_training(seconds) - room).abs() < 1e-9, "{seconds}");
+        }
     }
 
     #[test]

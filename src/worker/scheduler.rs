@@ -39,7 +39,8 @@ pub(super) struct Scheduler {
     pub pace: Pace,
     /// What it was while the device was shared with training, or was not: whichever is not so now.
     other_pace: Pace,
-    shared: bool,
+    /// Whether steps share the device with training.
+    pub shared: bool,
     /// Seconds that training took of the time since the last step.
     pub trained: f64,
     pub limits: StepLimits,

@@ -55,8 +55,9 @@ pub struct WorkerSettings {
     /// Memory for the features of pictures, shared evenly among the base models; a training run may
     /// take as much once more.
     pub picture_cache_bytes: usize,
-    /// Time that training may add to a step of serving, on average; `None`: as much as leaves it
-    /// little longer than a step that reads prompts.
+    /// Time that training may add to a step of serving, on average; `None`: it works on a thread beside
+    /// where the device can be shared, and elsewhere takes as much as leaves a step little longer than
+    /// one that reads prompts.
     pub training_latency_budget: Option<Duration>,
     /// Most memory for activations that a training run keeps between forward and backward; `None`:
     /// half of what the machine has left when the run starts.
@@ -179,7 +180,7 @@ impl Worker {
 
 /// Who will train: a thread beside this one if the device can be shared, unless the operator says how
 /// much training may lengthen a step.
-fn trainer<B: Backend>(
+pub(super) fn trainer<B: Backend>(
     backend: &B,
     lanes: &[Lane<B>],
     settings: &WorkerSettings,
@@ -189,10 +190,8 @@ fn trainer<B: Backend>(
     let models = lanes.iter().map(|lane| Arc::clone(&lane.model)).collect();
     let training = Training::new(models, settings);
     match backend.beside().filter(|_| settings.training_latency_budget.is_none()) {
-        Some(second) => {
-            Beside::start(second, training, Arc::clone(stopping), Arc::clone(stats))
-                .map(Trainer::Beside)
-        }
+        Some(second) => Beside::start(second, training, Arc::clone(stopping), Arc::clone(stats))
+            .map(Trainer::Beside),
         None => Ok(Trainer::Between(Box::new(training))),
     }
 }

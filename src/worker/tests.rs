@@ -1,5 +1,6 @@
 //! The device loop, driven turn by turn without its thread.
 
+mod beside;
 mod drafts;
 mod faults;
 mod faulty;

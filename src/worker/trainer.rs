@@ -29,6 +29,8 @@ pub(super) struct Beside {
     /// `None` only while it is being waited for.
     commands: Option<Sender<Command>>,
     thread: Option<JoinHandle<()>>,
+    /// Seconds of the whole device that it was left after the last step.
+    left: f64,
 }
 
 impl Beside {
@@ -45,7 +47,7 @@ impl Beside {
         let (commands, inbox) = channel();
         let builder = std::thread::Builder::new().name("training".into()).stack_size(STACK_BYTES);
         let thread = builder.spawn(move || train(backend, training, &inbox, &stopping, &stats))?;
-        Ok(Self { commands: Some(commands), thread: Some(thread) })
+        Ok(Self { commands: Some(commands), thread: Some(thread), left: 0.0 })
     }
 }
 
@@ -72,6 +74,7 @@ fn train<B: Backend>(
         }
         if training.is_idle() {
             b.at_work(false);
+            stats.training.store(false, Relaxed);
             let Ok(command) = inbox.recv() else { return };
             b.at_work(true);
             training.accept(&mut b, command);
@@ -103,18 +106,30 @@ impl<B: Backend> Trainer<B> {
         }
     }
 
-    /// Units of training: as many as are allowed beside requests, one without any, so that a new
-    /// request waits for no more than that.
+    /// Units of training on this thread: as many as are allowed beside requests, one without any, so
+    /// that a new request waits for no more than that. A thread beside gets the whole device for the
+    /// time that units would have here.
     pub fn turn(&mut self, b: &mut B, served: Option<Served>, stats: &WorkerStats) {
-        if let Self::Between(training) = self
-            && training.turn(b, served, stats) == Turn::Unread
-            && served.is_none()
-        {
-            std::thread::sleep(UNREAD_PAUSE);
+        match self {
+            Self::Between(training) => {
+                let turn = training.turn(b, served, stats);
+                if turn == Turn::Unread && served.is_none() {
+                    std::thread::sleep(UNREAD_PAUSE);
+                }
+            }
+            Self::Beside(beside) => {
+                let trains = stats.training.load(Relaxed);
+                let room = served.filter(|_| trains).map_or(0.0, |served| served.room);
+                beside.left = room.max(0.0);
+                if beside.left > 0.0 {
+                    b.at_work(false);
+                    std::thread::sleep(Duration::from_secs_f64(beside.left));
+                }
+            }
         }
     }
 
-    /// Whether a run takes its share of the device while steps of serving go on.
+    /// Whether steps of serving share the device with a run.
     pub fn works_beside(&self, stats: &WorkerStats) -> bool {
         matches!(self, Self::Beside(_)) && stats.training.load(Relaxed)
     }
@@ -124,7 +139,7 @@ impl<B: Backend> Trainer<B> {
     pub fn spent_seconds(&self) -> f64 {
         match self {
             Self::Between(training) => training.spent_seconds(),
-            Self::Beside(_) => 0.0,
+            Self::Beside(beside) => beside.left,
         }
     }
 

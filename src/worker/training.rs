@@ -97,12 +97,7 @@ impl<B: Backend> Training<B> {
     }
 
     /// Spends what is allowed after a step of serving, or one unit if nobody else wants the device.
-    pub fn turn(
-        &mut self,
-        b: &mut B,
-        served: Option<Served>,
-        stats: &WorkerStats,
-    ) -> Turn {
+    pub fn turn(&mut self, b: &mut B, served: Option<Served>, stats: &WorkerStats) -> Turn {
         self.part_with_cancelled();
         if self.active.is_none() {
             self.start_next(b, stats);
@@ -235,9 +230,7 @@ impl<B: Backend> Training<B> {
         let unknown = || WorkerError::UnknownBase(request.base.to_string()).to_string();
         let model = self.model(&request.base).ok_or_else(unknown)?;
         match catch_unwind(AssertUnwindSafe(|| Run::start(b, model, request))) {
-            Ok(run) => {
-                run.map(|run| (run, Arc::clone(model))).map_err(|error| error.to_string())
-            }
+            Ok(run) => run.map(|run| (run, Arc::clone(model))).map_err(|error| error.to_string()),
             Err(panic) => {
                 stats.panics.fetch_add(1, Relaxed);
                 Err(WorkerError::Device(panic_message(&*panic)).to_string())

@@ -17,14 +17,16 @@ pub struct Faults {
     pub serving: AtomicBool,
     /// Once, in the next backward pass.
     pub training: AtomicBool,
+    /// Whether training may have a thread of its own.
+    pub beside: AtomicBool,
     /// Whenever this token is embedded.
     pub poison: AtomicU32,
 }
 
 impl Faults {
     pub fn none() -> Arc<Self> {
-        let (serving, training) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { serving, training, poison: AtomicU32::new(u32::MAX) })
+        let [serving, training, beside] = [const { AtomicBool::new(false) }; 3];
+        Arc::new(Self { serving, training, beside, poison: AtomicU32::new(u32::MAX) })
     }
 
     fn at_embed(&self, ids: &[u32]) {
@@ -57,6 +59,10 @@ impl Backend for FaultyBackend {
     type Weight = <ReferenceBackend as Backend>::Weight;
     type LowRank = ();
     type Cache = <ReferenceBackend as Backend>::Cache;
+
+    fn beside(&self) -> Option<Self> {
+        self.faults.beside.load(SeqCst).then(|| Self::new(&self.faults))
+    }
 
     fn zeros(&mut self, rows: usize, width: usize) -> Self::Rows {
         self.inner.zeros(rows, width)

@@ -18,9 +18,7 @@ use crate::domain::{
 use crate::model::{LoadOptions, ModelSource};
 use crate::train::rng::{Site, Stream};
 use crate::worker::run::Device;
-use crate::worker::start::{BaseSource, load};
-use crate::worker::trainer::Trainer;
-use crate::worker::training::Training;
+use crate::worker::start::{BaseSource, load, trainer};
 use crate::worker::{
     Command, GenerationEvent, GenerationEvents, WorkerError, WorkerHandle, WorkerSettings,
     WorkerStats,
@@ -154,8 +152,7 @@ impl<B: Backend> Bench<B> {
         let (stats, stopping) =
             (Arc::new(WorkerStats::default()), Arc::new(AtomicBool::new(false)));
         stats.max_waiting.store(settings.max_waiting, Relaxed);
-        let models = lanes.iter().map(|lane| Arc::clone(&lane.model)).collect();
-        let trainer = Trainer::Between(Box::new(Training::new(models, settings)));
+        let trainer = trainer(&backend, &lanes, settings, &stopping, &stats).expect("a thread");
         let flag = Arc::clone(&stopping);
         let device = Device::new(backend, lanes, receiver, flag, Arc::clone(&stats), trainer);
         let handle = WorkerHandle::new(commands.clone(), infos, stats);

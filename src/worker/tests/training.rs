@@ -12,7 +12,7 @@ use crate::backend::Backend;
 use crate::domain::{AdapterWeights, Example, Hyperparameters, LoraSpec, LrScheduler};
 use crate::worker::{Command, TrainControl, TrainEvent, TrainEvents, TrainRequest, TrainSnapshot};
 
-fn run(job: &str, steps: usize) -> TrainRequest {
+pub fn run(job: &str, steps: usize) -> TrainRequest {
     let mut dice = Dice::new(12);
     let example = |_| {
         let ids = dice.tokens(14);
@@ -65,11 +65,11 @@ fn run(job: &str, steps: usize) -> TrainRequest {
     }
 }
 
-fn hear(events: &mut TrainEvents) -> Vec<TrainEvent> {
+pub fn hear(events: &mut TrainEvents) -> Vec<TrainEvent> {
     std::iter::from_fn(|| events.next().now_or_never().flatten()).collect()
 }
 
-fn finished(events: &[TrainEvent]) -> &TrainSnapshot {
+pub fn finished(events: &[TrainEvent]) -> &TrainSnapshot {
     match events.last() {
         Some(TrainEvent::Finished(snapshot)) => snapshot,
         other => panic!("the run ended with {other:?}"),
