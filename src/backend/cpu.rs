@@ -3,6 +3,7 @@
 //! - [`buffers`]: row-major matrices and the memory they are recycled through.
 //! - [`weight`]: frozen weights in their formats.
 //! - [`cache`]: blocks of keys and values.
+//! - [`inner`]: what lies between the MLP's products.
 //! - [`columns`], [`moments`]: DoRA's scaling; AdamW over moments on the host.
 //! - [`products`]: matrix products, forward and backward.
 //! - [`adapted`]: projections with the adapter that is being trained, in bf16.
@@ -14,6 +15,7 @@ mod buffers;
 mod cache;
 mod columns;
 mod halves;
+mod inner;
 mod loss;
 mod moments;
 mod norms;

@@ -15,10 +15,10 @@ use crate::kernels::low_rank::PackedLowRank;
 use crate::kernels::optimiser::{self, SQUARES_RUN};
 use crate::kernels::scratch::with_values;
 use crate::kernels::split::{PerItem, split};
-use crate::kernels::{elementwise, heads, line, memory, mlp, norm};
+use crate::kernels::{elementwise, heads, line, memory, norm};
 
 /// The rows of `range` in a matrix of this width.
-fn span(rows: &Range<usize>, width: usize) -> Range<usize> {
+pub(super) fn span(rows: &Range<usize>, width: usize) -> Range<usize> {
     rows.start * width..rows.end * width
 }
 
@@ -334,22 +334,7 @@ impl Backend for CpuBackend {
     }
 
     fn mlp_inner(&mut self, up: &CpuRows, kind: Activation, gated: bool, u: &mut CpuRows) {
-        let began = self.stages.begin();
-        let (width, ff, cpu, kind) = (up.width, u.width, self.cpu, specs::act(kind));
-        assert_eq!((width, u.rows), (ff * (1 + usize::from(gated)), up.rows));
-        split(&self.pool, up.rows, 8 * ff, PerItem::new(u.values_mut(), ff), |rows, u| {
-            let x = &up.values()[span(&rows, width)];
-            match gated {
-                true => mlp::gated(cpu, kind, x, ff, u),
-                false => mlp::activate(cpu, kind, x, u),
-            }
-        });
-        self.stages.end(
-            began,
-            "mlp inner",
-            (0, 0),
-            (size_of_val(up.values()) + size_of_val(u.values()), 0),
-        );
+        self.activate(up, kind, gated, u);
     }
 
     fn add(&mut self, x: &CpuRows, y: &mut CpuRows) {
@@ -490,16 +475,7 @@ impl Backend for CpuBackend {
         gated: bool,
         dup: &mut CpuRows,
     ) {
-        let (width, ff, cpu, kind) = (up.width, du.width, self.cpu, specs::act(kind));
-        assert_eq!((width, dup.width), (ff * (1 + usize::from(gated)), width));
-        let out = PerItem::new(dup.values_mut(), width);
-        split(&self.pool, up.rows, 8 * ff, out, |rows, dx| {
-            let (du, x) = (&du.values()[span(&rows, ff)], &up.values()[span(&rows, width)]);
-            match gated {
-                true => mlp::gated_backward(cpu, kind, du, x, ff, dx),
-                false => mlp::activate_backward(cpu, kind, du, x, dx),
-            }
-        });
+        self.activate_backward(du, up, kind, gated, dup);
     }
 
     fn cross_entropy(&mut self, z: &mut CpuRows, labels: &[i32], weight: f32) -> LossSum {
