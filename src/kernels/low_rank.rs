@@ -7,23 +7,26 @@
 //! - `h Bᵀ` has many outputs and a short sum: the ordinary bf16 tile, added to `y`.
 //!
 //! `A`, `B` and `x` are rounded to bf16, as the products beside them are; `h` is scaled in `f32`
-//! and then rounded. A row costs by its own adapter's rank, and its numbers are its own.
+//! and then rounded. Beside integer weights `A` and `B` are held as int8 ([`bytes`]) and widened as
+//! they are read. A row costs by its own adapter's rank, and its numbers are its own.
 #![allow(unsafe_code)]
 
+mod bytes;
+mod factor;
 #[cfg(target_arch = "x86_64")]
 mod tiled;
 
 use std::ops::Range;
 
-use crate::kernels::bf16::{
-    Bf16Rows, Chunk, LARGEST_TILED_GROUP, PANEL, PackedBf16, multiply, round,
-};
+use crate::kernels::bf16::{Bf16Rows, LARGEST_TILED_GROUP, PANEL, round};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::output::Output;
 use crate::kernels::pool::Pool;
 use crate::kernels::rows::{RowGroups, piece};
 use crate::kernels::shared::SharedSlice;
+pub use factor::{LowRankFormat, PackedLowRank};
+use factor::{Part, Source};
 
 /// Rows per group: 6 rows × 4 ranks are 24 sums, which leaves registers for the loads.
 const LARGEST_GROUP: usize = 6;
@@ -37,57 +40,8 @@ const AHEAD: usize = 4 * PANEL;
 /// Ranks per line of `h`.
 const RANKS_PER_LINE: usize = 32;
 
-/// The matrices of one adapter at one linear layer.
-#[derive(Debug)]
-pub struct PackedLowRank {
-    r: usize,
-    /// `A` in groups of [`RANKS`] rows, the last filled up with zeros; with matrix tiles as
-    /// `tiled` has it.
-    a: Bf16Rows,
-    b: PackedBf16,
-}
-
-impl PackedLowRank {
-    /// Rounds `a (r, k)` and `b (n, r)`, row-major as in a PEFT file.
-    ///
-    /// # Panics
-    /// If `r` is zero or a length does not fit.
-    pub fn pack(
-        cpu: Cpu,
-        pool: &Pool,
-        a: &[f32],
-        b: &[f32],
-        (r, k, n): (usize, usize, usize),
-    ) -> Self {
-        assert!(r > 0 && a.len() == r * k, "A must hold r · k values");
-        let b = PackedBf16::pack(pool, b.into(), (n, r), line::zeroed);
-        #[cfg(target_arch = "x86_64")]
-        if cpu.amx {
-            return Self { r, a: tiled::pack(cpu, pool, a, (r, k)), b };
-        }
-        let padded = r.next_multiple_of(RANKS);
-        let mut filled = a.to_vec();
-        filled.resize(padded * k, 0.0);
-        let mut rows = Bf16Rows::new();
-        let groups = RowGroups::new(padded, RANKS).iter();
-        rows.pack_groups(cpu, pool, &filled, (padded, k), (k, 0), groups);
-        Self { r, a: rows, b }
-    }
-
-    /// Bytes a product reads.
-    pub fn size_bytes(&self) -> usize {
-        2 * self.a.rows() * self.a.k() + self.b.size_bytes()
-    }
-
-    /// Multiply-adds per row.
-    pub fn values(&self) -> usize {
-        self.r * (self.a.k() + self.b.n())
-    }
-
-    fn lines(&self) -> usize {
-        self.r.div_ceil(RANKS_PER_LINE)
-    }
-}
+/// Rows of one adapter from which on it is widened once for all of them.
+const MANY_ROWS: usize = 3 * LARGEST_GROUP;
 
 /// Rows of the batch that wear one adapter, at one of the products that share an input.
 #[derive(Clone, Debug)]
@@ -106,6 +60,9 @@ pub struct LowRankWork {
     /// `scale · x Aᵀ` as bf16, task by task: for each 32 ranks, one line per row.
     h: Lines,
     tasks: Vec<Task>,
+    /// What is widened for many rows, segment by segment; none of what is not.
+    wide: Lines,
+    wide_of: Vec<Range<usize>>,
 }
 
 /// One row group of one segment.
@@ -132,9 +89,9 @@ pub fn add(
     work: &mut LowRankWork,
     (y, stride): (&mut [f32], usize),
 ) {
-    let Some(k) = segments.first().map(|segment| segment.weights.a.k()) else { return };
+    let Some(k) = segments.first().map(|segment| segment.weights.k) else { return };
     let m = y.len() / stride;
-    assert!(segments.iter().all(|s| s.weights.a.k() == k && s.at + s.weights.b.n() <= stride));
+    assert!(segments.iter().all(|s| s.weights.k == k && s.at + s.weights.n <= stride));
     work.prepare(cpu, pool, x, (m, k), segments);
     down(cpu, pool, segments, work);
     up(cpu, pool, segments, work, &Output::new(y, stride, 0));
@@ -157,7 +114,7 @@ impl LowRankWork {
         for (index, segment) in segments.iter().enumerate() {
             for rows in groups(&segment.rows) {
                 let h = lines;
-                lines += rows.len() * segment.weights.lines();
+                lines += rows.len() * segment.weights.lines_of_h();
                 self.tasks.push(Task { segment: index, rows, h });
             }
         }
@@ -166,6 +123,38 @@ impl LowRankWork {
         }
         let stretches = segments.chunk_by(|a, b| a.rows == b.rows).map(|same| &same[0].rows);
         self.x.pack_groups(cpu, pool, x, (m, k), (k, 0), stretches.flat_map(groups));
+        self.widen(cpu, pool, segments);
+    }
+
+    /// Widens the adapters that many rows wear.
+    fn widen(&mut self, cpu: Cpu, pool: &Pool, segments: &[Segment<'_>]) {
+        let mut end = 0;
+        self.wide_of.clear();
+        self.wide_of.extend(segments.iter().map(|Segment { rows, weights, .. }| {
+            let lines = if rows.len() < MANY_ROWS { 0 } else { weights.lines_to_widen() };
+            end += lines;
+            end - lines..end
+        }));
+        if self.wide.len() < end {
+            self.wide = line::zeroed(end);
+        }
+        let mut rest = &mut self.wide[..end];
+        for (segment, wide) in segments.iter().zip(&self.wide_of) {
+            let (lines, others) = std::mem::take(&mut rest).split_at_mut(wide.len());
+            rest = others;
+            if !lines.is_empty() {
+                segment.weights.widen(cpu, pool, lines);
+            }
+        }
+    }
+
+    /// The matrices of a task, as they are to be read.
+    fn source<'a>(&'a self, task: &Task, segments: &'a [Segment<'_>]) -> Source<'a> {
+        let wide = self.wide_of[task.segment].clone();
+        Source {
+            weights: segments[task.segment].weights,
+            wide: (!wide.is_empty()).then(|| &self.wide[wide]),
+        }
     }
 }
 
@@ -178,32 +167,34 @@ fn groups(cpu: Cpu, rows: &Range<usize>) -> impl Iterator<Item = Range<usize>> +
 
 /// `h = scale · x Aᵀ`; one work item per task and 32 ranks.
 fn down(cpu: Cpu, pool: &Pool, segments: &[Segment<'_>], work: &mut LowRankWork) {
-    let lines = segments.iter().map(|segment| segment.weights.lines()).max().unwrap_or(0);
-    let (x, tasks, h) = (&work.x, &work.tasks, SharedSlice::new(&mut work.h));
-    pool.run(tasks.len() * lines, &|item| {
-        let (task, line) = (&tasks[item / lines], item % lines);
+    let lines = segments.iter().map(|segment| segment.weights.lines_of_h()).max().unwrap_or(0);
+    let mut h = std::mem::take(&mut work.h);
+    let (read, target) = (&*work, SharedSlice::new(&mut h));
+    pool.run(read.tasks.len() * lines, &|item| {
+        let (task, line) = (&read.tasks[item / lines], item % lines);
         let segment = &segments[task.segment];
-        if line >= segment.weights.lines() {
+        if line >= segment.weights.lines_of_h() {
             return;
         }
         let start = task.h + line * task.rows.len();
         // SAFETY: items differ in task or line, and each owns one line per row of its task.
-        let h = unsafe { h.part(start..start + task.rows.len()) };
-        down_item(cpu, segment, x.chunk(&task.rows, &(0..x.k())), line, h);
+        let h = unsafe { target.part(start..start + task.rows.len()) };
+        let x = read.x.chunk(&task.rows, &(0..read.x.k()));
+        down_item(cpu, &read.source(task, segments), segment.scale, x, line, h);
     });
+    work.h = h;
 }
 
 /// One line of `h` for each row: up to 32 ranks, four at a time.
-fn down_item(cpu: Cpu, segment: &Segment<'_>, x: &[Line], line: usize, h: &mut [Line]) {
-    let (a, scale) = (&segment.weights.a, segment.scale);
-    let ranks = piece(segment.weights.r, RANKS_PER_LINE, line);
+fn down_item(cpu: Cpu, source: &Source<'_>, scale: f32, x: &[Line], line: usize, h: &mut [Line]) {
+    let ranks = piece(source.weights.r, RANKS_PER_LINE, line);
     #[cfg(target_arch = "x86_64")]
     if cpu.amx {
-        return tiled::down(cpu, a, ranks, scale, x, h);
+        return tiled::down(cpu, source, ranks, scale, x, h);
     }
     let mut sums = [[0f32; RANKS_PER_LINE]; LARGEST_GROUP];
     for first in ranks.clone().step_by(RANKS) {
-        let a = a.chunk(&(first..first + RANKS), &(0..a.k()));
+        let a = source.a(&(first..first + RANKS));
         let at = first - ranks.start;
         let mut keep = |row: usize, dots: [f32; RANKS]| {
             sums[row][at..at + RANKS].copy_from_slice(&dots.map(|dot| dot * scale));
@@ -226,7 +217,7 @@ fn down_item(cpu: Cpu, segment: &Segment<'_>, x: &[Line], line: usize, h: &mut [
 /// `y += h Bᵀ`; a work item is some panels of outputs of one task, in order: rows of `y` that lie far
 /// apart are read and written forward, as memory gives them fastest.
 fn up(cpu: Cpu, pool: &Pool, segments: &[Segment<'_>], work: &LowRankWork, y: &Output<'_>) {
-    let most = segments.iter().map(|segment| segment.weights.b.n()).max().unwrap_or(0);
+    let most = segments.iter().map(|segment| segment.weights.n).max().unwrap_or(0);
     let panels = most.div_ceil(PANEL);
     let grain = pool.grain(panels * work.tasks.len(), panels.max(1));
     let pieces = panels.div_ceil(grain);
@@ -234,7 +225,8 @@ fn up(cpu: Cpu, pool: &Pool, segments: &[Segment<'_>], work: &LowRankWork, y: &O
         let (task, panels) = (&work.tasks[item / pieces], piece(panels, grain, item % pieces));
         // SAFETY: items differ in their panels or in their tasks; tasks of one product differ in their
         // rows, and products in their columns.
-        unsafe { up_item(cpu, &segments[task.segment], task, panels, &work.h, y) };
+        let at = segments[task.segment].at;
+        unsafe { up_item(cpu, &work.source(task, segments), (task, at), panels, &work.h, y) };
     });
 }
 
@@ -244,24 +236,23 @@ fn up(cpu: Cpu, pool: &Pool, segments: &[Segment<'_>], work: &LowRankWork, y: &O
 /// No other thread may touch the outputs meanwhile.
 unsafe fn up_item(
     cpu: Cpu,
-    Segment { weights, at, .. }: &Segment<'_>,
-    task: &Task,
+    source: &Source<'_>,
+    (task, at): (&Task, usize),
     panels: Range<usize>,
     h: &[Line],
     y: &Output<'_>,
 ) {
-    let (n, r) = (weights.b.n(), weights.r);
-    let h = &h[task.h..][..weights.lines() * task.rows.len()];
+    let (weights, n) = (source.weights, source.weights.n);
+    let h = &h[task.h..][..weights.lines_of_h() * task.rows.len()];
     #[cfg(target_arch = "x86_64")]
     let _session = crate::kernels::amx::Session::new();
     for panel in panels.start..panels.end.min(n.div_ceil(PANEL)) {
         let columns = at + panel * PANEL..at + n.min((panel + 1) * PANEL);
-        let b = Chunk::Bf16(weights.b.panel(panel, 0..r));
         let (ahead, end) = (columns.start + AHEAD, at + n);
         y.ask(task.rows.clone(), ahead.min(end)..(ahead + PANEL).min(end));
         // SAFETY: by this function's contract; a row is dropped before the next is taken.
         let row_of = |i: usize| unsafe { y.row(task.rows.start + i, columns.clone()) };
-        multiply(cpu, &b, h, task.rows.len(), row_of, true);
+        source.b(panel).add(cpu, h, task.rows.len(), row_of);
     }
 }
 
@@ -269,27 +260,31 @@ unsafe fn up_item(
 fn dots<const MR: usize>(
     cpu: Cpu,
     x: &[Line],
-    a: &[Line],
+    a: Part<'_>,
     keep: &mut impl FnMut(usize, [f32; RANKS]),
 ) {
     #[cfg(target_arch = "x86_64")]
     if cpu.bf16 {
         // SAFETY: `bf16` says that AVX-512 F and BF16 were detected.
-        let dots = unsafe { avx512::dots::<MR>(x, a) };
+        let dots = match a {
+            Part::Bf16(a) => unsafe { avx512::dots::<MR>(x, a) },
+            Part::Int8(a) => unsafe { avx512::dots_of_bytes::<MR>(x, a) },
+        };
         return dots.into_iter().enumerate().for_each(|(row, dots)| keep(row, dots));
     }
-    #[cfg(target_arch = "x86_64")]
-    if let Some(s) = crate::kernels::lanes::Avx2::detected(cpu) {
-        for row in 0..MR {
-            // SAFETY: the token says that AVX2 and FMA were detected.
-            keep(row, unsafe { avx2::dots::<MR>(s, x, a, row) });
+    a.with(cpu, |a| {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(s) = crate::kernels::lanes::Avx2::detected(cpu) {
+            for row in 0..MR {
+                // SAFETY: the token says that AVX2 and FMA were detected.
+                keep(row, unsafe { avx2::dots::<MR>(s, x, a, row) });
+            }
+            return;
         }
-        return;
-    }
-    let _ = cpu;
-    for row in 0..MR {
-        keep(row, std::array::from_fn(|rank| scalar::dot::<MR>(x, a, row, rank)));
-    }
+        for row in 0..MR {
+            keep(row, std::array::from_fn(|rank| scalar::dot::<MR>(x, a, row, rank)));
+        }
+    });
 }
 
 mod scalar {
@@ -338,6 +333,8 @@ mod avx2 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
+    use super::bytes::Stretch;
+    use super::bytes::avx512::{ask, widened};
     use super::*;
     use crate::kernels::simd::{as_bf16, load_line, prefetch};
     use std::arch::x86_64::*;
@@ -358,6 +355,30 @@ mod avx512 {
                 }
             }
         }
+        folded(sums)
+    }
+
+    /// The same, `A` widened in registers.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub fn dots_of_bytes<const MR: usize>(x: &[Line], a: Stretch<'_>) -> [[f32; RANKS]; MR] {
+        let mut sums = [[_mm512_setzero_ps(); RANKS]; MR];
+        let blocks = a.bytes.as_chunks::<RANKS>().0.iter().zip(a.scales.as_chunks::<RANKS>().0);
+        for (x, (bytes, scales)) in x.chunks_exact(MR).zip(blocks) {
+            ask(bytes);
+            for rank in 0..RANKS {
+                let a = widened(&bytes[rank], scales[rank]);
+                for i in 0..MR {
+                    let x = as_bf16(load_line(&x[i]));
+                    sums[i][rank] = _mm512_dpbf16_ps(sums[i][rank], x, a);
+                }
+            }
+        }
+        folded(sums)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn folded<const MR: usize>(sums: [[__m512; RANKS]; MR]) -> [[f32; RANKS]; MR] {
         let mut dots = [[0.0; RANKS]; MR];
         for i in 0..MR {
             for rank in 0..RANKS {
@@ -384,9 +405,11 @@ mod tests {
         r: usize,
     }
 
-    fn site(cpu: Cpu, seeded: &mut Seeded, r: usize, n: usize) -> Site {
+    const FORMATS: [LowRankFormat; 2] = [LowRankFormat::Bf16, LowRankFormat::Int8];
+
+    fn site(cpu: Cpu, seeded: &mut Seeded, r: usize, n: usize, format: LowRankFormat) -> Site {
         let (a, b) = (seeded.values(r * K), seeded.values(n * r));
-        let packed = PackedLowRank::pack(cpu, &Pool::new(1), &a, &b, (r, K, n));
+        let packed = PackedLowRank::pack(cpu, &Pool::new(1), (&a, &b), (r, K, n), format);
         Site { packed, a, b, r }
     }
 
@@ -410,10 +433,10 @@ mod tests {
 
     #[test]
     fn rows_get_their_own_adapter_and_the_others_stay() {
-        for cpu in every_cpu() {
+        for (cpu, format) in every_cpu().into_iter().flat_map(|cpu| FORMATS.map(|f| (cpu, f))) {
             let mut seeded = Seeded(5);
-            let sites =
-                [(4, N[0]), (33, N[1]), (7, N[1])].map(|(r, n)| site(cpu, &mut seeded, r, n));
+            let sites = [(4, N[0]), (33, N[1]), (7, N[1])]
+                .map(|(r, n)| site(cpu, &mut seeded, r, n, format));
             let x = seeded.values(15 * K);
             let y = run(cpu, &x, &sites);
             let mut expected = vec![1.0; y.len()];
@@ -424,7 +447,7 @@ mod tests {
                             (0..K).map(|c| f64::from(x[row * K + c] * site.a[i * K + c])).sum()
                         })
                         .collect();
-                    for n in 0..segment.weights.b.n() {
+                    for n in 0..segment.weights.n {
                         let dot: f64 =
                             (0..site.r).map(|i| h[i] * f64::from(site.b[n * site.r + i])).sum();
                         expected[row * STRIDE + segment.at + n] += segment.scale * dot as f32;
@@ -441,8 +464,12 @@ mod tests {
 
     #[test]
     fn a_row_alone_has_the_bits_it_has_in_the_batch() {
+        FORMATS.into_iter().for_each(assert_a_row_alone_has_the_bits_it_has_in_the_batch);
+    }
+
+    fn assert_a_row_alone_has_the_bits_it_has_in_the_batch(format: LowRankFormat) {
         let mut seeded = Seeded(6);
-        let site = site(Cpu::detect(), &mut seeded, 19, N[1]);
+        let site = site(Cpu::detect(), &mut seeded, 19, N[1], format);
         let x = seeded.values(40 * K);
         let all = |rows: Range<usize>, x: &[f32]| {
             let mut y = vec![0.5; x.len() / K * N[1]];

@@ -36,6 +36,13 @@ impl Pace {
         self.classes.iter().all(|class| class.seconds == 0.0)
     }
 
+    /// The pace of steps that take so many times as long.
+    pub fn slower(&self, times: f64) -> Self {
+        let mut slower = self.clone();
+        slower.classes.iter_mut().for_each(|class| class.seconds *= times);
+        slower
+    }
+
     /// How long a step of `rows` rows will take; 0 if nothing was measured yet.
     pub fn seconds(&self, rows: usize) -> f64 {
         let rows = rows as f64;

@@ -132,11 +132,9 @@ impl Backend for CpuBackend {
         format: WeightFormat,
     ) -> Option<PackedLowRank> {
         let LowRankShape { rank, in_features, out_features } = shape;
-        // Beside dense `f32` the adapter stays exact.
-        let rounds =
-            self.cpu.has_low_rank() && !matches!(format, WeightFormat::F32 | WeightFormat::F16);
+        let format = specs::low_rank_format(format).filter(|_| self.cpu.has_low_rank())?;
         let shape = (rank, in_features, out_features);
-        rounds.then(|| PackedLowRank::pack(self.cpu, &self.pool, a, b, shape))
+        Some(PackedLowRank::pack(self.cpu, &self.pool, (a, b), shape, format))
     }
 
     fn low_rank_bytes(&self, weights: &PackedLowRank) -> usize {

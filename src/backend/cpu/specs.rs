@@ -2,9 +2,12 @@
 
 use super::CpuRows;
 use super::rope::Turns;
-use crate::backend::{Activation, AttentionSpec, HeadsSpec, Norm, NormKind, Places, SequenceRows};
+use crate::backend::{
+    Activation, AttentionSpec, HeadsSpec, Norm, NormKind, Places, SequenceRows, WeightFormat,
+};
 use crate::kernels::attention::Attention;
 use crate::kernels::heads::Heads;
+use crate::kernels::low_rank::LowRankFormat;
 use crate::kernels::mlp::Act;
 use crate::kernels::norm::NormRow;
 
@@ -15,6 +18,18 @@ pub(super) fn act(act: Activation) -> Act {
         Activation::GeluTanh => Act::GeluTanh,
         Activation::QuickGelu => Act::QuickGelu,
         Activation::Relu => Act::Relu,
+    }
+}
+
+/// How adapters are held beside weights of this format: as exactly as products with them are formed,
+/// exactly beside dense `f32` (`None`).
+pub(super) fn low_rank_format(format: WeightFormat) -> Option<LowRankFormat> {
+    match format {
+        WeightFormat::F32 | WeightFormat::F16 => None,
+        WeightFormat::Bf16 | WeightFormat::Nf4 { .. } | WeightFormat::Fp4 { .. } => {
+            Some(LowRankFormat::Bf16)
+        }
+        WeightFormat::Q8_0 | WeightFormat::Q4_0 | WeightFormat::Q4K => Some(LowRankFormat::Int8),
     }
 }
 

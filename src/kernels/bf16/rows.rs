@@ -125,6 +125,11 @@ impl Bf16Rows {
         }
     }
 
+    /// The lines alone, group after group.
+    pub(crate) fn into_lines(self) -> Lines {
+        self.lines
+    }
+
     /// The columns `k` (whole blocks) of the rows `group`: per block, one line for each row.
     pub(crate) fn chunk(&self, group: &Range<usize>, k: &Range<usize>) -> &[Line] {
         let start = group.start * self.k.div_ceil(BLOCK);

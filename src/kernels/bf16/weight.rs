@@ -61,6 +61,11 @@ impl PackedBf16 {
         Self { n, k, lines }
     }
 
+    /// The lines alone, panel after panel.
+    pub(crate) fn into_lines(self) -> Lines {
+        self.lines
+    }
+
     /// Output features.
     pub fn n(&self) -> usize {
         self.n

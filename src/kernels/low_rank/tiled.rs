@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::RANKS_PER_LINE;
+use super::factor::Source;
 use crate::kernels::amx::{self, PAIR_ROWS, ROWS, Session, Tiles};
 use crate::kernels::bf16::{Bf16Rows, round};
 use crate::kernels::cpu::Cpu;
@@ -34,14 +35,23 @@ fn groups(ranks: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// One line of `h` for each row of `x`: the ranks `ranks`.
-pub fn down(cpu: Cpu, a: &Bf16Rows, ranks: Range<usize>, scale: f32, x: &[Line], h: &mut [Line]) {
+pub(super) fn down(
+    cpu: Cpu,
+    source: &Source<'_>,
+    ranks: Range<usize>,
+    scale: f32,
+    x: &[Line],
+    h: &mut [Line],
+) {
     assert!(cpu.amx, "there must be tiles");
     let _session = Session::new();
     let mut sums = [[0.0; RANKS_PER_LINE]; PAIR_ROWS];
     for group in groups(ranks.clone()) {
         let mut dots = [[0.0; RANKS]; PAIR_ROWS];
-        // SAFETY: `amx` says that the tiles were detected and granted.
-        unsafe { multiply(a.chunk(&group, &(0..a.k())), group.len(), x, h.len(), &mut dots) };
+        source.a(&group).with(cpu, |a| {
+            // SAFETY: `amx` says that the tiles were detected and granted.
+            unsafe { multiply(a, group.len(), x, h.len(), &mut dots) };
+        });
         let at = group.start - ranks.start;
         for (sums, dots) in sums.iter_mut().zip(&dots).take(h.len()) {
             for (sum, dot) in sums[at..].iter_mut().zip(&dots[..group.len()]) {
