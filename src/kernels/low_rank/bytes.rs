@@ -6,9 +6,10 @@
 //! few rows, or once for all rows of a prompt.
 #![allow(unsafe_code)]
 
+use std::array;
 use std::ops::Range;
 
-use crate::kernels::bf16::round;
+use crate::kernels::bf16::{PANEL, round};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::Line;
 use crate::kernels::pool::Pool;
@@ -75,6 +76,11 @@ fn quantize(line: &Line) -> (Bytes, f32) {
 }
 
 impl Stretch<'_> {
+    /// Some of them.
+    pub fn part(self, which: Range<usize>) -> Self {
+        Self { bytes: &self.bytes[which.clone()], scales: &self.scales[which] }
+    }
+
     /// Writes them to as many lines `to`.
     pub fn widen(self, cpu: Cpu, to: &mut [Line]) {
         assert_eq!(self.bytes.len(), to.len(), "a line for each");
@@ -92,11 +98,14 @@ impl Stretch<'_> {
 #[cfg(target_arch = "x86_64")]
 pub mod avx512 {
     use super::*;
-    use crate::kernels::simd::{as_bf16, as_words, load_tile, prefetch, store_tile};
+    use crate::kernels::simd::{as_bf16, as_words, load_ps, prefetch, store_ps};
     use std::arch::x86_64::*;
 
     /// Lines ahead of the stream that are asked for: 4 KiB.
     const AHEAD: usize = 128;
+
+    /// Outputs ahead of those that are added to.
+    const OUTPUTS_AHEAD: usize = 4 * PANEL;
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub fn widen(stretch: Stretch<'_>, to: &mut [Line]) {
@@ -115,25 +124,65 @@ pub mod avx512 {
         bytes.chunks(2).for_each(|pair| prefetch(&pair[0], AHEAD));
     }
 
-    /// [`multiply`](crate::kernels::bf16::multiply) with a panel widened in registers, added to `y`.
+    /// `y += h Bᵀ` for `MR` rows and several whole panels of so many lines, `P` at a time: a panel of one
+    /// row alone is a chain of sums too long to wait for. The sums of an output are formed in the order
+    /// of [`multiply`](crate::kernels::bf16::multiply).
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub fn tile<const MR: usize>(w: Stretch<'_>, x: &[Line], y: [&mut [f32]; MR]) {
-        let mut sums = load_tile(&y, true);
-        let pieces = w.bytes.chunks(32).zip(w.scales.chunks(32));
-        for ((bytes, scales), x) in pieces.zip(x.chunks_exact(MR)) {
-            ask(bytes);
-            let pairs = bytes.as_chunks::<2>().0.iter().zip(scales.as_chunks::<2>().0);
-            for (p, (bytes, scales)) in pairs.enumerate().take(16) {
-                let low = widened(&bytes[0], scales[0]);
-                let high = widened(&bytes[1], scales[1]);
-                for i in 0..MR {
-                    let x = as_bf16(_mm512_set1_epi32(x[i].0[p] as i32));
-                    sums[i][0] = _mm512_dpbf16_ps(sums[i][0], x, low);
-                    sums[i][1] = _mm512_dpbf16_ps(sums[i][1], x, high);
+    pub fn tiles<const MR: usize, const P: usize>(
+        w: Stretch<'_>,
+        lines: usize,
+        h: &[Line],
+        mut y: [&mut [f32]; MR],
+    ) {
+        let panels = y[0].len() / PANEL;
+        let whole = panels / P * P;
+        for first in (0..whole).step_by(P) {
+            side_by_side::<MR, P>(w, lines, h, first, &mut y);
+        }
+        for panel in whole..panels {
+            side_by_side::<MR, 1>(w, lines, h, panel, &mut y);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn side_by_side<const MR: usize, const P: usize>(
+        w: Stretch<'_>,
+        lines: usize,
+        h: &[Line],
+        first: usize,
+        y: &mut [&mut [f32]; MR],
+    ) {
+        let columns = first * PANEL..(first + P) * PANEL;
+        let y: [&mut [f32]; MR] = y.each_mut().map(|y| &mut y[columns.clone()]);
+        let w: [Stretch<'_>; P] =
+            array::from_fn(|q| w.part((first + q) * lines..(first + q + 1) * lines));
+        let mut sums = [[[_mm512_setzero_ps(); 2]; P]; MR];
+        for i in 0..MR {
+            for (sums, y) in sums[i].as_flattened_mut().iter_mut().zip(y[i].chunks_exact(16)) {
+                *sums = load_ps(y);
+                prefetch(&y[0], OUTPUTS_AHEAD);
+            }
+        }
+        for p in 0..lines / 2 {
+            let h = &h[p / 16 * MR..][..MR];
+            for q in 0..P {
+                prefetch(&w[q].bytes[2 * p], AHEAD);
+                for half in 0..2 {
+                    let line = 2 * p + half;
+                    let w = widened(&w[q].bytes[line], w[q].scales[line]);
+                    for i in 0..MR {
+                        let h = as_bf16(_mm512_set1_epi32(h[i].0[p % 16] as i32));
+                        sums[i][q][half] = _mm512_dpbf16_ps(sums[i][q][half], h, w);
+                    }
                 }
             }
         }
-        store_tile(y, &sums);
+        for i in 0..MR {
+            for (sums, y) in sums[i].as_flattened().iter().zip(y[i].chunks_exact_mut(16)) {
+                store_ps(y, *sums);
+            }
+        }
     }
 
     /// A line in a register.

@@ -8,13 +8,12 @@ use std::ops::Range;
 use super::bytes::avx512;
 use super::bytes::{ByteLines, Stretch};
 use super::{RANKS, RANKS_PER_LINE};
-use crate::kernels::bf16::{BLOCK, Bf16Rows, Chunk, PANEL, PackedBf16, multiply};
+use crate::kernels::bf16::{BLOCK, Bf16Rows, PANEL, PackedBf16};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::line::{self, Line, Lines};
 use crate::kernels::pool::Pool;
 use crate::kernels::rows::RowGroups;
 use crate::kernels::scratch::with_lines;
-use crate::kernels::split::{PerItem, split};
 
 /// How the values of an adapter are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +98,11 @@ impl PackedLowRank {
         self.r.div_ceil(RANKS_PER_LINE)
     }
 
+    /// Lines of a panel of `B`: two per pair of ranks.
+    pub(super) fn lines_of_panel(&self) -> usize {
+        PANEL / 16 * self.r.div_ceil(2)
+    }
+
     /// Lines that [`PackedLowRank::widen`] writes; none if they are wide.
     pub(super) fn lines_to_widen(&self) -> usize {
         match (&self.a, &self.b) {
@@ -107,15 +111,14 @@ impl PackedLowRank {
         }
     }
 
-    /// Widens both matrices, for a [`Source`].
-    pub(super) fn widen(&self, cpu: Cpu, pool: &Pool, to: &mut [Line]) {
+    /// Widens the lines `which` of `A` and `B`, one after the other, for a [`Source`].
+    pub(super) fn widen(&self, cpu: Cpu, which: Range<usize>, to: &mut [Line]) {
         let (Factor::Int8(a), Factor::Int8(b)) = (&self.a, &self.b) else { return };
-        let (to_a, to_b) = to.split_at_mut(a.len());
-        for (bytes, to) in [(a, to_a), (b, to_b)] {
-            split(pool, bytes.len(), BLOCK, PerItem::new(to, 1), |which, to| {
-                bytes.stretch(which).widen(cpu, to);
-            });
-        }
+        let of_a = which.start.min(a.len())..which.end.min(a.len());
+        let of_b = which.start.max(a.len()) - a.len()..which.end.max(a.len()) - a.len();
+        let (to_a, to_b) = to.split_at_mut(of_a.len());
+        a.stretch(of_a).widen(cpu, to_a);
+        b.stretch(of_b).widen(cpu, to_b);
     }
 }
 
@@ -168,10 +171,10 @@ impl Source<'_> {
         }
     }
 
-    /// `B` of a panel of outputs: two lines per pair of ranks.
-    pub fn b(&self, panel: usize) -> Part<'_> {
-        let lines = PANEL / 16 * self.weights.r.div_ceil(2);
-        let which = panel * lines..(panel + 1) * lines;
+    /// `B` of some panels of outputs: [`PackedLowRank::lines_of_panel`] for each.
+    pub fn b(&self, panels: Range<usize>) -> Part<'_> {
+        let lines = self.weights.lines_of_panel();
+        let which = panels.start * lines..panels.end * lines;
         match self.wide {
             Some(wide) => Part::Bf16(&wide[self.weights.a.len()..][which]),
             None => self.weights.b.part(which),
@@ -180,30 +183,34 @@ impl Source<'_> {
 }
 
 impl Part<'_> {
-    /// `y += h Bᵀ` for a panel of outputs and a group of rows, see [`multiply`].
+    /// `y += h Bᵀ` for whole panels of outputs and a group of rows; false, and nothing done, if no
+    /// kernel takes several panels at a time.
+    #[cfg(target_arch = "x86_64")]
     pub fn add<'y>(
         self,
         cpu: Cpu,
+        lines: usize,
         h: &[Line],
         rows: usize,
         row_of: impl Fn(usize) -> &'y mut [f32],
-    ) {
-        #[cfg(target_arch = "x86_64")]
-        if let (Self::Int8(b), true) = (self, cpu.bf16 && !cpu.amx) {
-            // SAFETY: `bf16` says that AVX-512 F and BF16 were detected.
-            return unsafe {
-                match rows {
-                    1 => avx512::tile::<1>(b, h, array::from_fn(row_of)),
-                    2 => avx512::tile::<2>(b, h, array::from_fn(row_of)),
-                    3 => avx512::tile::<3>(b, h, array::from_fn(row_of)),
-                    4 => avx512::tile::<4>(b, h, array::from_fn(row_of)),
-                    5 => avx512::tile::<5>(b, h, array::from_fn(row_of)),
-                    6 => avx512::tile::<6>(b, h, array::from_fn(row_of)),
-                    _ => unreachable!("a group has one to six rows"),
-                }
-            };
+    ) -> bool {
+        let Self::Int8(b) = self else { return false };
+        if !cpu.bf16 || cpu.amx {
+            return false;
         }
-        self.with(cpu, |b| multiply(cpu, &Chunk::Bf16(b), h, rows, row_of, true));
+        // SAFETY: `bf16` says that AVX-512 F and BF16 were detected.
+        unsafe {
+            match rows {
+                1 => avx512::tiles::<1, 4>(b, lines, h, array::from_fn(row_of)),
+                2 => avx512::tiles::<2, 2>(b, lines, h, array::from_fn(row_of)),
+                3 => avx512::tiles::<3, 2>(b, lines, h, array::from_fn(row_of)),
+                4 => avx512::tiles::<4, 1>(b, lines, h, array::from_fn(row_of)),
+                5 => avx512::tiles::<5, 1>(b, lines, h, array::from_fn(row_of)),
+                6 => avx512::tiles::<6, 1>(b, lines, h, array::from_fn(row_of)),
+                _ => unreachable!("a group has one to six rows"),
+            }
+        }
+        true
     }
 
     /// Calls `work` with the lines in bf16.
