@@ -6,7 +6,7 @@
 //! main > app > api > engine, jobs > catalog > store, artifacts        async; no tensors
 //!                        |   ^
 //!               commands v   | events        worker::WorkerHandle
-//!              worker > train, sample > model > backend > kernels     one thread; no async
+//!              worker > train, sample > model > backend > kernels     its own threads; no async
 //! bench measures the lower half by itself, or a server from outside
 //! text, pictures, peft, gguf and domain lie below both halves and import neither; so does hub, which
 //! config asks for models at start
