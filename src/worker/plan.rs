@@ -7,7 +7,7 @@ use super::scheduler::{Scheduler, StepLimits};
 use super::sequence::Sequence;
 use crate::domain::Speculation;
 
-/// But prompts get at least so many rows, or they would never be read.
+/// Prompts get at least so many rows, however little time is left, or they would never be read.
 const LEAST_CHUNK: usize = 8;
 
 /// How far the time between two steps may be stretched, in steps in which all that run decode, as
@@ -26,8 +26,8 @@ struct Stretch {
 /// two fifths longer than without training.
 const BETWEEN: Stretch = Stretch { prompts: 1.8, longest: 2.4, guesses: 1.2 };
 /// Training beside steps, which leaves them half of the cores: what they leave it of the other half
-/// makes up for what it loses to the memory that both share, and the longest times become a fifth
-/// longer than without training.
+/// makes up for what it loses to the memory that both share, and the longest times become a tenth to a
+/// third longer than without training.
 const BESIDE: Stretch = Stretch { prompts: 1.3, longest: 1.3, guesses: 1.15 };
 
 /// One step: which running sequences compute how many tokens, and which blocks are copied before.

@@ -31,6 +31,7 @@ pub(super) struct Beside {
     thread: Option<JoinHandle<()>>,
     /// Seconds of the whole device that it was left after the last step.
     left: f64,
+    stopping: Arc<AtomicBool>,
 }
 
 impl Beside {
@@ -45,14 +46,18 @@ impl Beside {
         stats: Arc<WorkerStats>,
     ) -> std::io::Result<Self> {
         let (commands, inbox) = channel();
+        let flag = Arc::clone(&stopping);
         let builder = std::thread::Builder::new().name("training".into()).stack_size(STACK_BYTES);
-        let thread = builder.spawn(move || train(backend, training, &inbox, &stopping, &stats))?;
-        Ok(Self { commands: Some(commands), thread: Some(thread), left: 0.0 })
+        let thread = builder.spawn(move || train(backend, training, &inbox, &flag, &stats))?;
+        Ok(Self { commands: Some(commands), thread: Some(thread), left: 0.0, stopping })
     }
 }
 
 impl Drop for Beside {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.stopping.store(true, SeqCst); // or a long run would hide that the device is gone
+        }
         self.commands = None;
         // It catches the panics of the runs; one of its own was told by the panic hook.
         let _ended = self.thread.take().map(JoinHandle::join);

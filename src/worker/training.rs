@@ -71,8 +71,10 @@ impl<B: Backend> Training<B> {
             Command::Train { run, control, events } => self.push(*run, control, events),
             Command::Survey { base, trial, done } => {
                 let memory = (self.memory, self.pictures);
-                let found = self.model(&base).map(|model| survey(b, model, memory, trial));
-                let _gone_is_fine = found.map(|found| done.send(found));
+                let look = |model: &Arc<Model<B>>| survey(b, model, memory, trial);
+                // Who asked sees the channel close if the base is unknown or the trial panics.
+                let found = catch_unwind(AssertUnwindSafe(|| self.model(&base).map(look)));
+                let _gone_is_fine = found.ok().flatten().map(|found| done.send(found));
             }
             Command::Generate { .. } | Command::Stop => {}
         }

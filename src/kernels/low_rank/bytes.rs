@@ -1,7 +1,7 @@
 //! Lines of bf16 values held as int8: half of the bytes, 32 values to a scale.
 //!
 //! Beside weights of 8 and 4 bits, an adapter in bf16 is exact where its base is not, and a batch of
-//! many adapters is bound by reading them. A value `q · scale`, rounded to bf16, is within half a
+//! many adapters is bound by reading them. A value `q · scale`, rounded to bf16, is within a
 //! hundredth of the largest of its line. It is the same wherever it is widened: in registers for a
 //! few rows, or once for all rows of a prompt.
 #![allow(unsafe_code)]

@@ -87,12 +87,6 @@ impl PackedLowRank {
         self.r * (self.k + self.n)
     }
 
-    /// Outputs.
-    #[cfg(test)]
-    pub fn n(&self) -> usize {
-        self.n
-    }
-
     /// Lines of `h` per row.
     pub(super) fn lines_of_h(&self) -> usize {
         self.r.div_ceil(RANKS_PER_LINE)
